@@ -1,0 +1,138 @@
+"""What flows through the pipe once a step is measured: inventory, record, finding, and the two plug points.
+
+Frozen values without torch types, so that everything downstream (store, TensorBoard, frames) can run where torch is not installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+from paramwatch.columns import Array, Pair, kinds_of
+
+GRAD_STATES = ("used", "zero", "none", "frozen", "unowned")
+"""What became of a row's gradient in a step; a record holds the position in this tuple (`columns.ABSENT`: the row did not step)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One distinct parameter tensor of a model."""
+
+    name: str
+    """The first name `named_parameters(remove_duplicate=False)` gives, without wrapper prefixes."""
+    aliases: tuple[str, ...]
+    """The other names of the same tensor, in model order."""
+    real_name: str
+    """The name with wrapper prefixes kept."""
+    module: str
+    """Path of the module that holds it, "" for the model itself."""
+    module_type: str
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+    numel: int
+    bytes: int
+    trainable: bool
+    owned: bool
+    """True once an optimizer that holds it has stepped."""
+    tie_group: int | None
+    """Position in `Inventory.ties`, None for a tensor of its own."""
+    from_step: int
+    """The first step at which the row was there in this form."""
+
+
+@dataclass(frozen=True)
+class TieGroup:
+    """Names that share one tensor, or parameters that share one piece of memory."""
+
+    names: tuple[str, ...]
+    kind: Literal["parameter", "storage"]
+    """`parameter`: one tensor under several names, gradients are summed. `storage`: separate parameters on overlapping memory."""
+    numel: int
+    """Elements of the shared tensor (of the memory they span together, for `storage`)."""
+    bytes_saved: int
+    """Memory that separate tensors would take on top."""
+
+    def __str__(self) -> str:
+        names = " = ".join(self.names)
+        if self.kind == "parameter":
+            return f"{names}: one tensor of {self.numel:,} elements, {self.bytes_saved:,} bytes saved"
+        return (
+            f"{names}: separate parameters on one piece of memory. This is not tying: their gradients are not summed, "
+            "and an optimizer that holds them updates that memory once for each. Assign the same nn.Parameter to all of them instead."
+        )
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What is recorded: the rows, the names that lead to them, and which parts of which kinds are kept."""
+
+    rows: tuple[Row, ...]
+    names: tuple[tuple[str, int], ...]
+    """Every name, aliases included, in model order, with the position of its row."""
+    ties: tuple[TieGroup, ...]
+    layout: tuple[Pair, ...]
+    model: str
+    """Class name of the watched module."""
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds recorded: the first axis of `Record.values`."""
+        return kinds_of(self.layout)
+
+
+@dataclass(frozen=True)
+class Record:
+    """All rows x all parts of one step (of one part of a step, where it was read before its round was over)."""
+
+    step: int
+    time: float
+    """Seconds since the epoch when the step's first optimizer was entered."""
+    inventory: Inventory
+    steps: Mapping[str, Any]
+    """What is known of the step as a whole: skipped, amp_scale, evaluations, backwards, update_mode, overhead_us, ..."""
+    values: Mapping[str, Array]
+    """Part -> [kinds, rows]; `count` is -1 where nothing was measured, and the other parts mean nothing there."""
+    stepped: Array
+    """bool [rows]: the rows an optimizer stepped."""
+    lr: Array
+    """float64 [rows]: the learning rate each row was stepped with, NaN where it was not."""
+    grad_state: Array
+    """int8 [rows]: position in `GRAD_STATES`, `ABSENT` for an owned row that did not step."""
+    histograms: Mapping[str, Array] = field(default_factory=dict)
+    uses: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for array in (*self.values.values(), self.stepped, self.lr, self.grad_state):
+            array.flags.writeable = False
+
+    def __repr__(self) -> str:
+        return f"Record(step={self.step}, {len(self.inventory.rows)} rows x {len(self.inventory.layout)} parts)"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something a rule has to say about a step."""
+
+    step: int
+    rule: str
+    parameter: str
+    """Name of the row it is about, "" for the whole step."""
+    message: str
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """A place to send records to. Called on the background thread only, in step order."""
+
+    def write(self, record: Record) -> None:
+        """Take one record. An exception switches the sink off, with a message that names it."""
+
+    def close(self) -> None:
+        """Called once, after the last record."""
+
+
+Rule: TypeAlias = Callable[[Record], Iterable[Finding]]
+"""Reads each record and says what it found."""
