@@ -1,0 +1,57 @@
+"""Seeing gradients before they are clipped, in a plain loop: `raw_gradients=True`.
+
+`clip_grad_norm_` and `clip_grad_value_` both group their gradients through one helper, a global of their module, before they change
+anything. While a Watch asks for it that helper is wrapped; functions imported earlier find the wrapped one too, since they look the global
+up when they run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.nn.utils import clip_grad
+
+_HELPER = "_group_tensors_by_device_and_dtype"
+
+_lock = threading.Lock()
+_listeners: tuple[RawListener, ...] = ()
+_original: Any = None
+
+
+class RawListener(Protocol):
+    """Takes gradients that are about to be clipped; contains its own failures."""
+
+    def raw_gradients(self, grads: Sequence[Tensor]) -> None: ...
+
+
+def listen(listener: RawListener) -> None:
+    """Report to this listener whenever torch is about to clip.
+
+    Raises:
+        AttributeError: This torch has no such helper.
+    """
+    global _listeners, _original
+    with _lock:
+        if not _listeners:
+            _original = getattr(clip_grad, _HELPER)
+            setattr(clip_grad, _HELPER, _reporting)
+        _listeners = (*_listeners, listener)
+
+
+def unlisten(listener: RawListener) -> None:
+    """Forget a listener; after the last one torch's helper is back in its place."""
+    global _listeners
+    with _lock:
+        before, _listeners = _listeners, tuple(other for other in _listeners if other is not listener)
+        if before and not _listeners and getattr(clip_grad, _HELPER) is _reporting:
+            setattr(clip_grad, _HELPER, _original)
+
+
+def _reporting(tensorlistlist: Any, *args: Any, **kwargs: Any) -> Any:
+    grads = [tensor for tensors in tensorlistlist for tensor in tensors if isinstance(tensor, Tensor)]
+    for listener in _listeners:
+        listener.raw_gradients(grads)
+    return _original(tensorlistlist, *args, **kwargs)

@@ -1,0 +1,257 @@
+"""The Lightning callback: `attach` for the length of a fit, told what only Lightning knows (raw gradients, epoch, skipped steps).
+
+It works in a `Trainer` from `lightning.pytorch` and from `pytorch_lightning`, and inherits the `Callback` of each that is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from paramwatch.arguments import check_options
+from paramwatch.columns import Detail
+from paramwatch.record import Sink
+from paramwatch.recorder import UpdateMode
+from paramwatch.totals import totals
+from paramwatch.watch import Watch, attach
+
+_NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
+
+
+def _callback_bases() -> tuple[type, ...]:
+    imported = [getattr(sys.modules.get(name), "Callback", None) for name in _NAMESPACES]
+    found = tuple(base for base in imported if base is not None)
+    if found:
+        return found
+    for name in _NAMESPACES:
+        try:
+            return (importlib.import_module(name).Callback,)
+        except ModuleNotFoundError:
+            continue
+    raise ModuleNotFoundError("paramwatch.lightning needs Lightning: pip install 'paramwatch[lightning]'")
+
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+else:
+    Callback = type("Callback", _callback_bases(), {})
+
+
+class ParamWatch(Callback):
+    """Records every optimizer step of a fit; the arguments are those of `paramwatch.attach`.
+
+    Gradients before clipping are always recorded. The totals go to every logger of the trainer, each `log_every_n_steps`, as
+    `paramwatch/grad_norm` and so on. The step counter is saved with the checkpoint, and a resumed fit goes on at the next number.
+
+    Args:
+        log_dir: Write under `<log_dir>/paramwatch/`. By default that is the folder of the trainer's first logger; without a logger
+            nothing is written and the records stay in memory.
+        name: See `paramwatch.attach`, as for all that follow.
+        every: Measure each N-th step of each optimizer.
+        include: Glob patterns over row names and aliases.
+        exclude: Glob patterns over row names and aliases.
+        detail: `cheap`, `default` or `full`.
+        update: `auto`, `exact`, `sampled` or `off`.
+        histograms: Not available yet; leave it 0.
+        uses: Not available yet; leave it 0.
+        uses_of: Which rows `uses` is about.
+        raw_gradients: Also look for clipping by torch's own functions, as in a plain loop.
+        max_bytes: What one session may write to the store.
+        first_step: Number of the first step of a fit that is not resumed.
+        sinks: More places to send records to.
+    """
+
+    watch: Watch | None
+    """The Watch of the latest fit, also after it; None before the first."""
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str] | None = None,
+        *,
+        name: str = "",
+        every: int = 1,
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
+        detail: Detail = "default",
+        update: UpdateMode = "auto",
+        histograms: int = 0,
+        uses: int = 0,
+        uses_of: str | Sequence[str] = "tied",
+        raw_gradients: bool = False,
+        max_bytes: int = 1_000_000_000,
+        first_step: int = 0,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        super().__init__()
+        check_options(
+            every=every, detail=detail, update=update, histograms=histograms, uses=uses, max_bytes=max_bytes, first_step=first_step
+        )
+        self.watch = None
+        self._log_dir = log_dir
+        self._raw_gradients = raw_gradients
+        self._first_step = first_step
+        self._options: dict[str, Any] = {
+            "name": name,
+            "every": every,
+            "include": include,
+            "exclude": exclude,
+            "detail": detail,
+            "update": update,
+            "histograms": histograms,
+            "uses": uses,
+            "uses_of": uses_of,
+            "max_bytes": max_bytes,
+            "sinks": sinks,
+        }
+        self._resume: int | None = None
+        self._trainer: weakref.ref[Trainer] | None = None
+        self._asked: tuple[weakref.ref[Optimizer], int] | None = None
+        self._backwards = 0
+        self._backwards_since = -1
+        self._logged = -1
+
+    @property
+    def state_key(self) -> str:
+        """Under which the step counter is saved: one for each `name`."""
+        return f"ParamWatch{{'name': {self._options['name']!r}}}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number the next step has."""
+        return {"next_step": self._next_step()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume = state_dict["next_step"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Spawned workers get the arguments, not a running Watch."""
+        return {**self.__dict__, "watch": None, "_trainer": None, "_asked": None}
+
+    # ---- hooks, in the order in which Lightning calls them -----------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach: parameters, optimizers and wrappers are all there now."""
+        # resolved on every rank, since a logger's version may be known on the first one only
+        folder = trainer.strategy.broadcast(self._folder(trainer))
+        if self._resume is None and self._trainer is not None and self._trainer() is trainer:
+            self._resume = self._next_step()
+        first_step = self._first_step if self._resume is None else self._resume
+        manual = not pl_module.automatic_optimization
+        self.watch = attach(pl_module, folder, first_step=first_step, raw_gradients=manual or self._raw_gradients, **self._options)
+        self.watch._recorder.raw = True
+        self._trainer = weakref.ref(trainer)
+        self._asked, self._backwards, self._backwards_since, self._logged = None, 0, -1, -1
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.watch is not None:
+            where = {"epoch": trainer.current_epoch, "batch_idx": batch_idx, "global_step": trainer.global_step}
+            self.watch._recorder.context.update(where)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.watch is not None:
+            recorder = self.watch._recorder
+            if self._backwards_since != recorder.steps_seen:
+                self._backwards, self._backwards_since = 0, recorder.steps_seen
+            self._backwards += 1
+            recorder.context["backwards"] = self._backwards
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Measure raw gradients, where something may still change them: elsewhere raw is what is used."""
+        watch = self.watch
+        if watch is None or watch._guard.failed:
+            return
+        with watch._guard.contain("looking at gradients before clipping"):
+            self._asked = (weakref.ref(optimizer), watch._recorder.steps_seen)
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            watch._recorder.amp_scale = getattr(scaler, "_scale", None)
+            # a fused optimizer divides by the scale itself, so these are not yet the gradients; Lightning refuses to clip them
+            fused = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+            if pl_module.automatic_optimization and not fused and self._may_change(trainer, pl_module, optimizer):
+                grads = [p.grad for group in optimizer.param_groups for p in group["params"] if isinstance(p.grad, Tensor)]
+                watch._recorder.raw_gradients(grads, replace=True)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        watch = self.watch
+        if watch is None or watch._guard.failed:
+            return
+        with watch._guard.contain("closing a training batch"):
+            if self._asked is not None:
+                optimizer, steps_seen = self._asked[0](), self._asked[1]
+                if optimizer is not None and steps_seen == watch._recorder.steps_seen:
+                    watch._recorder.skipped(optimizer)
+            self._asked = None
+            self._log_totals(trainer, watch)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._close()
+
+    # ---- pieces --------------------------------------------------------------------------------
+
+    def _next_step(self) -> int | None:
+        return self._resume if self.watch is None else self.watch._recorder.next_step
+
+    def _close(self) -> None:
+        if self.watch is not None:
+            self.watch.close()
+        self._resume = None
+
+    def _folder(self, trainer: Trainer) -> str | None:
+        if self._log_dir is not None:
+            return os.fspath(self._log_dir)
+        loggers = [logger for logger in trainer.loggers if type(logger).__name__ != "DummyLogger"]
+        if not loggers or getattr(trainer, "barebones", False):
+            return None
+        first = loggers[0]
+        log_dir: str | None = getattr(first, "log_dir", None)
+        if log_dir:
+            return log_dir
+        version = first.version if isinstance(first.version, str) else f"version_{first.version}"
+        save_dir = first.save_dir if first.save_dir is not None else trainer.default_root_dir
+        return str(Path(save_dir) / str(first.name) / version)
+
+    def _may_change(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> bool:
+        """Whether anything that runs after this hook may change gradients."""
+        if trainer.gradient_clip_val or getattr(optimizer, "_optimizer_step_pre_hooks", None):
+            return True
+        if _overrides(pl_module, "configure_gradient_clipping") or _overrides(pl_module, "on_before_optimizer_step"):
+            return True
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        later = callbacks[callbacks.index(self) + 1 :]
+        return any(_overrides(callback, "on_before_optimizer_step") for callback in later)
+
+    def _log_totals(self, trainer: Trainer, watch: Watch) -> None:
+        """The totals of the latest step, on the axis on which Lightning puts what modules log."""
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        axis = trainer.fit_loop.epoch_loop._batches_that_stepped
+        due = interval and (axis + 1) % interval == 0
+        if not due or not trainer.loggers or not trainer.is_global_zero or watch._recorder.steps_seen == self._logged:
+            return
+        self._logged = watch._recorder.steps_seen
+        record = watch._latest()
+        if record is not None:
+            metrics = {f"paramwatch/{name}": value for name, value in totals(record).items() if name != "lr"}
+            _log_metrics(trainer, metrics, axis)
+
+
+def _log_metrics(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(metrics), step=step)
+
+
+def _overrides(owner: Any, hook: str) -> bool:
+    """Whether a hook is someone's own and not Lightning's empty one."""
+    for cls in type(owner).__mro__:
+        if hook in cls.__dict__:
+            return not cls.__module__.startswith(("lightning.pytorch.", "pytorch_lightning."))
+    return False

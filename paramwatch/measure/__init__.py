@@ -1,0 +1,182 @@
+"""Measuring: tensors in, a `Reading` of their parts out.
+
+The one interface between a step and its numbers. The path is chosen here: `naive` is the specification; `packed` takes the many small
+tensors of the CPU together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paramwatch.columns import Array
+from paramwatch.measure.naive import ORDER, as_reals, parts
+from paramwatch.measure.packed import fits, flat, packed_parts
+
+SAMPLE = 4096
+"""Elements of a row that the sampled update looks at, at most."""
+
+_supported: dict[tuple[type, torch.dtype], bool] = {}
+
+
+class Reading:
+    """Numbers on their way from their devices to the host. Nobody waits for them on the training thread.
+
+    Args:
+        numbers: Tensors of equal trailing shape, by the positions they fill along the first axis.
+        shape: Shape of the whole.
+    """
+
+    def __init__(self, numbers: Sequence[tuple[list[int], Tensor]], shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._events: list[torch.cuda.Event] = []
+        self._hosts: list[tuple[list[int], Tensor]] = []
+        for positions, tensor in numbers:
+            if tensor.is_cuda:
+                # a non-blocking copy to the host lands in pinned memory; the event says when it is there
+                self._hosts.append((positions, tensor.to("cpu", non_blocking=True)))
+                event = torch.cuda.Event()
+                event.record(torch.cuda.current_stream(tensor.device))
+                self._events.append(event)
+            else:
+                self._hosts.append((positions, tensor.cpu()))
+
+    @property
+    def ready(self) -> bool:
+        """Whether `numpy` may be called."""
+        return all(event.query() for event in self._events)
+
+    def wait(self) -> None:
+        """Block until `ready`: for flush and close only."""
+        for event in self._events:
+            event.synchronize()
+
+    def numpy(self) -> Array:
+        """float64, NaN where no tensor was given."""
+        out = np.full(self._shape, np.nan)
+        for positions, tensor in self._hosts:
+            out[positions] = tensor.numpy()
+        return out
+
+
+def measure(tensors: Sequence[Tensor | None], scale: Tensor | None = None) -> Reading:
+    """The parts of each tensor, in the order of `columns.PARTS`; a tensor that is None or unsupported gives NaN throughout.
+
+    Args:
+        tensors: Of any dtype, layout, device and shape.
+        scale: A positive factor the tensors carry and the parts shall not (`GradScaler`'s), on any device.
+    """
+    small = [] if scale is not None else [i for i, t in enumerate(tensors) if t is not None and fits(t)]
+    rest = set(range(len(tensors))) - set(small)
+    found = [
+        parts(_unscaled(as_reals(t), scale)) if i in rest and t is not None and is_supported(t) else None for i, t in enumerate(tensors)
+    ]
+    together = [tensors[i] for i in small]
+    numbers = packed_parts(flat(together), [t.numel() for t in together]) if small else None  # type: ignore[arg-type,union-attr]
+    return _collect(found, packed=(small, numbers))
+
+
+def measure_update(
+    after: Sequence[Tensor], before: Sequence[Tensor], grads: Sequence[Tensor | None] | None = None, scale: Tensor | None = None
+) -> Reading:
+    """The parts of `after - before`, and of its inner product with the gradients where these are given.
+
+    A tensor whose shape changed in the step has no difference: NaN throughout.
+    """
+    small = [] if grads is not None else [i for i, (new, old) in enumerate(zip(after, before, strict=True)) if _comparable(new, old)]
+    rest = set(range(len(after))) - set(small)
+    found: list[Tensor | None] = [None] * len(after)
+    for i in rest:
+        new, old, grad = after[i], before[i], grads[i] if grads is not None else None
+        if is_supported(new) and new.shape == old.shape:
+            found[i] = parts(as_reals(new) - as_reals(old), None if grad is None else _unscaled(as_reals(grad), scale))
+    numbers = None
+    if small:
+        moved = flat([after[i] for i in small]) - flat([before[i] for i in small])
+        numbers = packed_parts(moved, [after[i].numel() for i in small])
+    return _collect(found, packed=(small, numbers))
+
+
+def _comparable(new: Tensor, old: Tensor) -> bool:
+    return fits(new) and fits(old) and new.shape == old.shape
+
+
+def sample(tensor: Tensor) -> Tensor:
+    """A copy of at most `SAMPLE` elements in float64, at positions that depend on the number of elements alone."""
+    flat = tensor.detach().reshape(-1)
+    if flat.numel() <= SAMPLE:
+        return as_reals(flat).clone()
+    # strata of equal size, one element each, at a place that walks by the golden ratio: no regular stride falls into step with it
+    strata = np.arange(SAMPLE, dtype=np.float64)
+    at = ((strata + (strata * 0.6180339887498949) % 1.0) * (flat.numel() / SAMPLE)).astype(np.int64)
+    chosen = torch.from_numpy(np.minimum(at, flat.numel() - 1)).to(flat.device, non_blocking=True)
+    return as_reals(flat[chosen])
+
+
+def measure_sampled_update(after: Sequence[Tensor], before: Sequence[Tensor | None]) -> Reading:
+    """An estimate of the parts of `after - before` from samples of both: counts are the row's, extremes are not known (NaN)."""
+    unknown = torch.tensor([part not in ("count", "rms") for part in ORDER], device="cpu")
+    found: list[Tensor | None] = []
+    for new, old in zip(after, before, strict=True):
+        if old is None or not is_supported(new):
+            found.append(None)
+            continue
+        seen = parts(sample(new) - old)
+        share = (new.numel() * (2 if new.is_complex() else 1)) / max(old.numel(), 1)
+        counted = torch.where(unknown.to(seen.device), float("nan"), seen)
+        counted[ORDER.index("count")] *= share
+        for part in ("nan", "posinf", "neginf"):
+            counted[ORDER.index(part)] = torch.round(seen[ORDER.index(part)] * share)
+        found.append(counted)
+    return _collect(found)
+
+
+def read_scalars(values: Sequence[Tensor | float | None]) -> Reading:
+    """Numbers, some of which may still be on a device, as one reading [n]."""
+    found: list[Tensor | None] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value.detach().to(torch.float64).reshape(()))
+        else:
+            found.append(None if value is None else torch.tensor(value, dtype=torch.float64, device="cpu"))
+    return _collect(found, ())
+
+
+def is_supported(tensor: Tensor) -> bool:
+    """Whether the elements of a tensor of this kind can be read at all."""
+    if tensor.is_meta:
+        return False
+    kind = (type(tensor), tensor.dtype)
+    if kind not in _supported:
+        try:
+            plain = kind[0] in (Tensor, torch.nn.Parameter)
+            as_reals(torch.zeros(1, device="cpu").to(tensor.dtype) if plain else tensor)
+            _supported[kind] = True
+        except (NotImplementedError, RuntimeError, TypeError):
+            _supported[kind] = False
+    return _supported[kind]
+
+
+def _unscaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else x / scale.detach().to(x.device, torch.float64)
+
+
+def _collect(
+    found: Sequence[Tensor | None], each: tuple[int, ...] = (len(ORDER),), packed: tuple[list[int], Array | None] = ([], None)
+) -> Reading:
+    numbers = _by_device([(i, numbers) for i, numbers in enumerate(found) if numbers is not None])
+    if packed[1] is not None:
+        numbers.append((packed[0], torch.from_numpy(packed[1])))
+    return Reading(numbers, (len(found), *each))
+
+
+def _by_device(numbers: Sequence[tuple[int, Tensor]]) -> list[tuple[list[int], Tensor]]:
+    groups: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
+    for i, tensor in numbers:
+        positions, tensors = groups.setdefault(tensor.device, ([], []))
+        positions.append(i)
+        tensors.append(tensor)
+    return [(positions, torch.stack(tensors)) for positions, tensors in groups.values()]

@@ -1,0 +1,363 @@
+"""From a step in progress to a record: takes the rows when a step is entered, measures at the right moments, closes rounds.
+
+Everything here runs on the training thread, inside torch's hooks, and waits for nothing. What it measured is put together into a `Record`
+by `assemble`, on the background thread, when the readings have arrived.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from paramwatch.guard import Guard, logger
+from paramwatch.inventory import LiveInventory
+from paramwatch.measure import Reading, measure, measure_sampled_update, measure_update, read_scalars, sample
+from paramwatch.measure.room import may_copy
+from paramwatch.record import Inventory
+from paramwatch.steps import Rounds
+
+UpdateMode: TypeAlias = Literal["auto", "exact", "sampled", "off"]
+
+
+@dataclass
+class Measured:
+    """One kind of some rows, on its way to the host."""
+
+    kind: str
+    names: list[str]
+    reading: Reading
+
+
+@dataclass
+class OptimizerStep:
+    """One step of one optimizer, from entry to end. What is measured later takes the place of what was measured before."""
+
+    number: int
+    wanted: bool
+    optimizers: list[Optimizer]
+    rows: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    before: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor | None] | None = None
+    scale: Tensor | None = None
+    found_inf: Tensor | None = None
+    evaluations: int = 0
+    entered: list[Measured] = field(default_factory=list)
+    used: Measured | None = None
+    had_grad: list[bool] = field(default_factory=list)
+    ended: list[Measured] = field(default_factory=list)
+    rates: Reading | None = None
+    amp: Reading | None = None
+
+    @property
+    def measured(self) -> list[Measured]:
+        """Everything measured, in the order in which it happened."""
+        return [*self.entered, *([self.used] if self.used else []), *self.ended]
+
+
+@dataclass
+class Round:
+    """What was measured of one step number since the last time it was read."""
+
+    step: int
+    time: float
+    inventory: Inventory
+    steps: dict[str, Any]
+    optimizer_steps: list[OptimizerStep] = field(default_factory=list)
+    others: list[Measured] = field(default_factory=list)
+    skipped: bool = False
+    overhead_ns: int = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether every reading has arrived."""
+        return all(reading.ready for reading in self.readings())
+
+    def readings(self) -> list[Reading]:
+        """Every reading of the round."""
+        found = [measured.reading for measured in self.others]
+        for step in self.optimizer_steps:
+            found += [measured.reading for measured in step.measured]
+            found += [reading for reading in (step.rates, step.amp) if reading is not None]
+        return found
+
+
+class Recorder:
+    """The watcher of one model: a `steps.Watcher` that hands a `Round` to `publish` whenever one is closed.
+
+    Args:
+        live: The rows.
+        guard: Contains our failures.
+        publish: Takes a closed round, on the training thread.
+        first_step: Number of the first step.
+        every: Measure each N-th step of each optimizer.
+        update: How the update is measured.
+        full: Measure the update's direction and the optimizer's state as well.
+        raw: Record gradients before clipping: those given to `raw_gradients`, and the used ones where none were given.
+    """
+
+    def __init__(
+        self,
+        live: LiveInventory,
+        guard: Guard,
+        publish: Callable[[Round], None],
+        *,
+        first_step: int = 0,
+        every: int = 1,
+        update: UpdateMode = "auto",
+        full: bool = False,
+        raw: bool = False,
+    ) -> None:
+        self.guard = guard
+        self.foreign_steps = 0
+        self.steps_seen = 0
+        self.context: dict[str, Any] = {}
+        self._live = live
+        self._publish = publish
+        self._rounds = Rounds(first_step)
+        self._every = every
+        self.update = update
+        self._full = full
+        self.raw = raw
+        self.amp_scale: Tensor | None = None
+        self._raw_seen: dict[str, Measured] = {}
+        self._counts: dict[int, int] = {}
+        self._open: Round | None = None
+        self._others: list[Measured] = []
+        self._others_due = first_step
+        self._overhead_ns = 0
+        # an optimizer may step in another thread (inside backward, on a GPU's autograd thread)
+        self._lock = threading.RLock()
+
+    @property
+    def next_step(self) -> int:
+        """The number a resumed run goes on at."""
+        return self._rounds.step + (1 if self.steps_seen else 0)
+
+    # ---- a step, as `steps` tells it ---------------------------------------------------------
+
+    def begin(self, optimizer: Optimizer) -> OptimizerStep | None:
+        """Take the rows of this optimizer and their old values."""
+        started = time.perf_counter_ns()
+        with self._lock:
+            number = self._rounds.number(optimizer)
+            tensors = self._live.tensors(number)
+            rows = sorted(set(self._live.positions(_params(optimizer), number)))
+            if not rows:
+                self.foreign_steps += 1
+                return None
+            self._live.own(rows, number)
+            count = self._counts.get(id(optimizer), 0)
+            step = OptimizerStep(number, wanted=count % self._every == 0, optimizers=[optimizer])
+            self._add_rows(step, rows, tensors)
+            if step.wanted and number >= self._others_due:
+                self._measure_others(number)
+            self._overhead_ns += time.perf_counter_ns() - started
+            return step
+
+    def begin_inside(self, step: OptimizerStep, optimizer: Optimizer) -> None:
+        """Add what only the inner optimizer holds."""
+        with self._lock:
+            tensors = self._live.tensors(step.number)
+            more = sorted(set(self._live.positions(_params(optimizer), step.number)) - set(step.rows))
+            step.optimizers.append(optimizer)
+            if more:
+                self._live.own(more, step.number)
+                self._add_rows(step, more, tensors)
+
+    def gradients(self, step: OptimizerStep, optimizer: Optimizer, evaluation: bool) -> None:
+        """Measure gradients; the last time wins."""
+        step.evaluations += evaluation
+        if not step.wanted:
+            return
+        started = time.perf_counter_ns()
+        scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+        step.scale = scale.clone() if isinstance(scale, Tensor) else None
+        step.found_inf = found_inf.clone() if isinstance(found_inf, Tensor) else None
+        grads = [tensor.grad for tensor in step.tensors]
+        step.had_grad = [grad is not None for grad in grads]
+        step.used = Measured("grad", step.names, measure(grads, step.scale))
+        if self._full:
+            step.grads = [None if grad is None else grad.detach().clone() for grad in grads]
+        self._overhead_ns += time.perf_counter_ns() - started
+
+    def end(self, step: OptimizerStep) -> None:
+        """Measure the update, count the step, close what is complete."""
+        started = time.perf_counter_ns()
+        with self._lock:
+            outermost = step.optimizers[0]
+            self._counts[id(outermost)] = self._counts.get(id(outermost), 0) + 1
+            number = self._rounds.take(outermost)
+            self.steps_seen += 1
+            if self._open is not None and self._open.step != number:
+                self.close_round()
+            if step.wanted:
+                # a closure that was never called, and whose gradients were there already
+                if step.used is None:
+                    self.gradients(step, outermost, evaluation=False)
+                self._measure_end(step)
+                opened = self._opened(number)
+                opened.optimizer_steps.append(step)
+                opened.overhead_ns += time.perf_counter_ns() - started + self._overhead_ns
+                self._overhead_ns = 0
+                if self._all_stepped(opened):
+                    self.close_round()
+
+    # ---- beside the steps --------------------------------------------------------------------
+
+    def raw_gradients(self, grads: Sequence[Tensor], replace: bool = False) -> None:
+        """Measure gradients that are about to be clipped.
+
+        Args:
+            grads: Gradient tensors; those that belong to none of our rows are passed over.
+            replace: Whether these replace what was given since the row's last step; otherwise the first time counts.
+        """
+        with self.guard.contain("measuring gradients before clipping"), self._lock, torch.no_grad():
+            started = time.perf_counter_ns()
+            wanted = {id(grad) for grad in grads}
+            tensors = self._live.tensors(self._rounds.step)
+            rows = self._live.current.rows
+            found = [(row.name, t.grad) for row, t in zip(rows, tensors, strict=False) if t.grad is not None and id(t.grad) in wanted]
+            found = [(name, grad) for name, grad in found if replace or name not in self._raw_seen]
+            if found:
+                names = [name for name, _ in found]
+                measured = Measured("grad_raw", names, measure([grad for _, grad in found]))
+                self._raw_seen |= dict.fromkeys(names, measured)
+            self._overhead_ns += time.perf_counter_ns() - started
+
+    def skipped(self, optimizer: Optimizer) -> None:
+        """Record a step that was to be made and was not (a `GradScaler` that met an infinity), with its gradients as they are."""
+        with self._lock, torch.no_grad():
+            if self._open is not None:
+                self.close_round()
+            number = self._rounds.number(optimizer)
+            tensors = self._live.tensors(number)
+            rows = sorted(set(self._live.positions(_params(optimizer), number)))
+            if not rows:
+                return
+            step = OptimizerStep(number, wanted=True, optimizers=[optimizer])
+            self._add_rows(step, rows, tensors, snapshot=False)
+            self.gradients(step, optimizer, evaluation=False)
+            self._measure_end(step)
+            opened = self._opened(self._rounds.skip())
+            opened.skipped = True
+            opened.optimizer_steps.append(step)
+            self.steps_seen += 1
+            self.close_round()
+
+    def close_round(self) -> None:
+        """Publish what was measured of the open round, if anything; the rest of it will be added to the same step."""
+        with self._lock:
+            opened, self._open = self._open, None
+            if opened is not None:
+                self._publish(opened)
+
+    def finish(self) -> None:
+        """Close the open round and measure the rows that no optimizer steps one last time."""
+        with self._lock, torch.no_grad():
+            if self.steps_seen:
+                self._measure_others(self._rounds.step)
+                if self._others:
+                    self._opened(self._rounds.step)
+            self.close_round()
+
+    # ---- pieces --------------------------------------------------------------------------------
+
+    def _opened(self, number: int) -> Round:
+        if self._open is None:
+            self._open = Round(number, time.time(), self._live.current, dict(self.context))
+        self._open.inventory = self._live.current
+        self._open.steps.update(self.context)
+        self._open.others += self._others
+        self._others = []
+        return self._open
+
+    def _add_rows(self, step: OptimizerStep, rows: Sequence[int], tensors: Sequence[Tensor], snapshot: bool = True) -> None:
+        inventory = self._live.current
+        step.rows += rows
+        names = [inventory.rows[row].name for row in rows]
+        chosen = [tensors[row] for row in rows]
+        step.names = step.names + names
+        step.tensors = step.tensors + chosen
+        if not step.wanted:
+            return
+        step.entered.append(Measured("param", names, measure(chosen)))
+        if snapshot:
+            step.before += self._snapshot(chosen, tensors)
+
+    def _snapshot(self, chosen: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+        if self.update == "auto":
+            self.update = "exact" if may_copy(tensors) else "sampled"
+        if self.update == "exact":
+            try:
+                return [tensor.detach().clone() for tensor in chosen]
+            except torch.OutOfMemoryError:
+                logger.warning("no memory is left for a copy of the parameters: updates are estimated from samples from now on")
+                self.update = "sampled"
+        return [sample(tensor) for tensor in chosen] if self.update == "sampled" else []
+
+    def _measure_end(self, step: OptimizerStep) -> None:
+        after, names = step.tensors, step.names
+        if step.before and self.update == "exact":
+            reading = measure_update(after, step.before, step.grads, step.scale)
+            step.ended.append(Measured("update", names, reading))
+        elif step.before:
+            step.ended.append(Measured("update", names, measure_sampled_update(after, step.before)))
+        if self._full:
+            for kind in ("exp_avg", "exp_avg_sq"):
+                step.ended.append(Measured(kind, names, measure(_states(step.optimizers, after, kind))))
+        step.rates = read_scalars(_learning_rates(step.optimizers, after))
+        step.amp = read_scalars([self.amp_scale if step.scale is None else step.scale, step.found_inf])
+        self.amp_scale = None
+        if self.raw:
+            self._take_raw(step)
+        step.tensors, step.before, step.grads, step.optimizers = [], [], None, []
+
+    def _take_raw(self, step: OptimizerStep) -> None:
+        """Gradients before clipping where they were seen; elsewhere nothing was clipped, and raw is what was used."""
+        if step.used is not None:
+            step.ended.append(Measured("grad_raw", step.used.names, step.used.reading))
+        seen = {name: self._raw_seen.pop(name) for name in step.names if name in self._raw_seen}
+        step.ended += {id(measured): measured for measured in seen.values()}.values()
+
+    def _measure_others(self, number: int) -> None:
+        """The parameters that no optimizer holds: at the first step, at powers of two, and at close."""
+        self._live.refresh(number)
+        tensors = self._live.tensors(number)
+        idle = [i for i, row in enumerate(self._live.current.rows) if not row.owned]
+        self._others_due = 1 << number.bit_length()
+        if idle and tensors:
+            names = [self._live.current.rows[i].name for i in idle]
+            self._others = [Measured("param", names, measure([tensors[i] for i in idle]))]
+
+    def _all_stepped(self, opened: Round) -> bool:
+        stepped = {name for step in opened.optimizer_steps for name in step.names}
+        return all(row.name in stepped for row in self._live.current.rows if row.trainable)
+
+
+def _params(optimizer: Optimizer) -> list[Tensor]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def _learning_rates(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor]) -> list[Tensor | float | None]:
+    """The rate of each tensor, of the innermost optimizer that holds it: a float, or a tensor that may be on a device."""
+    rates = {id(param): group.get("lr") for optimizer in optimizers for group in optimizer.param_groups for param in group["params"]}
+    found = [rates.get(id(tensor)) for tensor in tensors]
+    return [rate if isinstance(rate, int | float | Tensor) else None for rate in found]
+
+
+def _states(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor], key: str) -> list[Tensor | None]:
+    """What the innermost optimizer that has it keeps of each tensor under this key."""
+    found: list[Tensor | None] = []
+    for tensor in tensors:
+        kept = [getattr(optimizer, "state", {}).get(tensor, {}).get(key) for optimizer in reversed(optimizers)]
+        found.append(next((state for state in kept if isinstance(state, Tensor)), None))
+    return found

@@ -1,0 +1,91 @@
+"""From a model to its rows: which parameter tensors there are, under which names.
+
+The first step of the pipe. A row's names are those of `named_parameters(remove_duplicate=False)`, without the components that wrappers
+(DDP, `torch.compile`, FSDP, ...) put in; wrappers are recognised by their type, never by the look of a name.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+_WRAPPERS = {
+    ("torch.nn.parallel.distributed", "DistributedDataParallel"): {"module"},
+    ("torch.nn.parallel.data_parallel", "DataParallel"): {"module"},
+    ("torch.optim.swa_utils", "AveragedModel"): {"module"},
+    ("torch._dynamo.eval_frame", "OptimizedModule"): {"_orig_mod"},
+    ("torch.distributed.fsdp.fully_sharded_data_parallel", "FullyShardedDataParallel"): {"_fsdp_wrapped_module"},
+    ("torch.distributed.algorithms._checkpoint.checkpoint_wrapper", "CheckpointWrapper"): {"_checkpoint_wrapped_module"},
+    ("lightning.fabric.wrappers", "_FabricModule"): {"_forward_module", "_original_module"},
+    ("lightning_fabric.wrappers", "_FabricModule"): {"_forward_module", "_original_module"},
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """One name of one parameter: the module that holds it and the key it is held under."""
+
+    name: str
+    real_name: str
+    holder: nn.Module
+    key: str
+
+    @property
+    def tensor(self) -> nn.Parameter | None:
+        """What is held there now."""
+        return self.holder._parameters.get(self.key)
+
+
+def places(module: nn.Module) -> list[Place]:
+    """Every name of every parameter, in model order; lazy parameters that have no shape yet are among them."""
+    found: list[Place] = []
+    taken: dict[str, int] = {}
+    for name, real_name, holder, key in _walk(module, "", "", ()):
+        tensor = holder._parameters[key]
+        if tensor is None:
+            continue
+        if name in taken:
+            if taken[name] == id(tensor):
+                continue
+            name = real_name
+        taken[name] = id(tensor)
+        found.append(Place(name, real_name, holder, key))
+    return found
+
+
+def is_lazy(tensor: torch.Tensor) -> bool:
+    """Whether a parameter still waits for its shape (`nn.LazyLinear` before its first forward)."""
+    return isinstance(tensor, UninitializedParameter)
+
+
+def chosen(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Whether a row of these names is watched: one of them is included and none excluded."""
+    names = list(names)
+    return any(matches(name, include) for name in names) and not any(matches(name, exclude) for name in names)
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name is one of the patterns, or fits one as a case-sensitive glob."""
+    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _walk(module: nn.Module, name: str, real_name: str, above: tuple[int, ...]) -> Iterator[tuple[str, str, nn.Module, str]]:
+    for key in module._parameters:
+        yield name + key, real_name + key, module, key
+    hidden = _hidden_keys(module)
+    above = (*above, id(module))
+    for key, child in module._modules.items():
+        if child is not None and id(child) not in above:
+            yield from _walk(child, name if key in hidden else f"{name}{key}.", f"{real_name}{key}.", above)
+
+
+def _hidden_keys(module: nn.Module) -> set[str]:
+    for cls in type(module).__mro__:
+        if keys := _WRAPPERS.get((cls.__module__, cls.__qualname__)):
+            return keys
+    return set()

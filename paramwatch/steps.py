@@ -1,0 +1,315 @@
+"""Where an optimizer step begins and ends, on torch's global step hooks; nothing is put on the model.
+
+torch calls a global pre-hook before `Optimizer.step` and a global post-hook after it, for every optimizer of the process. The pre-hook is
+the moment of the parameters' old value. It is not yet the moment of the gradient when a closure is passed (Lightning, LBFGS): the closure
+is what computes the gradient, so it is replaced by one that reports when it has returned. The facts about hooks are in `docs/steps.md`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+import torch.optim.optimizer as torch_optimizer
+from torch.optim import Optimizer
+
+from paramwatch.guard import Guard
+
+
+class Watcher(Protocol):
+    """Who wants to know of steps. A failure in a call is contained by the watcher's own guard."""
+
+    guard: Guard
+
+    def begin(self, optimizer: Optimizer) -> Any | None:
+        """A step is entered; parameters have their old value. None: this optimizer holds nothing of ours."""
+
+    def begin_inside(self, token: Any, optimizer: Optimizer) -> None:
+        """An optimizer steps inside a step of ours (a wrapper's base optimizer): it is part of that step."""
+
+    def gradients(self, token: Any, optimizer: Optimizer, evaluation: bool) -> None:
+        """Gradients are as this optimizer will use them, as far as is known; the last call before `end` is right."""
+
+    def end(self, token: Any) -> None:
+        """The step is over; parameters have their new value."""
+
+
+class _Entry:
+    """One `step` call in progress."""
+
+    __slots__ = ("begun", "caller", "hook", "optimizer", "seen")
+
+    def __init__(self, optimizer: Optimizer, caller: FrameType | None) -> None:
+        self.optimizer = optimizer
+        # the calling frame, held until the step ends, tells a step inside a step from one that was left by an exception
+        self.caller = caller
+        self.begun: list[tuple[Watcher, Any]] = []
+        self.seen: list[tuple[Watcher, Any]] = []
+        self.hook: Any = None
+
+
+class _Stack(threading.local):
+    def __init__(self) -> None:
+        self.entries: list[_Entry] = []
+
+
+_watchers: tuple[Watcher, ...] = ()
+_handles: list[Any] = []
+_lock = threading.Lock()
+_stack = _Stack()
+
+
+def _stop_all() -> None:
+    global _watchers
+    _watchers = ()
+
+
+_guard = Guard("Recording has stopped; training goes on.", _stop_all)
+
+
+def register(watcher: Watcher) -> None:
+    """Tell a watcher of every step from now on. The hooks hold it until `unregister`."""
+    global _watchers, _guard
+    with _lock:
+        if not _handles:
+            # compiled steps must call these two as they are and not trace them
+            _handles.append(torch_optimizer.register_optimizer_step_pre_hook(torch.compiler.disable(_before)))
+            _handles.append(torch_optimizer.register_optimizer_step_post_hook(torch.compiler.disable(_after)))
+        if _guard.failed:
+            _guard = Guard("Recording has stopped; training goes on.", _stop_all)
+        _watchers = (*_watchers, watcher)
+
+
+def unregister(watcher: Watcher) -> None:
+    """Forget a watcher. After the last one torch's registries are as before, unless a step is running just now: then at the next call."""
+    global _watchers
+    _watchers = tuple(other for other in _watchers if other is not watcher)
+    # a collector may call this while the lock is held by the same thread: then the hooks stay, idle, until the next call
+    if _lock.acquire(blocking=False):
+        try:
+            if not _watchers and not _step_is_running():
+                while _handles:
+                    _handles.pop().remove()
+        finally:
+            _lock.release()
+
+
+@contextlib.contextmanager
+def explicit(watcher: Watcher, optimizer: Optimizer) -> Iterator[None]:
+    """A step that torch's hooks cannot see: begins on entry, gradients as on entry, ends on exit; nothing is recorded on an exception."""
+    with torch.no_grad():
+        _drop_left_by_exception()
+        entry = _open(optimizer, None, (watcher,))
+        _report_gradients(entry.seen, optimizer)
+    try:
+        yield
+    except BaseException:
+        _drop_from(entry)
+        raise
+    with torch.no_grad():
+        _close(entry)
+
+
+# ---- the two hooks --------------------------------------------------------------------------
+
+
+def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    if not _watchers:
+        return None
+    with _guard.contain("entering an optimizer step"), torch.no_grad():
+        _drop_left_by_exception()
+        entry = _open(optimizer, _caller(), _watchers)
+        if not entry.seen:
+            _stack.entries.pop()
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if isinstance(closure, ReportingClosure):
+            closure.add(entry.seen)
+        elif callable(closure):
+            closure = ReportingClosure(closure, entry.seen, optimizer)
+            if "closure" in kwargs:
+                return args, {**kwargs, "closure": closure}
+            return (args[0], closure, *args[2:]), kwargs
+        else:
+            _report_when_hooks_are_done(entry)
+    return None
+
+
+def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not _stack.entries:
+        return
+    with _guard.contain("leaving an optimizer step"), torch.no_grad():
+        entry = next((entry for entry in reversed(_stack.entries) if entry.optimizer is optimizer), None)
+        if entry is not None:
+            _close(entry)
+
+
+class ReportingClosure:
+    """The user's closure, with a word to the watchers each time it has returned. What it raises passes untouched."""
+
+    def __init__(self, closure: Callable[..., Any], seen: list[tuple[Watcher, Any]], optimizer: Optimizer) -> None:
+        self._closure = closure
+        self._seen = list(seen)
+        self._optimizer = optimizer
+
+    def add(self, seen: list[tuple[Watcher, Any]]) -> None:
+        """Report to these as well: an optimizer inside passed the closure on."""
+        known = [token for _, token in self._seen]
+        self._seen += [(watcher, token) for watcher, token in seen if not any(token is other for other in known)]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self._closure(*args, **kwargs)
+        with _guard.contain("measuring after a closure"), torch.no_grad():
+            _report_gradients(self._seen, self._optimizer, evaluation=True)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._closure, name)
+
+
+# ---- steps in progress, per thread ----------------------------------------------------------
+
+
+def _open(optimizer: Optimizer, caller: FrameType | None, watchers: tuple[Watcher, ...]) -> _Entry:
+    """Begin a step for each watcher; inside another step of the same watcher the two are one."""
+    entry = _Entry(optimizer, caller)
+    outer = [pair for other in _stack.entries for pair in other.begun]
+    _stack.entries.append(entry)
+    for watcher in watchers:
+        running = next((token for other, token in outer if other is watcher), None)
+        with watcher.guard.contain("entering an optimizer step"):
+            if running is not None:
+                watcher.begin_inside(running, optimizer)
+                entry.seen.append((watcher, running))
+            elif (token := watcher.begin(optimizer)) is not None:
+                entry.begun.append((watcher, token))
+                entry.seen.append((watcher, token))
+    return entry
+
+
+def _close(entry: _Entry) -> None:
+    """End a step, and forget those inside it that were left by an exception."""
+    _drop_from(entry)
+    for watcher, token in entry.begun:
+        with watcher.guard.contain("recording an optimizer step"):
+            watcher.end(token)
+
+
+def _drop_from(entry: _Entry) -> None:
+    while entry in _stack.entries:
+        last = _stack.entries.pop()
+        if last.hook is not None:
+            last.hook.remove()
+
+
+def _drop_left_by_exception() -> None:
+    """Forget steps whose call is no longer running: they raised, so torch's post-hook never came."""
+    for entry in list(_stack.entries):
+        if entry.caller is not None and not _is_running(entry.caller):
+            _drop_from(entry)
+
+
+def _report_when_hooks_are_done(entry: _Entry) -> None:
+    """Report gradients after everyone who may still change them: pre-hooks of others run after ours, so ours must be the last of all."""
+    optimizer = entry.optimizer
+    own = getattr(optimizer, "_optimizer_step_pre_hooks", None)
+    ours_is_last = next(reversed(torch_optimizer._global_optimizer_pre_hooks), None) == _handles[0].id
+    if own is None or (not own and ours_is_last):
+        _report_gradients(entry.seen, optimizer)
+        return
+
+    def last(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        with _guard.contain("measuring before an optimizer step"), torch.no_grad():
+            _report_gradients(entry.seen, optimizer)
+
+    # a hook added from a pre-hook takes effect in the same step, as the last one
+    entry.hook = optimizer.register_step_pre_hook(torch.compiler.disable(last))
+
+
+def _report_gradients(seen: list[tuple[Watcher, Any]], optimizer: Optimizer, evaluation: bool = False) -> None:
+    for watcher, token in seen:
+        with watcher.guard.contain("measuring gradients"):
+            watcher.gradients(token, optimizer, evaluation)
+
+
+# ---- call stacks ----------------------------------------------------------------------------
+
+
+def _caller() -> FrameType | None:
+    """The nearest frame that is neither ours nor dynamo's: the one that runs the step."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (frame.f_code.co_filename == __file__ or _DYNAMO in frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
+
+
+def _is_running(wanted: FrameType) -> bool:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame is wanted:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _step_is_running() -> bool:
+    """Whether any thread is inside `Optimizer.step`, where torch may be walking the registry we want to change."""
+    for top in sys._current_frames().values():
+        frame: FrameType | None = top
+        while frame is not None:
+            if frame.f_code.co_filename == torch_optimizer.__file__:
+                return True
+            frame = frame.f_back
+    return False
+
+
+_DYNAMO = os.path.join("torch", "_dynamo", "")
+
+
+class Rounds:
+    """Counts steps as rounds of several optimizers: ordered by first appearance, a round ends when one steps that is not after the last."""
+
+    def __init__(self, first_step: int) -> None:
+        self.step = first_step
+        self._order: list[weakref.ref[Optimizer]] = []
+        self._last = -1
+
+    def number(self, optimizer: Optimizer) -> int:
+        """The step that this optimizer's next step belongs to."""
+        return self.step + self._begins_round(self._place(optimizer))
+
+    def take(self, optimizer: Optimizer) -> int:
+        """Count a step of this optimizer."""
+        place = self._place(optimizer)
+        self.step += self._begins_round(place)
+        if place == len(self._order):
+            self._order.append(weakref.ref(optimizer))
+        self._last = place
+        return self.step
+
+    def skip(self) -> int:
+        """Count a round in which nothing was updated; whatever steps next begins another."""
+        self.step += self._last >= 0
+        self._last = sys.maxsize
+        return self.step
+
+    def _place(self, optimizer: Optimizer) -> int:
+        for place, ref in enumerate(self._order):
+            if ref() is optimizer:
+                return place
+        return len(self._order)
+
+    def _begins_round(self, place: int) -> bool:
+        return place <= self._last
+
+
+if hasattr(os, "register_at_fork"):
+    # a forked child inherits the hooks but not the thread that would take the records
+    os.register_at_fork(after_in_child=_stop_all)

@@ -1,0 +1,302 @@
+"""`attach`, and the `Watch` it returns: wires the pipe from a model to its records and owns its lifetime.
+
+Model -> rows (`inventory`) -> step boundary (`steps`) -> measure (`recorder`, `measure`) -> record (`assemble`, on the thread of `worker`)
+-> sinks (`store`, `tensorboard.events`) and `rules` -> views (`run`, `frames`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from paramwatch import clipping, steps
+from paramwatch.arguments import check_folder, check_options
+from paramwatch.columns import LAYOUTS, Detail
+from paramwatch.folder import Disk, Memory
+from paramwatch.guard import Guard, ParamWatchError, logger
+from paramwatch.inventory import LiveInventory
+from paramwatch.record import Finding, Inventory, Record, Sink
+from paramwatch.recorder import Recorder, Round, UpdateMode
+from paramwatch.rules import FirstNonFinite, SharedStorage
+from paramwatch.run import Run
+from paramwatch.store import Contents, Store, read
+from paramwatch.tensorboard.events import EventFile
+from paramwatch.worker import Worker, log_findings
+
+MEMORY_BYTES = 256_000_000
+"""What a Watch without a folder may hold in memory."""
+
+_open: list[Watch] = []
+
+
+def attach(
+    module: nn.Module,
+    log_dir: str | os.PathLike[str] | None = None,
+    *,
+    name: str = "",
+    every: int = 1,
+    include: str | Sequence[str] = "*",
+    exclude: str | Sequence[str] = (),
+    detail: Detail = "default",
+    update: UpdateMode = "auto",
+    histograms: int = 0,
+    uses: int = 0,
+    uses_of: str | Sequence[str] = "tied",
+    raw_gradients: bool = False,
+    max_bytes: int = 1_000_000_000,
+    first_step: int = 0,
+    sinks: Sequence[Sink] = (),
+) -> Watch:
+    """Record every optimizer step of a model from now on. Nothing is put on the model, and there is nothing else to call.
+
+    The Watch need not be kept. It lives until `close`, until the model is collected, or until the interpreter exits.
+
+    Args:
+        module: The model. Attaching it again closes its earlier Watch.
+        log_dir: Write under `<log_dir>/paramwatch/`, for `load` and TensorBoard; without it the records stay in memory.
+        name: Write under `<log_dir>/paramwatch/<name>/`, for a second model in the same folder.
+        every: Measure each N-th step of each optimizer.
+        include: Glob patterns over row names and aliases.
+        exclude: Glob patterns over row names and aliases.
+        detail: `cheap` (norms, extremes, non-finite counts), `default`, or `full` (adds `update_cos` and the optimizer's state).
+        update: `exact` keeps a copy of the parameters during each step, `sampled` looks at 4096 elements a row at most, `off` does
+            neither; `auto` is exact while the copy takes under 2 % of the device's memory and under half of what is free.
+        histograms: Not available yet; leave it 0.
+        uses: Not available yet; leave it 0.
+        uses_of: Which rows `uses` is about.
+        raw_gradients: Also measure gradients before torch's clip functions change them.
+        max_bytes: What one session may write to the store; long runs are thinned to fit.
+        first_step: Number of the first step; a resumed loop passes where it goes on.
+        sinks: More places to send records to.
+
+    Raises:
+        ParamWatchError: An argument makes no sense, or `log_dir` cannot be written; the message says what to do.
+    """
+    if not isinstance(module, nn.Module):
+        raise ParamWatchError(f"attach takes an nn.Module, not {type(module).__name__}")
+    check_options(every=every, detail=detail, update=update, histograms=histograms, uses=uses, max_bytes=max_bytes, first_step=first_step)
+    live = LiveInventory(module, _patterns(include), _patterns(exclude), LAYOUTS[detail])
+    folder = None if log_dir is None else check_folder(log_dir, name)
+    _close_earlier(module, folder)
+    watch = Watch(module, live, folder, max_bytes, sinks)
+    recorder = Recorder(
+        live, watch._guard, watch._publish, first_step=first_step, every=every, update=update, full=detail == "full", raw=raw_gradients
+    )
+    watch._start(recorder, listen_to_clipping=raw_gradients)
+    return watch
+
+
+class Watch(Run):
+    """What `attach` returns: reads like a `Run`, while the run is going on and after it."""
+
+    def __init__(self, module: nn.Module, live: LiveInventory, folder: Path | None, max_bytes: int, sinks: Sequence[Sink]) -> None:
+        """Use `attach`."""
+        self._module = weakref.ref(module, lambda _: self._module_is_gone())
+        self._live = live
+        self._guard = Guard("This Watch has stopped; training goes on.", self._let_go)
+        self._folder: Disk | Memory = Memory() if folder is None else Disk(folder, _rank())
+        self._store = Store(self._folder, max_bytes=MEMORY_BYTES if folder is None else max_bytes)
+        # in a distributed run the first rank's curves stand for all
+        self._events = EventFile(folder) if folder is not None and _rank() == 0 else None
+        own: list[Sink] = [self._store, *([self._events] if self._events else [])]
+        self._worker = Worker([*own, *sinks], [FirstNonFinite(), SharedStorage()], self._report, self._guard)
+        self._waiting: deque[Round] = deque()
+        self._closing = threading.RLock()
+        self._closed = False
+        self._all_rows = _AllRows(live)
+        super().__init__(folder)
+
+    def _start(self, recorder: Recorder, listen_to_clipping: bool) -> None:
+        self._recorder = recorder
+        self._listens = listen_to_clipping
+        if listen_to_clipping:
+            clipping.listen(recorder)
+        steps.register(recorder)
+        _open.append(self)
+
+    # ---- what users call ---------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Wait until everything measured so far can be read, here and from other processes."""
+        if not self._closed:
+            self._recorder.close_round()
+            self._hand_over(wait=True)
+            self._worker.call(self._flush_sinks)
+
+    def close(self) -> None:
+        """Stop recording, write what is left, and give back torch's hooks. May be called again, and from anywhere."""
+        with self._closing:
+            if self._closed:
+                return
+            self._detach()
+            with self._guard.contain("closing"):
+                self._recorder.finish()
+                self._hand_over(wait=True)
+            self._closed = True
+            self._worker.stop(wait=True)
+        self._say_goodbye()
+
+    @contextlib.contextmanager
+    def step(self, optimizer: Optimizer | None = None) -> Iterator[None]:
+        """`with watch.step(optimizer): optimizer.step()`, for optimizers that torch's hooks cannot see.
+
+        Gradients and parameters are measured on entry, the update on exit; nothing is recorded when the block raises. Inside a step that
+        the hooks see it changes nothing.
+
+        Args:
+            optimizer: Anything with torch's `param_groups`; without it all trainable rows step.
+        """
+        if self._closed or self._guard.failed:
+            yield
+            return
+        with steps.explicit(self._recorder, self._all_rows if optimizer is None else optimizer):  # type: ignore[arg-type]
+            yield
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # ---- the reading half ----------------------------------------------------------------------
+
+    def _read(self) -> Contents:
+        self.flush()
+        return read(self._folder)
+
+    def _inventory(self) -> Inventory:
+        return self._live.current
+
+    def _latest(self) -> Record | None:
+        """The newest record whose readings have arrived; waits for the background thread, never for a device."""
+        self._recorder.close_round()
+        self._hand_over(wait=False)
+        self._worker.call(lambda: None)
+        return self._worker.last
+
+    # ---- the pipe --------------------------------------------------------------------------------
+
+    def _publish(self, closed: Round) -> None:
+        self._waiting.append(closed)
+        self._hand_over(wait=False)
+
+    def _hand_over(self, wait: bool) -> None:
+        """Give the thread every round whose readings have arrived, in order."""
+        while self._waiting:
+            first = self._waiting[0]
+            if wait:
+                for reading in first.readings():
+                    reading.wait()
+            elif not first.ready:
+                return
+            self._waiting.popleft()
+            self._worker.submit(first, self._recorder.update)
+
+    def _flush_sinks(self) -> None:
+        self._store.flush()
+        if self._events is not None:
+            self._events.flush()
+
+    def _report(self, findings: list[Finding]) -> None:
+        log_findings(findings)
+        self._store.find(findings)
+
+    # ---- lifetime --------------------------------------------------------------------------------
+
+    def _let_go(self) -> None:
+        """After a failure of ours: no more calls from torch. What was recorded can still be read."""
+        self._detach()
+
+    def _detach(self) -> None:
+        steps.unregister(self._recorder)
+        if self._listens:
+            clipping.unlisten(self._recorder)
+        if self in _open:
+            _open.remove(self)
+
+    def _module_is_gone(self) -> None:
+        """Called by the collector, in any thread and at any time: must not wait for the thread."""
+        if self._closed or not hasattr(self, "_recorder"):
+            return
+        self._detach()
+        with self._guard.contain("closing after the model is gone"):
+            self._recorder.close_round()
+            self._hand_over(wait=True)
+        self._closed = True
+        self._worker.stop(wait=False)
+
+    def _say_goodbye(self) -> None:
+        seen = self._recorder.steps_seen
+        where = f", written to {self.path}" if self.path is not None else ""
+        if seen:
+            logger.info("paramwatch: %d optimizer steps of %s recorded, %d rows%s", seen, self._model, len(self._live.current.rows), where)
+        elif not self._guard.failed:
+            logger.warning("paramwatch: 0 optimizer steps of %s seen. %s", self._model, self._likely_reason())
+
+    @property
+    def _model(self) -> str:
+        return self._live.current.model
+
+    def _likely_reason(self) -> str:
+        if self._recorder.foreign_steps:
+            return (
+                f"{self._recorder.foreign_steps} optimizer steps were made, but of tensors that are not in this model: "
+                "was it replaced, moved or wrapped after the optimizer was made?"
+            )
+        return "No torch optimizer stepped while it was attached; for one that torch's hooks cannot see use `with watch.step(optimizer):`."
+
+
+class _AllRows:
+    """Stands for an optimizer of all trainable rows."""
+
+    def __init__(self, live: LiveInventory) -> None:
+        self._live = live
+
+    @property
+    def param_groups(self) -> list[dict[Literal["params"], list[Tensor]]]:
+        return [{"params": [tensor for tensor in self._live.tensors(0) if tensor.requires_grad]}]
+
+
+def _patterns(given: str | Sequence[str]) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _close_earlier(module: nn.Module, folder: Path | None) -> None:
+    for other in _open:
+        if other._module() is module or (folder is not None and other.path == folder and other._module() is None):
+            other.close()
+        elif folder is not None and other.path == folder:
+            raise ParamWatchError(f"{folder} is being written for another model ({other._model}); pass name= for a folder of its own")
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+
+
+@atexit.register
+def _close_all() -> None:
+    for watch in _open:
+        watch.close()
+
+
+def _forget_all() -> None:
+    """A forked child inherits Watches whose thread it does not have."""
+    for watch in _open:
+        watch._closed = True
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
