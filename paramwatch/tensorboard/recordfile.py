@@ -1,0 +1,71 @@
+"""The file under the event writer: TensorBoard's record framing, and the name by which its loaders find and order files.
+
+A record is the payload's length (8 bytes, little endian), a checksum of the length, the payload and a checksum of the payload. What is
+inside a payload is the business of `events`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import socket
+import struct
+import time
+from pathlib import Path
+
+import google_crc32c
+
+FLUSH_SECONDS = 1.0
+"""How long a record may wait in memory while further ones arrive."""
+
+_made_here = itertools.count()
+_STAMP = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
+
+
+class RecordFile:
+    """An event file made for this writer alone, named so that it comes after all that are in the folder.
+
+    Written out at most once a second and on `flush`, so a crash costs the last second and a torn last record, which loaders ignore.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The pure Python loader reads files in the order of their names and never goes back: a clock that is behind must not hide us.
+        stamps = [int(found[1]) for found in map(_STAMP.match, os.listdir(folder)) if found]
+        stamp = max(int(time.time()), *(stamp + 1 for stamp in stamps), 0)
+        self.path = folder / f"events.out.tfevents.{stamp:010}.{socket.gethostname()}.{os.getpid()}.{next(_made_here)}"
+        self._file = self.path.open("xb")
+        self._waiting: list[bytes] = []
+        self._written_out = time.monotonic()
+
+    def append(self, payload: bytes) -> None:
+        length = struct.pack("<Q", len(payload))
+        self._waiting.append(b"".join((length, _checksum(length), payload, _checksum(payload))))
+        if time.monotonic() - self._written_out >= FLUSH_SECONDS:
+            self.flush()
+
+    def take_back(self) -> bool:
+        """Drop the last record if it is still in memory; False where it has been written out."""
+        if not self._waiting:
+            return False
+        self._waiting.pop()
+        return True
+
+    def flush(self) -> None:
+        self._written_out = time.monotonic()
+        self._file.write(b"".join(self._waiting))
+        self._waiting.clear()
+        self._file.flush()
+
+    def close(self) -> None:
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+
+
+def _checksum(data: bytes) -> bytes:
+    # A checksum of data that holds a checksum is weak, so the format rotates and shifts it.
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

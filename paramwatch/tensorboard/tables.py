@@ -1,0 +1,88 @@
+"""The inventory as markdown, for TensorBoard's text tab: which parameters there are, and which names share one tensor.
+
+Names come from the user's model and may hold anything, so every character that markdown or HTML reads as more than itself is written as
+an entity, and what cannot be seen (a newline, a direction mark) as its escape.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from paramwatch.record import Inventory
+from paramwatch.schedule import Schedule
+
+MOST_ROWS = 500
+"""Rows shown of a table; a text tab that holds more is not read, and is slow to draw."""
+
+
+def ties_text(inventory: Inventory) -> str:
+    """The tie groups as a markdown table, or the sentence that there are none."""
+    ties = inventory.ties
+    if not ties:
+        return "No ties: no two names lead to the same tensor or the same memory."
+    parts = [
+        _table(
+            ("names", "kind", "elements", "bytes saved"),
+            ((" = ".join(map(_text, tie.names)), tie.kind, f"{tie.numel:,}", f"{tie.bytes_saved:,}") for tie in ties[:MOST_ROWS]),
+        )
+    ]
+    if len(ties) > MOST_ROWS:
+        parts.append(f"{len(ties) - MOST_ROWS:,} of {len(ties):,} tie groups are left out.")
+    if any(tie.kind == "storage" for tie in ties):
+        parts.append(
+            "`storage`: separate parameters on one piece of memory. This is not tying: their gradients are not summed, and an optimizer "
+            "that holds them updates that memory once for each."
+        )
+    return "\n\n".join(parts)
+
+
+def inventory_text(inventory: Inventory) -> str:
+    """The rows as a markdown table, one line for each distinct tensor."""
+    rows = inventory.rows
+    numel, names = sum(row.numel for row in rows), len(inventory.names)
+    parts = [
+        f"{_text(inventory.model)}: {len(rows):,} parameters under {names:,} names, {numel:,} elements, tied ones counted once.",
+        _table(
+            ("parameter", "also known as", "module type", "shape", "dtype", "elements", "trainable"),
+            (
+                (
+                    _text(row.name),
+                    ", ".join(map(_text, row.aliases)),
+                    _text(row.module_type),
+                    " x ".join(map(str, row.shape)) or "scalar",
+                    _text(row.dtype),
+                    f"{row.numel:,}",
+                    "yes" if row.trainable else "no",
+                )
+                for row in rows[:MOST_ROWS]
+            ),
+        ),
+    ]
+    if len(rows) > MOST_ROWS:
+        parts.append(f"{len(rows) - MOST_ROWS:,} of {len(rows):,} parameters are left out.")
+    return "\n\n".join(parts)
+
+
+def curves_text(depth: int | None, schedule: Schedule) -> str:
+    """What the curves beside this text leave out."""
+    if depth is None:
+        what = "every parameter under each of its names"
+    elif depth == 0:
+        what = "no parameters, of which there are too many"
+    else:
+        what = f"blocks of parameters (those whose names share the first {depth} components, counted in each block they have a name in)"
+    return (
+        f"Curves are of all parameters together, `(all)`, and of {what}. A point for every step below {2 * schedule.base:,}; from "
+        "there on the distance between points doubles each time the step number doubles. More is in the store beside this file."
+    )
+
+
+def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *lines))
+
+
+def _text(name: str) -> str:
+    visible = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
+    # A space beside another space or at an end would be lost in HTML.
+    return re.sub(r"[^\w. ]|_|(?<= ) |^ | $", lambda found: f"&#{160 if found[0] == ' ' else ord(found[0])};", visible)
