@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from paramwatch import clipping, steps
 from paramwatch.arguments import check_folder, check_options
 from paramwatch.columns import LAYOUTS, Detail
-from paramwatch.folder import Disk, Memory
+from paramwatch.folder import DiskFolder, MemoryFolder
 from paramwatch.guard import Guard, ParamWatchError, logger
 from paramwatch.inventory import LiveInventory
 from paramwatch.record import Finding, Inventory, Record, Sink
@@ -106,7 +106,7 @@ class Watch(Run):
         self._module = weakref.ref(module, lambda _: self._module_is_gone())
         self._live = live
         self._guard = Guard("This Watch has stopped; training goes on.", self._let_go)
-        self._folder: Disk | Memory = Memory() if folder is None else Disk(folder, _rank())
+        self._folder: DiskFolder | MemoryFolder = MemoryFolder() if folder is None else DiskFolder(folder, _rank())
         self._store = Store(self._folder, max_bytes=MEMORY_BYTES if folder is None else max_bytes)
         # in a distributed run the first rank's curves stand for all
         self._events = EventFile(folder) if folder is not None and _rank() == 0 else None

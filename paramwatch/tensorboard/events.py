@@ -74,6 +74,10 @@ class EventFile:
         if self._file is not None:
             self._file.flush()
 
+    def tick(self) -> None:
+        """Called when there was nothing to write for a while."""
+        self.flush()
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
