@@ -1,0 +1,229 @@
+"""A run to read: `load` finds what was written, `Run` gives it as pandas frames.
+
+The reading half of what `attach` returns. It also reads a run that is going on: every question looks at the files anew.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias, overload
+
+import pandas as pd
+
+from paramwatch import frames
+from paramwatch.block import Block, empty_block
+from paramwatch.folder import DiskFolder
+from paramwatch.frames import By
+from paramwatch.guard import ParamWatchError
+from paramwatch.record import Inventory, TieGroup
+from paramwatch.store import Contents, read
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+
+@overload
+def load(path: PathLike) -> Run: ...
+@overload
+def load(path: list[str] | list[Path] | tuple[PathLike, ...]) -> Runs: ...
+def load(path: PathLike | list[str] | list[Path] | tuple[PathLike, ...]) -> Run | Runs:
+    """Read a run that was written, or is still being written.
+
+    Args:
+        path: The `log_dir` of a run, the folder in it that holds the run, or any folder with one run below it. A list of such paths, or
+            a glob pattern such as "runs/*", gives `Runs`: every run below any of them.
+
+    Raises:
+        ParamWatchError: There is no run; or there are several below a path that was to be one.
+    """
+    if not isinstance(path, str | os.PathLike):
+        return Runs({label: run for each in path for label, run in _labelled(Path(each)).items()})
+    where = os.fspath(path)
+    if glob.has_magic(where) and not os.path.lexists(where):
+        found = {label: run for match in sorted(glob.glob(where)) if _below(Path(match)) for label, run in _labelled(Path(match)).items()}
+        if not found:
+            raise ParamWatchError(f"no run matches {where}: {_LOOKED_FOR}")
+        return Runs(found)
+    runs = list(_labelled(Path(where)).values())
+    if len(runs) > 1:
+        listed = "\n".join(f"  {run.path}" for run in runs)
+        raise ParamWatchError(f"{where} holds {len(runs)} runs. Load one of these, or all of them with load([{where!r}]):\n{listed}")
+    return runs[0]
+
+
+class Run:
+    """What was recorded of one run.
+
+    Args:
+        path: The folder that holds it. None for a run that keeps its records elsewhere and overrides `_read`.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    @property
+    def path(self) -> Path | None:
+        """The folder that holds the run, None for a run in memory."""
+        return self._path
+
+    def frame(
+        self,
+        statistic: str | None = None,
+        *,
+        parameters: str | Sequence[str] = "*",
+        steps: slice | None = None,
+        aliases: bool = False,
+        by: By = "parameter",
+        finite: bool = False,
+    ) -> pd.DataFrame:
+        """All statistics of each step and parameter, or one of them with a column for each parameter.
+
+        Statistics are float64, NaN where nothing was measured; counts are nullable Int64, `grad_state` is categorical. Rows come in the
+        order of the model. By default a statistic is what torch would say: NaN if any element is NaN, and so on.
+
+        Args:
+            statistic: A column of the tidy frame, such as "grad_norm". None for all.
+            parameters: Glob patterns over names and aliases: an alias finds its row.
+            steps: By step number, end excluded: `slice(100, 200)`.
+            aliases: Show a tied row under each of its names.
+            by: "layer" merges the rows of one module, a number those that share so many name components.
+            finite: Leave non-finite elements out.
+
+        Returns:
+            Index (`step`, `parameter`) and a column for each statistic, `lr` and `grad_state`; or index `step` and a column for each
+            row. With `by`, `parameter` is called `layer` or `block`.
+
+        Raises:
+            ParamWatchError: An unknown statistic (the nearest are named), patterns that fit no row, an argument that makes no sense.
+        """
+        return frames.frame(self._blocks(), statistic, parameters=parameters, steps=steps, aliases=aliases, by=by, finite=finite)
+
+    @property
+    def parameters(self) -> pd.DataFrame:
+        """The rows of the model as it is, or was last: index `parameter`."""
+        return frames.parameters_frame(self._inventory())
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """What is known of each step as a whole, with totals over its rows: index `step`."""
+        return frames.steps_frame(self._blocks())
+
+    @property
+    def ties(self) -> tuple[TieGroup, ...]:
+        """The names that share a tensor, or memory."""
+        return self._inventory().ties
+
+    @property
+    def findings(self) -> pd.DataFrame:
+        """What the rules said: step, rule, parameter, message."""
+        return frames.findings_frame(self._read().findings)
+
+    def __repr__(self) -> str:
+        blocks = self._read().blocks
+        inventory = blocks[-1].inventory if blocks else self._inventory()
+        rows, names = len(inventory.rows), len(inventory.names)
+        more = f" ({names} names)" if names > rows else ""
+        numbers = sorted({int(step) for block in blocks for step in (block.step[0], block.step[-1])})
+        count = sum(len(block.step) for block in blocks)
+        steps = f"{count} steps ({numbers[0]} to {numbers[-1]})" if blocks else "no steps yet"
+        return f"<{type(self).__name__} {self.path or 'in memory'}: {inventory.model}, {rows} rows{more}, {steps}>"
+
+    def _read(self) -> Contents:
+        """Everything that was recorded until now."""
+        if self._path is None:
+            raise NotImplementedError
+        return read(DiskFolder(self._path))
+
+    def _inventory(self) -> Inventory:
+        """The model as it is now."""
+        blocks = self._read().blocks
+        if not blocks:
+            raise ParamWatchError(
+                f"{self.path} holds no whole step: its writer was stopped before the first was on disk, or is about to write it"
+            )
+        return blocks[-1].inventory
+
+    def _blocks(self) -> list[Block]:
+        return self._read().blocks or [empty_block(self._inventory())]
+
+
+class Runs:
+    """Several runs side by side: the frames of `Run`, with `run` as first index level. Iterates over the runs.
+
+    Args:
+        runs: Label -> run. `load` labels a run with the path that was asked for, or with its own where that path holds several.
+
+    Raises:
+        ParamWatchError: There are no runs.
+    """
+
+    def __init__(self, runs: Mapping[str, Run]) -> None:
+        if not runs:
+            raise ParamWatchError("no runs were named")
+        self._runs = dict(runs)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the runs are called in the index."""
+        return tuple(self._runs)
+
+    def frame(
+        self,
+        statistic: str | None = None,
+        *,
+        parameters: str | Sequence[str] = "*",
+        steps: slice | None = None,
+        aliases: bool = False,
+        by: By = "parameter",
+        finite: bool = False,
+    ) -> pd.DataFrame:
+        """As `Run.frame`; a row or statistic that a run does not have is NaN in it."""
+        return self._joined(lambda run: run.frame(statistic, parameters=parameters, steps=steps, aliases=aliases, by=by, finite=finite))
+
+    @property
+    def parameters(self) -> pd.DataFrame:
+        """As `Run.parameters`."""
+        return self._joined(lambda run: run.parameters)
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """As `Run.steps`."""
+        return self._joined(lambda run: run.steps)
+
+    @property
+    def findings(self) -> pd.DataFrame:
+        """As `Run.findings`."""
+        return self._joined(lambda run: run.findings)
+
+    def __getitem__(self, label: str) -> Run:
+        return self._runs[label]
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self._runs.values())
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __repr__(self) -> str:
+        return f"<Runs: {len(self)} runs>\n" + "\n".join(f"  {label}: {run!r}" for label, run in self._runs.items())
+
+    def _joined(self, read: Callable[[Run], pd.DataFrame]) -> pd.DataFrame:
+        return pd.concat({label: read(run) for label, run in self._runs.items()}, names=["run"])
+
+
+_LOOKED_FOR = "a run is a folder with files called *.rows.arrow, as paramwatch.attach(net, log_dir) writes them under log_dir/paramwatch"
+
+
+def _labelled(path: Path) -> dict[str, Run]:
+    runs = _below(path)
+    if not runs:
+        raise ParamWatchError(f"there is no run in {path}: {_LOOKED_FOR}" if path.exists() else f"{path} does not exist")
+    return {str(path) if len(runs) == 1 else str(run.path): run for run in runs}
+
+
+def _below(path: Path) -> list[Run]:
+    """The run in a folder, or else those in the folders below."""
+    found = [Run(Path(folder)) for folder, _, files in sorted(os.walk(path)) if any(file.endswith(".rows.arrow") for file in files)]
+    return found[:1] if found and found[0].path == path else found

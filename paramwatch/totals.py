@@ -1,0 +1,69 @@
+"""The totals of a step, over all rows that were stepped: what the steps frame, TensorBoard and Lightning's loggers show of a whole model.
+
+Beside `columns`: reads parts, knows nothing of pandas, and is cheap enough for every step (about 50 microseconds for a small model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from paramwatch.columns import Array, ratio
+from paramwatch.record import Record
+
+_NORMS = {"param_norm": "param", "grad_norm": "grad", "update_norm": "update", "grad_raw_norm": "grad_raw"}
+TOTALS = (*_NORMS, "clip_coef", "update_ratio", "nonfinite", "lr")
+
+
+def totals(record: Record) -> dict[str, float]:
+    """The totals of one record, by the names in `TOTALS`; NaN where nothing was measured.
+
+    They are over the rows that an optimizer stepped or, where none was (a step skipped by AMP), over those with a gradient. A tied row
+    counts once. `lr` is NaN where the rows differ; `nonfinite` counts elements of parameters and gradients.
+    """
+    found = totals_of(record.values, record.inventory.kinds, record.stepped, record.lr)
+    return {name: float(value) for name, value in found.items()}
+
+
+def totals_of(values: Mapping[str, Array], kinds: Sequence[str], stepped: Array, lr: Array) -> dict[str, Array]:
+    """The same for any number of steps at once.
+
+    Args:
+        values: Part -> [..., kinds, rows].
+        kinds: The kinds of that axis.
+        stepped: bool [..., rows].
+        lr: float64 [..., rows].
+
+    Returns:
+        Name -> float64 [...].
+    """
+    axis = {kind: i for i, kind in enumerate(kinds)}
+    count, nan = values["count"], values["nan"]
+    infinite = values["posinf"] + values["neginf"]
+    rows, some = stepped, stepped.any(-1, keepdims=True)
+    if not some.all() and "grad" in axis:
+        rows = np.where(some, stepped, count[..., axis["grad"], :] >= 0)
+    used = (count >= 0) & rows[..., None, :]
+    n = count - nan - infinite
+    nans, infinities = (np.add.reduce(column, -1, where=used) for column in (nan, infinite))
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.add.reduce(n * np.square(values["rms"], dtype=np.float64), -1, where=used & (n > 0))
+    norms = np.where(nans > 0, np.nan, np.where(infinities > 0, np.inf, np.sqrt(squares)))
+    norms[~used.any(-1)] = np.nan
+    nothing = np.full(norms.shape[:-1], np.nan)
+    out = {name: norms[..., axis[kind]] if kind in axis else nothing for name, kind in _NORMS.items()}
+    out["clip_coef"] = ratio(out["grad_norm"], out["grad_raw_norm"])
+    out["update_ratio"] = ratio(out["update_norm"], out["param_norm"])
+    seen = [axis[kind] for kind in ("param", "grad") if kind in axis]
+    spoilt = (nans + infinities)[..., seen].sum(-1)
+    out["nonfinite"] = np.where(used[..., seen, :].any((-2, -1)), spoilt, np.nan)
+    out["lr"] = common(lr, stepped)
+    return out
+
+
+def common(column: Array, among: Array) -> Array:
+    """The value that the chosen rows share: [..., rows] and bool [..., rows] -> float64 [...], NaN where they differ or there are none."""
+    low = np.minimum.reduce(column, -1, where=among, initial=np.inf)
+    high = np.maximum.reduce(column, -1, where=among, initial=-np.inf)
+    return np.where(low == high, low, np.nan)
