@@ -1,6 +1,6 @@
 """Train an MLP with a shared layer on the iris data, and see what the sharing does to parameters and gradients.
 
-The book's claims about tied parameters, one after the other, on real data: one tensor under two names, no gradient before the first
+A textbook's claims about tied parameters, one after the other, on real data: one tensor under two names, no gradient before the first
 backward, one update for both layers, and a gradient that is the sum of what the two uses contribute.
 """
 
@@ -101,7 +101,7 @@ def print_layers(watch: Watch) -> None:
     few = [step for step in (0, 1, 10, 50, 100, 200, 300) if step < steps[-1]] + [steps[-1]]
     print_heading("Layer by layer: parameter and gradient norms, weight and bias taken together")
     print("Layers 2 and 4 agree in every line: one tensor, one gradient, one update for both.\n")
-    table = layers.loc[few, ["param_norm", "grad_norm"]].unstack("parameter")
+    table = layers.loc[few, ["param_norm", "grad_norm"]].unstack("layer")
     print(table.rename_axis(columns=["", "layer"]).to_string(float_format="{:.4f}".format))
 
 

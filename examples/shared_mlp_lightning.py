@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 # Lightning's hints on workers and on its other products, and a deprecation inside it, are nothing a reader of these examples can act on.
-logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+for namespace in ("pytorch_lightning", "lightning.pytorch"):
+    logging.getLogger(f"{namespace}.utilities.rank_zero").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", ".*does not have many workers")
 warnings.filterwarnings("ignore", ".*LeafSpec")
 
