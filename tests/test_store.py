@@ -1,0 +1,461 @@
+"""What is written can be read: whole, while it grows, after a crash, and after a run was repeated."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from records import inventory, random_record, record
+
+from paramwatch import store as store_module
+from paramwatch.block import Block
+from paramwatch.columns import ABSENT, LAYOUTS
+from paramwatch.guard import ParamWatchError
+from paramwatch.record import GRAD_STATES, Finding, Inventory, Record
+from paramwatch.store import DiskFolder, Folder, MemoryFolder, Store, read
+
+NET = inventory("0.weight", "0.bias", "2.weight", "4.weight", tied={"2.weight": ["4.weight"]})
+STEPS = {"skipped": False, "amp_scale": None, "evaluations": 1, "update_mode": "exact", "overhead_us": 1.5, "note": "a"}
+
+
+def write(folder: Folder, records: Iterable[Record], *, session: str | None = None, findings: Iterable[Finding] = ()) -> None:
+    store = Store(folder, max_bytes=10**9, session=session)
+    for each in records:
+        store.write(each)
+    store.find(findings)
+    store.close()
+
+
+def assert_holds(block: Block, records: list[Record]) -> None:
+    """The block is these records, parts that were not measured aside."""
+    assert list(block.step) == [each.step for each in records]
+    assert list(block.time) == [each.time for each in records]
+    measured = np.stack([each.values["count"] for each in records]) >= 0
+    for kind, part in records[0].inventory.layout:
+        i = records[0].inventory.kinds.index(kind)
+        wanted = np.stack([each.values[part][i] for each in records])
+        got = block.values[part][:, i]
+        assert got.dtype == wanted.dtype
+        np.testing.assert_array_equal(got[measured[:, i]], wanted[measured[:, i]], part)
+        np.testing.assert_array_equal(block.values["count"][:, i] < 0, ~measured[:, i])
+    for name in ("stepped", "lr", "grad_state"):
+        got, wanted = getattr(block, name), np.stack([getattr(each, name) for each in records])
+        assert got.dtype == wanted.dtype
+        np.testing.assert_array_equal(got, wanted, name)
+    for key in records[0].steps:
+        assert block.steps[key].to_pylist() == [each.steps[key] for each in records], key
+
+
+def only(folder: Folder) -> Block:
+    (block,) = read(folder).blocks
+    return block
+
+
+# ---- round trip -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("detail", LAYOUTS)
+def test_what_is_written_is_read_back(tmp_path: Path, detail: str) -> None:
+    net = inventory("a", "b", layout=[pair for pair in LAYOUTS[detail] if pair[1] != "dot"])
+    records = [random_record(step, net, **STEPS) for step in range(70)]
+    write(DiskFolder(tmp_path), records)
+    block = only(DiskFolder(tmp_path))
+    assert block.inventory == net
+    assert_holds(block, records)
+    assert block.steps["full_rate"].to_pylist() == [True] * 70
+
+
+def test_memory_and_disk_hold_the_same_bytes(tmp_path: Path) -> None:
+    folders = DiskFolder(tmp_path), MemoryFolder()
+    for folder in folders:
+        write(folder, [random_record(step, NET, **STEPS) for step in range(300)], session="s", findings=[Finding(3, "r", "0.bias", "m")])
+    disk, memory = ({name: folder.open(name).read() for name in folder.names()} for folder in folders)
+    assert disk == memory
+    assert list(disk) == ["s.0.rows", "s.0.steps", "s.findings"]
+
+
+def test_not_measured_is_null_and_nan_is_nan() -> None:
+    folder, net = MemoryFolder(), inventory("a", "b")
+    write(folder, [record(0, net, {"param": {"a": [1.0, np.nan]}, "grad": {"b": [np.inf, np.nan]}})])
+    table = pa.ipc.open_stream(folder.open(folder.names()[0])).read_all()
+    assert table["grad.count"].to_pylist() == [[None, 2]]
+    assert table["grad.posinf"].to_pylist() == [[None, 1]]
+    assert table["param.mean"].to_pylist() == [[1.0, None]]
+    assert np.isnan(table["grad.mean"].to_pylist()[0][1])
+    assert table["grad_state"].to_pylist() == [[GRAD_STATES.index("used"), None]]
+    assert table["lr"].to_pylist() == [[0.1, None]]
+
+
+def test_a_field_says_which_kind_and_part_it_is() -> None:
+    folder = MemoryFolder()
+    write(folder, [random_record(0, NET)])
+    schema = pa.ipc.open_stream(folder.open(folder.names()[0])).schema
+    assert schema.field("grad.rms").metadata == {b"kind": b"grad", b"part": b"rms"}
+    assert schema.field("grad.zero").type == pa.list_(pa.int64(), 3)
+    assert schema.metadata[b"model"] == b"Net"
+
+
+names = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=8), min_size=1, max_size=4, unique=True)
+
+
+@given(names)
+@settings(max_examples=30)
+def test_names_are_data(names: list[str]) -> None:
+    folder, net = MemoryFolder(), inventory(*names)
+    write(folder, [random_record(0, net)], findings=[Finding(0, "rule", names[0], "line\nline")])
+    assert only(folder).inventory == net
+    assert read(folder).findings[0].parameter == names[0]
+
+
+@pytest.mark.parametrize("name", ['a"b', "a/b", "a\nb", "0.block 2.0.weight", "größe.重み", "a\\b", "{}", "*"])
+def test_odd_names_survive(tmp_path: Path, name: str) -> None:
+    write(DiskFolder(tmp_path), [random_record(0, inventory(name, "b", tied={name: ["b"]}))])
+    found = only(DiskFolder(tmp_path)).inventory
+    assert found.rows[0].name == name
+    assert found.ties[0].names == (name, "b")
+
+
+def test_unknown_keys_are_kept_by_the_type_of_their_values() -> None:
+    folder = MemoryFolder()
+    write(folder, [random_record(0, NET, a=True, b=np.int64(2), c=np.float32(0.5), d="x", e=None)])
+    found = {key: (str(column.type), column[0].as_py()) for key, column in only(folder).steps.items()}
+    assert found == {"full_rate": ("bool", True), "a": ("bool", True), "b": ("int64", 2), "c": ("double", 0.5), "d": ("string", "x")}
+
+
+# ---- when it is written ---------------------------------------------------------------------
+
+
+def test_a_session_that_never_stepped_leaves_nothing(tmp_path: Path) -> None:
+    Store(DiskFolder(tmp_path / "new"), max_bytes=10**9).close()
+    assert not (tmp_path / "new").exists()
+
+
+def test_after_a_flush_another_reader_sees_everything(tmp_path: Path) -> None:
+    store = Store(DiskFolder(tmp_path), max_bytes=10**9)
+    for step in range(5):
+        store.write(random_record(step, NET))
+        store.flush()
+        store.flush()
+        assert list(only(DiskFolder(tmp_path)).step) == list(range(step + 1))
+    store.close()
+
+
+def test_another_process_reads_a_run_that_is_going_on(tmp_path: Path) -> None:
+    store = Store(DiskFolder(tmp_path), max_bytes=10**9)
+    for step in range(3):
+        store.write(random_record(step, NET))
+    store.flush()
+    code = "import sys; from paramwatch.store import *; from pathlib import Path; "
+    code += "print(len(read(DiskFolder(Path(sys.argv[1]))).blocks[0].step))"
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True).stdout == "3\n"
+    store.close()
+
+
+def test_a_batch_is_written_when_it_is_full_or_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, now = MemoryFolder(), [100.0]
+    monkeypatch.setattr(store_module.time, "monotonic", lambda: now[0])
+    store = Store(folder, max_bytes=10**9)
+    for step in range(store_module.BATCH_STEPS + 1):
+        store.write(random_record(step, NET))
+    assert len(only(folder).step) == store_module.BATCH_STEPS
+    now[0] += 4.9
+    store.tick()
+    assert len(only(folder).step) == store_module.BATCH_STEPS
+    now[0] += 0.1
+    store.tick()
+    assert len(only(folder).step) == store_module.BATCH_STEPS + 1
+
+
+def test_a_large_step_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "BATCH_BYTES", 100)
+    folder = MemoryFolder()
+    store = Store(folder, max_bytes=10**9)
+    store.write(random_record(0, NET))
+    assert len(only(folder).step) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_an_os_error_at_the_first_batch(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = Store(DiskFolder(tmp_path / "file"), max_bytes=10**9)
+    store.write(random_record(0, NET))
+    with pytest.raises(OSError, match="file"):
+        store.flush()
+
+
+# ---- what is kept ---------------------------------------------------------------------------
+
+
+def test_a_long_run_is_thinned_by_the_schedule_and_stays_within_its_bytes() -> None:
+    folder, budget = MemoryFolder(), 1_000_000
+    store = Store(folder, max_bytes=budget)
+    for step in range(2000):
+        store.write(random_record(step, NET))
+    store.close()
+    assert store.schedule is not None
+    assert list(only(folder).step) == [step for step in range(2000) if store.schedule.keeps(step)]
+    assert only(folder).steps["full_rate"].to_pylist() == [store.schedule.full_rate(step) for step in only(folder).step]
+    written = sum(folder.open(name).size() for name in folder.names())
+    assert written < budget * store.schedule.kept(2000) / store.schedule.kept(2**20) * 1.2
+
+
+@pytest.mark.parametrize(("period", "phase"), [(2, 1), (3, 2), (64, 33)])
+def test_an_optimizer_that_steps_rarely_is_never_thinned_away(period: int, phase: int) -> None:
+    folder, net = MemoryFolder(), inventory("critic", "generator")
+    store = Store(folder, max_bytes=1)
+    x = np.ones(4)
+    for step in range(1024):
+        rows = ["critic", "generator"] if step % period == phase else ["critic"]
+        store.write(record(step, net, {"param": dict.fromkeys(rows, x)}))
+    store.close()
+    block = only(folder)
+    kept = block.step[block.stepped[:, 1]]
+    assert kept[0] == phase
+    assert all(gap <= 2 * max(store.schedule.stride(int(step)), period) for gap, step in zip(np.diff(kept), kept[1:], strict=True))
+    assert len(block.step) < 3 * store.schedule.kept(1024)
+
+
+def test_the_rest_of_a_kept_step_is_kept_and_that_of_a_dropped_one_is_not() -> None:
+    folder = MemoryFolder()
+    store = Store(folder, max_bytes=1)
+    for step in range(100):
+        store.write(record(step, NET, {"param": {"0.weight": np.ones(4)}}))
+        store.write(record(step, NET, {"param": {"0.bias": np.ones(4)}}))
+    store.close()
+    block = only(folder)
+    assert list(block.step) == [*range(64), *range(64, 100, 2)]
+    assert block.stepped[:, :2].all()
+
+
+# ---- steps in parts -------------------------------------------------------------------------
+
+
+def test_parts_of_one_step_are_merged_and_the_later_number_wins() -> None:
+    folder, net = MemoryFolder(), inventory("a", "b", "c")
+    keys: dict[str, Any] = {"evaluations": 1, "overhead_us": 2.0, "update_mode": "exact"}
+    first = record(5, net, {"param": {"a": [1.0], "b": [2.0]}}, skipped=False, amp_scale=None, **keys)
+    keys["update_mode"] = None
+    second = record(5, net, {"param": {"b": [3.0]}}, lr=0.5, states={"b": "zero"}, skipped=True, amp_scale=8.0, **keys)
+    write(folder, [first, second, record(6, net, {"param": {"c": [4.0]}})])
+    block = only(folder)
+    assert list(block.step) == [5, 6]
+    np.testing.assert_array_equal(block.values["mean"][0, 0], [1.0, 3.0, np.nan])
+    np.testing.assert_array_equal(block.values["count"][0, 0], [1, 1, ABSENT])
+    np.testing.assert_array_equal(block.stepped[0], [True, True, False])
+    np.testing.assert_array_equal(block.lr[0], [0.1, 0.5, np.nan])
+    np.testing.assert_array_equal(block.grad_state[0], [GRAD_STATES.index("used"), GRAD_STATES.index("zero"), ABSENT])
+    assert {key: column[0].as_py() for key, column in block.steps.items()} == {
+        "full_rate": True,
+        "skipped": True,
+        "evaluations": 2,
+        "overhead_us": 4.0,
+        "update_mode": "exact",
+        "amp_scale": 8.0,
+    }
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sets(st.sampled_from("abc"))), min_size=1, max_size=12))
+def test_parts_merge_as_a_dict_would(parts: list[tuple[int, set[str]]]) -> None:
+    folder, net = MemoryFolder(), inventory("a", "b", "c")
+    wanted: dict[int, dict[str, float]] = {}
+    records = []
+    for i, (step, rows) in enumerate(sorted(parts, key=lambda part: part[0])):
+        records.append(record(step, net, {"grad": {row: [float(i)] for row in rows}}, stepped=sorted(rows), lr=float(i)))
+        wanted.setdefault(step, {}).update(dict.fromkeys(rows, float(i)))
+    write(folder, records)
+    block = only(folder)
+    means = block.values["mean"][:, net.kinds.index("grad")]
+    assert list(block.step) == list(wanted)
+    for got in (means, block.lr):
+        assert [{row: x for row, x in zip("abc", line, strict=True) if not np.isnan(x)} for line in got] == list(wanted.values())
+
+
+# ---- epochs ---------------------------------------------------------------------------------
+
+
+def test_a_new_inventory_opens_new_files() -> None:
+    folder, grown = MemoryFolder(), inventory("a", "b")
+    write(folder, [random_record(0, inventory("a")), random_record(1, grown), random_record(2, grown)], session="s")
+    assert folder.names() == ["s.0.rows", "s.0.steps", "s.1.rows", "s.1.steps"]
+    assert [(len(block.inventory.rows), list(block.step)) for block in read(folder).blocks] == [(1, [0]), (2, [1, 2])]
+
+
+def test_an_equal_inventory_made_anew_does_not() -> None:
+    folder = MemoryFolder()
+    write(folder, [random_record(step, inventory("a", "b")) for step in range(3)])
+    assert list(only(folder).step) == [0, 1, 2]
+
+
+def test_a_new_key_opens_new_files_and_a_missing_one_is_null() -> None:
+    folder = MemoryFolder()
+    keys: list[dict[str, Any]] = [{"x": 1}, {"x": 2, "y": "b"}, {}, {"y": "c"}]
+    write(folder, [random_record(step, NET, **found) for step, found in enumerate(keys)])
+    first, second = read(folder).blocks
+    assert "y" not in first.steps
+    assert second.steps["x"].to_pylist() == [2, None, None]
+    assert second.steps["y"].to_pylist() == ["b", None, "c"]
+
+
+def test_a_value_of_a_wider_type_opens_new_files() -> None:
+    folder = MemoryFolder()
+    write(folder, [random_record(step, NET, x=x) for step, x in enumerate([1, 2.5, 3, "four"])])
+    assert [block.steps["x"].to_pylist() for block in read(folder).blocks] == [[1], [2.5, 3.0], ["four"]]
+
+
+def test_more_than_ten_epochs_stay_in_order() -> None:
+    folder = MemoryFolder()
+    write(folder, [random_record(step, inventory(*"abcdefghijkl"[: step + 1])) for step in range(12)])
+    assert [int(block.step[0]) for block in read(folder).blocks] == list(range(12))
+
+
+# ---- sessions -------------------------------------------------------------------------------
+
+
+def said(*steps: int) -> list[Finding]:
+    return [Finding(step, "rule", "", f"at {step}") for step in steps]
+
+
+def test_a_resumed_session_continues_and_hides_what_it_does_again() -> None:
+    folder = MemoryFolder()
+    write(folder, [random_record(step, NET) for step in range(10)], session="1", findings=said(2, 6, 8))
+    write(folder, [random_record(step, NET) for step in range(6, 9)], session="2", findings=said(7))
+    found = read(folder)
+    assert [(block.session, list(block.step)) for block in found.blocks] == [("1", list(range(6))), ("2", [6, 7, 8])]
+    assert [finding.step for finding in found.findings] == [2, 7]
+
+
+def test_a_rerun_replaces_all_earlier_sessions() -> None:
+    folder = MemoryFolder()
+    for session, steps in (("1", range(5)), ("2", range(5, 9)), ("3", range(2))):
+        write(folder, [random_record(step, NET) for step in steps], session=session, findings=said(steps[-1]))
+    found = read(folder)
+    assert [block.session for block in found.blocks] == ["3"]
+    assert [finding.step for finding in found.findings] == [1]
+
+
+def test_a_session_hides_from_its_first_step_also_where_that_was_not_its_first_kept() -> None:
+    folder = MemoryFolder()
+    write(folder, [random_record(step, NET) for step in range(0, 200, 2)], session="1")
+    store = Store(folder, max_bytes=1, session="2")
+    for step in range(101, 110):
+        store.write(random_record(step, NET))
+    store.close()
+    first, second = read(folder).blocks
+    assert first.step[-1] == 100
+    assert list(second.step) == [101, 102, 104, 106, 108]
+
+
+def test_sessions_are_named_by_their_start_so_that_they_sort() -> None:
+    made = [Store(MemoryFolder(), max_bytes=1).session for _ in range(3)]
+    assert made == sorted(made)
+    assert len(made[0].split("-")[0]) == len("20250131T120000")
+
+
+def test_ranks_write_side_by_side_and_read_their_own(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        write(DiskFolder(tmp_path, rank), [random_record(step, NET) for step in range(rank, 3)], session=f"s{rank}")
+    assert [list(only(DiskFolder(tmp_path, rank)).step) for rank in (0, 1)] == [[0, 1, 2], [1, 2]]
+    assert {path.name for path in tmp_path.glob("s1*")} == {"s1.0.rows.r1.arrow", "s1.0.steps.r1.arrow"}
+
+
+# ---- torn, foreign, newer -------------------------------------------------------------------
+
+
+class Torn:
+    """A folder of which one file ends early, with zeros in place of the rest if asked for."""
+
+    def __init__(self, files: dict[str, bytes], name: str, size: int, *, zeros: bool) -> None:
+        self._files = files | {name: files[name][:size] + b"\0" * (len(files[name]) - size) * zeros}
+
+    def names(self) -> list[str]:
+        return sorted(self._files)
+
+    def create(self, name: str) -> io.BytesIO:
+        raise AssertionError(name)
+
+    def open(self, name: str) -> Any:
+        return pa.BufferReader(self._files[name])
+
+    def where(self, name: str) -> str:
+        return name
+
+
+def two_batches() -> tuple[dict[str, bytes], dict[str, int]]:
+    """The bytes of a small store of two batches of two steps, and the size of its files after the first."""
+    folder, net = MemoryFolder(), inventory("a", layout=LAYOUTS["cheap"][:7])
+    store = Store(folder, max_bytes=10**9, session="s")
+    for step in (0, 1):
+        store.write(random_record(step, net, x=1))
+    store.flush()
+    sizes = {name: folder.open(name).size() for name in folder.names()}
+    for step in (2, 3):
+        store.write(random_record(step, net, x=1))
+    store.flush()
+    return {name: folder.open(name).read() for name in folder.names()}, sizes
+
+
+@pytest.mark.parametrize("name", ["s.0.rows", "s.0.steps"])
+def test_a_torn_tail_costs_only_the_batch_it_is_in(name: str) -> None:
+    files, sizes = two_batches()
+    for size in range(sizes[name], len(files[name])):
+        assert list(only(Torn(files, name, size, zeros=False)).step) == [0, 1], size
+    assert list(only(Torn(files, name, len(files[name]), zeros=False)).step) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["s.0.rows", "s.0.steps"])
+def test_a_tail_of_zeros_after_a_power_cut_leaves_the_earlier_batches_as_they_were(name: str) -> None:
+    files, sizes = two_batches()
+    wanted = only(Torn(files, name, sizes[name], zeros=False))
+    for size in range(sizes[name], len(files[name]), 3):
+        got = only(Torn(files, name, size, zeros=True))
+        assert all(np.array_equal(got.values[part][:2], array, equal_nan=True) for part, array in wanted.values.items()), size
+
+
+@pytest.mark.parametrize("name", ["s.0.rows", "s.0.steps"])
+def test_a_file_torn_in_its_first_batch_is_empty(name: str) -> None:
+    files, sizes = two_batches()
+    for size in range(0, sizes[name], 7):
+        assert read(Torn(files, name, size, zeros=False)).blocks == [], size
+
+
+@pytest.mark.parametrize("content", [b"hello, world", b"ARROW1\0\0 and so on"], ids=["text", "arrow file"])
+@pytest.mark.parametrize("kind", ["rows", "findings"])
+def test_a_foreign_file_is_named(tmp_path: Path, content: bytes, kind: str) -> None:
+    (tmp_path / f"mine.{kind}.arrow").write_bytes(content)
+    with pytest.raises(ParamWatchError, match=rf"mine\.{kind}\.arrow is not a file of paramwatch"):
+        read(DiskFolder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [({}, "is not a file of paramwatch"), ({"format": "paramwatch", "version": "99"}, "newer paramwatch .format 99")],
+    ids=["other", "newer"],
+)
+def test_a_stream_of_another_format_or_version_is_named(tmp_path: Path, metadata: dict[str, str], message: str) -> None:
+    with pa.ipc.new_stream(tmp_path / "x.0.rows.arrow", pa.schema([("a", pa.int64())], metadata)):
+        pass
+    with pytest.raises(ParamWatchError, match=rf"x\.0\.rows\.arrow.*{message}"):
+        read(DiskFolder(tmp_path))
+
+
+def test_files_that_do_not_bear_our_endings_are_let_be(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "other.arrow").write_text("mine")
+    assert read(DiskFolder(tmp_path)).blocks == []
+    assert read(DiskFolder(tmp_path / "nowhere")).blocks == []
+
+
+def test_the_inventory_of_a_model_without_ties_and_one_with_are_told_apart() -> None:
+    found: list[Inventory] = []
+    for net in (inventory("a", "b"), inventory("a", "b", tied={"a": ["b"]})):
+        folder = MemoryFolder()
+        write(folder, [random_record(0, net)])
+        found.append(only(folder).inventory)
+        assert found[-1] == net
+    assert found[0] != found[1]
