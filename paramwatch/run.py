@@ -125,9 +125,9 @@ class Run:
         inventory = blocks[-1].inventory if blocks else self._inventory()
         rows, names = len(inventory.rows), len(inventory.names)
         more = f" ({names} names)" if names > rows else ""
-        numbers = sorted({int(step) for block in blocks for step in (block.step[0], block.step[-1])})
-        count = sum(len(block.step) for block in blocks)
-        steps = f"{count} steps ({numbers[0]} to {numbers[-1]})" if blocks else "no steps yet"
+        numbers = sorted({step for block in blocks for step in block.step.tolist()})
+        span = f" ({numbers[0]} to {numbers[-1]})" if len(numbers) > 1 else ""
+        steps = f"{len(numbers)} step{'s' * (len(numbers) != 1)}{span}" if numbers else "no steps yet"
         return f"<{type(self).__name__} {self.path or 'in memory'}: {inventory.model}, {rows} rows{more}, {steps}>"
 
     def _read(self) -> Contents:
