@@ -95,7 +95,8 @@ def measure_update(
             found[i] = parts(as_reals(new) - as_reals(old), None if grad is None else _unscaled(as_reals(grad), scale))
     numbers = None
     if small:
-        moved = flat([after[i] for i in small]) - flat([before[i] for i in small])
+        with np.errstate(all="ignore"):  # the difference of two infinities is not a number, and is counted as such
+            moved = flat([after[i] for i in small]) - flat([before[i] for i in small])
         numbers = packed_parts(moved, [after[i].numel() for i in small])
     return _collect(found, packed=(small, numbers))
 
@@ -105,14 +106,20 @@ def _comparable(new: Tensor, old: Tensor) -> bool:
 
 
 def sample(tensor: Tensor) -> Tensor:
-    """A copy of at most `SAMPLE` elements in float64, at positions that depend on the number of elements alone."""
+    """A copy of at most `SAMPLE` elements in float64, at positions that depend on the number of elements alone.
+
+    Of a tensor that is unsupported it is empty.
+    """
+    if not is_supported(tensor):
+        return torch.empty(0, dtype=torch.float64, device="cpu")
     flat = tensor.detach().reshape(-1)
     if flat.numel() <= SAMPLE:
         return as_reals(flat).clone()
     # strata of equal size, one element each, at a place that walks by the golden ratio: no regular stride falls into step with it
-    strata = np.arange(SAMPLE, dtype=np.float64)
-    at = ((strata + (strata * 0.6180339887498949) % 1.0) * (flat.numel() / SAMPLE)).astype(np.int64)
-    chosen = torch.from_numpy(np.minimum(at, flat.numel() - 1)).to(flat.device, non_blocking=True)
+    strata = np.arange(SAMPLE + 1, dtype=np.int64)
+    starts = strata * flat.numel() // SAMPLE
+    at = starts[:-1] + (strata[:-1] * 0.6180339887498949 % 1.0 * np.diff(starts)).astype(np.int64)
+    chosen = torch.from_numpy(at).to(flat.device, non_blocking=True)
     return as_reals(flat[chosen])
 
 
@@ -121,10 +128,11 @@ def measure_sampled_update(after: Sequence[Tensor], before: Sequence[Tensor | No
     unknown = torch.tensor([part not in ("count", "rms") for part in ORDER], device="cpu")
     found: list[Tensor | None] = []
     for new, old in zip(after, before, strict=True):
-        if old is None or not is_supported(new):
+        now = sample(new)
+        if old is None or not is_supported(new) or now.shape != old.shape:
             found.append(None)
             continue
-        seen = parts(sample(new) - old)
+        seen = parts(now - old)
         share = (new.numel() * (2 if new.is_complex() else 1)) / max(old.numel(), 1)
         counted = torch.where(unknown.to(seen.device), float("nan"), seen)
         counted[ORDER.index("count")] *= share

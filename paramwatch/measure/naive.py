@@ -13,6 +13,9 @@ from paramwatch.columns import PARTS
 ORDER = tuple(PARTS)
 """The order of the parts along the last axis of a measurement."""
 
+_BLOCK = 1 << 14
+"""Elements that torch sums in one thread: it splits a sum from 2^15 on, by as many threads as there are, which shows in the last bits."""
+
 
 def as_reals(tensor: Tensor) -> Tensor:
     """The elements as one float64 vector: complex as two reals, sparse as its dense equal, low precision and integers by value."""
@@ -40,7 +43,7 @@ def parts(x: Tensor, dot: Tensor | None = None) -> Tensor:
     finite = torch.isfinite(x)
     n = finite.sum()
     zeroed = torch.where(finite, x, 0.0)
-    mean = zeroed.sum() / n
+    mean = _sum(zeroed) / n
     apart = torch.where(finite, x - mean, 0.0)
     lost = torch.full_like(mean, float("nan"))
     if x.numel():
@@ -56,13 +59,21 @@ def parts(x: Tensor, dot: Tensor | None = None) -> Tensor:
         "neginf": (x == float("-inf")).sum(),
         "zero": (x == 0).sum(),
         "mean": mean,
-        "std": ((apart * apart).sum() / n).sqrt(),
-        "rms": ((zeroed * zeroed).sum() / n).sqrt(),
+        "std": (_sum(apart * apart) / n).sqrt(),
+        "rms": (_sum(zeroed * zeroed) / n).sqrt(),
         "min": low,
         "max": high,
-        "dot": lost if dot is None else torch.where(finite & torch.isfinite(dot), x * dot, 0.0).sum(),
+        "dot": lost if dot is None else _sum(torch.where(finite & torch.isfinite(dot), x * dot, 0.0)),
     }
     return torch.stack([found[part].to(torch.float64) for part in ORDER])
+
+
+def _sum(x: Tensor) -> Tensor:
+    """The same bits for any number of threads: each block is summed by one."""
+    if x.numel() <= _BLOCK:
+        return x.sum()
+    whole = x.numel() // _BLOCK * _BLOCK
+    return _sum(x[:whole].view(-1, _BLOCK).sum(1)) + x[whole:].sum()
 
 
 def _wraps_quantized(tensor: Tensor) -> bool:

@@ -53,7 +53,7 @@ def packed_parts(x: Array, sizes: Sequence[int]) -> Array:
     starts = np.concatenate(([0], np.cumsum(n[:-1])))
     out = np.full((len(n), len(ORDER)), np.nan)
     column = {part: out[:, i] for i, part in enumerate(ORDER)}
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(all="ignore"):
         column["count"][:] = n
         for part in ("nan", "posinf", "neginf"):
             column[part][:] = 0
