@@ -8,7 +8,7 @@ import numpy as np
 
 from paramwatch.columns import ABSENT, PARTS, Array, kinds_of
 from paramwatch.record import GRAD_STATES, Inventory, Record
-from paramwatch.recorder import Measured, OptimizerStep, Round
+from paramwatch.rounds import Measured, OptimizerStep, Round
 
 _SCALE, _FOUND_INF = 0, 1
 

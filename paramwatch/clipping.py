@@ -7,18 +7,29 @@ up when they run.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad
 
 _HELPER = "_group_tensors_by_device_and_dtype"
 
-_lock = threading.Lock()
+_ONLY_LOOKS = "_get_total_norm"
+"""The one caller of the helper that changes nothing."""
+
+_DYNAMO = os.path.join("torch", "_dynamo", "")
+
+# reentrant: a collector may end a Watch while this thread holds it
+_lock = threading.RLock()
 _listeners: tuple[RawListener, ...] = ()
 _original: Any = None
+_in_place = False
 
 
 class RawListener(Protocol):
@@ -33,25 +44,39 @@ def listen(listener: RawListener) -> None:
     Raises:
         AttributeError: This torch has no such helper.
     """
-    global _listeners, _original
+    global _listeners, _original, _in_place
     with _lock:
-        if not _listeners:
+        if not _in_place:
             _original = getattr(clip_grad, _HELPER)
             setattr(clip_grad, _HELPER, _reporting)
+            _in_place = True
         _listeners = (*_listeners, listener)
 
 
 def unlisten(listener: RawListener) -> None:
-    """Forget a listener; after the last one torch's helper is back in its place."""
-    global _listeners
+    """Forget a listener; after the last one torch's helper is back in its place, unless someone has wrapped ours in turn."""
+    global _listeners, _in_place
     with _lock:
-        before, _listeners = _listeners, tuple(other for other in _listeners if other is not listener)
-        if before and not _listeners and getattr(clip_grad, _HELPER) is _reporting:
+        _listeners = tuple(other for other in _listeners if other is not listener)
+        if not _listeners and getattr(clip_grad, _HELPER) is _reporting:
             setattr(clip_grad, _HELPER, _original)
+            _in_place = False
 
 
-def _reporting(tensorlistlist: Any, *args: Any, **kwargs: Any) -> Any:
-    grads = [tensor for tensors in tensorlistlist for tensor in tensors if isinstance(tensor, Tensor)]
-    for listener in _listeners:
-        listener.raw_gradients(grads)
+def _report_first(tensorlistlist: Any, *args: Any, **kwargs: Any) -> Any:
+    if _listeners and _caller() != _ONLY_LOOKS:
+        grads = [tensor for tensors in tensorlistlist for tensor in tensors if isinstance(tensor, Tensor)]
+        for listener in _listeners:
+            listener.raw_gradients(grads)
     return _original(tensorlistlist, *args, **kwargs)
+
+
+# a compiled loop must call this as it is and not trace it
+_reporting: Any = torch.compiler.disable(_report_first)
+
+
+def _caller() -> str:
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and _DYNAMO in frame.f_code.co_filename:
+        frame = frame.f_back
+    return "" if frame is None else frame.f_code.co_name

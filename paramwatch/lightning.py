@@ -114,8 +114,6 @@ class ParamWatch(Callback):
         self._resume: int | None = None
         self._trainer: weakref.ref[Trainer] | None = None
         self._asked: tuple[weakref.ref[Optimizer], int] | None = None
-        self._backwards = 0
-        self._backwards_since = -1
         self._logged = -1
 
     @property
@@ -147,30 +145,33 @@ class ParamWatch(Callback):
         self.watch = attach(pl_module, folder, first_step=first_step, raw_gradients=manual or self._raw_gradients, **self._options)
         self.watch._recorder.raw = True
         self._trainer = weakref.ref(trainer)
-        self._asked, self._backwards, self._backwards_since, self._logged = None, 0, -1, -1
+        self._asked, self._logged = None, -1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.watch is not None:
             where = {"epoch": trainer.current_epoch, "batch_idx": batch_idx, "global_step": trainer.global_step}
             self.watch._recorder.context.update(where)
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._settle()
+
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.watch is not None:
-            recorder = self.watch._recorder
-            if self._backwards_since != recorder.steps_seen:
-                self._backwards, self._backwards_since = 0, recorder.steps_seen
-            self._backwards += 1
-            recorder.context["backwards"] = self._backwards
+            self.watch._recorder.backwards += 1
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure raw gradients, where something may still change them: elsewhere raw is what is used."""
+        self._settle()
         watch = self.watch
         if watch is None or watch._guard.failed:
             return
         with watch._guard.contain("looking at gradients before clipping"):
-            self._asked = (weakref.ref(optimizer), watch._recorder.steps_seen)
             scaler = getattr(trainer.precision_plugin, "scaler", None)
-            watch._recorder.amp_scale = getattr(scaler, "_scale", None)
+            if scaler is not None:
+                self._asked = (weakref.ref(optimizer), watch._recorder.steps_seen)
+                # the scaler changes its scale in place when the step is over
+                scale = scaler._scale
+                watch._recorder.amp_scale = scale.clone() if isinstance(scale, Tensor) else None
             # a fused optimizer divides by the scale itself, so these are not yet the gradients; Lightning refuses to clip them
             fused = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
             if pl_module.automatic_optimization and not fused and self._may_change(trainer, pl_module, optimizer):
@@ -178,16 +179,11 @@ class ParamWatch(Callback):
                 watch._recorder.raw_gradients(grads, replace=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._settle()
         watch = self.watch
-        if watch is None or watch._guard.failed:
-            return
-        with watch._guard.contain("closing a training batch"):
-            if self._asked is not None:
-                optimizer, steps_seen = self._asked[0](), self._asked[1]
-                if optimizer is not None and steps_seen == watch._recorder.steps_seen:
-                    watch._recorder.skipped(optimizer)
-            self._asked = None
-            self._log_totals(trainer, watch)
+        if watch is not None and not watch._guard.failed:
+            with watch._guard.contain("logging the totals of a step"):
+                self._log_totals(trainer, watch)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
@@ -197,6 +193,17 @@ class ParamWatch(Callback):
             self._close()
 
     # ---- pieces --------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """A `GradScaler` that was asked for a step and did not make it has met an infinity."""
+        asked, self._asked = self._asked, None
+        watch = self.watch
+        if asked is None or watch is None or watch._guard.failed or watch._recorder.steps_seen != asked[1]:
+            return
+        with watch._guard.contain("recording a skipped step"):
+            optimizer = asked[0]()
+            if optimizer is not None:
+                watch._recorder.skipped(optimizer)
 
     def _next_step(self) -> int | None:
         return self._resume if self.watch is None else self.watch._recorder.next_step
@@ -235,11 +242,11 @@ class ParamWatch(Callback):
         interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         axis = trainer.fit_loop.epoch_loop._batches_that_stepped
         due = interval and (axis + 1) % interval == 0
-        if not due or not trainer.loggers or not trainer.is_global_zero or watch._recorder.steps_seen == self._logged:
+        if not due or not trainer.loggers or not trainer.is_global_zero:
             return
-        self._logged = watch._recorder.steps_seen
         record = watch._latest()
-        if record is not None:
+        if record is not None and record.step != self._logged:
+            self._logged = record.step
             metrics = {f"paramwatch/{name}": value for name, value in totals(record).items() if name != "lr"}
             _log_metrics(trainer, metrics, axis)
 

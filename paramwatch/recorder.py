@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -18,76 +17,14 @@ from torch.optim import Optimizer
 
 from paramwatch.guard import Guard, logger
 from paramwatch.inventory import LiveInventory
-from paramwatch.measure import Reading, measure, measure_sampled_update, measure_update, read_scalars, sample
+from paramwatch.measure import measure, measure_sampled_update, measure_update, read_scalars, sample
 from paramwatch.measure.room import may_copy
-from paramwatch.record import Inventory
-from paramwatch.steps import Rounds
+from paramwatch.rounds import Measured, OptimizerStep, Round, Rounds, params_of
 
 UpdateMode: TypeAlias = Literal["auto", "exact", "sampled", "off"]
 
-
-@dataclass
-class Measured:
-    """One kind of some rows, on its way to the host."""
-
-    kind: str
-    names: list[str]
-    reading: Reading
-
-
-@dataclass
-class OptimizerStep:
-    """One step of one optimizer, from entry to end. What is measured later takes the place of what was measured before."""
-
-    number: int
-    wanted: bool
-    optimizers: list[Optimizer]
-    rows: list[int] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    tensors: list[Tensor] = field(default_factory=list)
-    before: list[Tensor] = field(default_factory=list)
-    grads: list[Tensor | None] | None = None
-    scale: Tensor | None = None
-    found_inf: Tensor | None = None
-    evaluations: int = 0
-    entered: list[Measured] = field(default_factory=list)
-    used: Measured | None = None
-    had_grad: list[bool] = field(default_factory=list)
-    ended: list[Measured] = field(default_factory=list)
-    rates: Reading | None = None
-    amp: Reading | None = None
-
-    @property
-    def measured(self) -> list[Measured]:
-        """Everything measured, in the order in which it happened."""
-        return [*self.entered, *([self.used] if self.used else []), *self.ended]
-
-
-@dataclass
-class Round:
-    """What was measured of one step number since the last time it was read."""
-
-    step: int
-    time: float
-    inventory: Inventory
-    steps: dict[str, Any]
-    optimizer_steps: list[OptimizerStep] = field(default_factory=list)
-    others: list[Measured] = field(default_factory=list)
-    skipped: bool = False
-    overhead_ns: int = 0
-
-    @property
-    def ready(self) -> bool:
-        """Whether every reading has arrived."""
-        return all(reading.ready for reading in self.readings())
-
-    def readings(self) -> list[Reading]:
-        """Every reading of the round."""
-        found = [measured.reading for measured in self.others]
-        for step in self.optimizer_steps:
-            found += [measured.reading for measured in step.measured]
-            found += [reading for reading in (step.rates, step.amp) if reading is not None]
-        return found
+_RAW_KEPT = 4
+"""Clippings of a row that are remembered before it steps: a `GradScaler` that looks for its scale leaves out many steps in a row."""
 
 
 class Recorder:
@@ -117,25 +54,25 @@ class Recorder:
         raw: bool = False,
     ) -> None:
         self.guard = guard
+        # an optimizer may step in another thread (inside backward, on a GPU's autograd thread)
+        self.lock = threading.RLock()
         self.foreign_steps = 0
         self.steps_seen = 0
         self.context: dict[str, Any] = {}
+        self.backwards = 0
+        self.update = update
+        self.raw = raw
+        self.amp_scale: Tensor | None = None
         self._live = live
         self._publish = publish
         self._rounds = Rounds(first_step)
         self._every = every
-        self.update = update
         self._full = full
-        self.raw = raw
-        self.amp_scale: Tensor | None = None
-        self._raw_seen: dict[str, Measured] = {}
-        self._counts: dict[int, int] = {}
+        self._raw_seen: dict[str, list[Measured]] = {}
         self._open: Round | None = None
         self._others: list[Measured] = []
         self._others_due = first_step
         self._overhead_ns = 0
-        # an optimizer may step in another thread (inside backward, on a GPU's autograd thread)
-        self._lock = threading.RLock()
 
     @property
     def next_step(self) -> int:
@@ -147,27 +84,20 @@ class Recorder:
     def begin(self, optimizer: Optimizer) -> OptimizerStep | None:
         """Take the rows of this optimizer and their old values."""
         started = time.perf_counter_ns()
-        with self._lock:
-            number = self._rounds.number(optimizer)
-            tensors = self._live.tensors(number)
-            rows = sorted(set(self._live.positions(_params(optimizer), number)))
-            if not rows:
+        with self.lock:
+            step = self._enter(optimizer)
+            if step is None:
                 self.foreign_steps += 1
-                return None
-            self._live.own(rows, number)
-            count = self._counts.get(id(optimizer), 0)
-            step = OptimizerStep(number, wanted=count % self._every == 0, optimizers=[optimizer])
-            self._add_rows(step, rows, tensors)
-            if step.wanted and number >= self._others_due:
-                self._measure_others(number)
+            elif step.wanted and step.number >= self._others_due:
+                self._measure_others(step.number)
             self._overhead_ns += time.perf_counter_ns() - started
             return step
 
     def begin_inside(self, step: OptimizerStep, optimizer: Optimizer) -> None:
         """Add what only the inner optimizer holds."""
-        with self._lock:
+        with self.lock:
             tensors = self._live.tensors(step.number)
-            more = sorted(set(self._live.positions(_params(optimizer), step.number)) - set(step.rows))
+            more = sorted(set(self._live.positions(params_of(optimizer), step.number)) - set(step.rows))
             step.optimizers.append(optimizer)
             if more:
                 self._live.own(more, step.number)
@@ -191,25 +121,12 @@ class Recorder:
 
     def end(self, step: OptimizerStep) -> None:
         """Measure the update, count the step, close what is complete."""
-        started = time.perf_counter_ns()
-        with self._lock:
-            outermost = step.optimizers[0]
-            self._counts[id(outermost)] = self._counts.get(id(outermost), 0) + 1
-            number = self._rounds.take(outermost)
-            self.steps_seen += 1
-            if self._open is not None and self._open.step != number:
-                self.close_round()
-            if step.wanted:
-                # a closure that was never called, and whose gradients were there already
-                if step.used is None:
-                    self.gradients(step, outermost, evaluation=False)
-                self._measure_end(step)
-                opened = self._opened(number)
-                opened.optimizer_steps.append(step)
-                opened.overhead_ns += time.perf_counter_ns() - started + self._overhead_ns
-                self._overhead_ns = 0
-                if self._all_stepped(opened):
-                    self.close_round()
+        with self.lock:
+            started = time.perf_counter_ns()
+            # a closure that was never called, and whose gradients were there already
+            if step.wanted and step.used is None:
+                self.gradients(step, step.optimizers[0], evaluation=False)
+            self._count(step, started)
 
     # ---- beside the steps --------------------------------------------------------------------
 
@@ -218,51 +135,41 @@ class Recorder:
 
         Args:
             grads: Gradient tensors; those that belong to none of our rows are passed over.
-            replace: Whether these replace what was given since the row's last step; otherwise the first time counts.
+            replace: Whether these replace what was given since the row's last step.
         """
-        with self.guard.contain("measuring gradients before clipping"), self._lock, torch.no_grad():
+        with self.guard.contain("measuring gradients before clipping"), self.lock, torch.no_grad():
             started = time.perf_counter_ns()
             wanted = {id(grad) for grad in grads}
             tensors = self._live.tensors(self._rounds.step)
             rows = self._live.current.rows
             found = [(row.name, t.grad) for row, t in zip(rows, tensors, strict=False) if t.grad is not None and id(t.grad) in wanted]
-            found = [(name, grad) for name, grad in found if replace or name not in self._raw_seen]
             if found:
                 names = [name for name, _ in found]
                 measured = Measured("grad_raw", names, measure([grad for _, grad in found]))
-                self._raw_seen |= dict.fromkeys(names, measured)
+                for name in names:
+                    before = [] if replace else self._raw_seen.get(name, [])
+                    self._raw_seen[name] = [*before, measured][-_RAW_KEPT:]
             self._overhead_ns += time.perf_counter_ns() - started
 
     def skipped(self, optimizer: Optimizer) -> None:
         """Record a step that was to be made and was not (a `GradScaler` that met an infinity), with its gradients as they are."""
-        with self._lock, torch.no_grad():
-            if self._open is not None:
-                self.close_round()
-            number = self._rounds.number(optimizer)
-            tensors = self._live.tensors(number)
-            rows = sorted(set(self._live.positions(_params(optimizer), number)))
-            if not rows:
-                return
-            step = OptimizerStep(number, wanted=True, optimizers=[optimizer])
-            self._add_rows(step, rows, tensors, snapshot=False)
-            self.gradients(step, optimizer, evaluation=False)
-            self._measure_end(step)
-            opened = self._opened(self._rounds.skip())
-            opened.skipped = True
-            opened.optimizer_steps.append(step)
-            self.steps_seen += 1
-            self.close_round()
+        with self.lock, torch.no_grad():
+            started = time.perf_counter_ns()
+            step = self._enter(optimizer, snapshot=False)
+            if step is not None:
+                self.gradients(step, optimizer, evaluation=False)
+                self._count(step, started, skipped=True)
 
     def close_round(self) -> None:
         """Publish what was measured of the open round, if anything; the rest of it will be added to the same step."""
-        with self._lock:
+        with self.lock:
             opened, self._open = self._open, None
             if opened is not None:
                 self._publish(opened)
 
     def finish(self) -> None:
         """Close the open round and measure the rows that no optimizer steps one last time."""
-        with self._lock, torch.no_grad():
+        with self.lock, torch.no_grad():
             if self.steps_seen:
                 self._measure_others(self._rounds.step)
                 if self._others:
@@ -270,6 +177,38 @@ class Recorder:
             self.close_round()
 
     # ---- pieces --------------------------------------------------------------------------------
+
+    def _enter(self, optimizer: Optimizer, snapshot: bool = True) -> OptimizerStep | None:
+        number = self._rounds.number(optimizer)
+        tensors = self._live.tensors(number)
+        rows = sorted(set(self._live.positions(params_of(optimizer), number)))
+        if not rows:
+            return None
+        self._live.own(rows, number)
+        wanted = self._rounds.steps_of(optimizer) % self._every == 0
+        step = OptimizerStep(number, wanted, optimizers=[optimizer])
+        self._add_rows(step, rows, tensors, snapshot)
+        return step
+
+    def _count(self, step: OptimizerStep, started: int, skipped: bool = False) -> None:
+        number = self._rounds.take(step.optimizers[0])
+        self.steps_seen += 1
+        if self._open is not None and self._open.step != number:
+            self.close_round()
+        self._take_raw(step)
+        if step.wanted:
+            self._measure_end(step)
+            opened = self._opened(number)
+            opened.optimizer_steps.append(step)
+            opened.skipped |= skipped
+            if self.backwards:
+                opened.steps["backwards"] = opened.steps.get("backwards", 0) + self.backwards
+            opened.overhead_ns += time.perf_counter_ns() - started + self._overhead_ns
+            self._overhead_ns = 0
+            if self._all_stepped(opened):
+                self.close_round()
+        self.backwards = 0
+        step.tensors, step.before, step.grads, step.optimizers = [], [], None, []
 
     def _opened(self, number: int) -> Round:
         if self._open is None:
@@ -317,16 +256,13 @@ class Recorder:
         step.rates = read_scalars(_learning_rates(step.optimizers, after))
         step.amp = read_scalars([self.amp_scale if step.scale is None else step.scale, step.found_inf])
         self.amp_scale = None
-        if self.raw:
-            self._take_raw(step)
-        step.tensors, step.before, step.grads, step.optimizers = [], [], None, []
 
     def _take_raw(self, step: OptimizerStep) -> None:
         """Gradients before clipping where they were seen; elsewhere nothing was clipped, and raw is what was used."""
-        if step.used is not None:
-            step.ended.append(Measured("grad_raw", step.used.names, step.used.reading))
-        seen = {name: self._raw_seen.pop(name) for name in step.names if name in self._raw_seen}
-        step.ended += {id(measured): measured for measured in seen.values()}.values()
+        seen = {id(measured): measured for name in step.names for measured in self._raw_seen.pop(name, ())}
+        if self.raw and step.used is not None:
+            step.entered.append(Measured("grad_raw", step.used.names, step.used.reading))
+            step.raw = [measured.only(step.names) for measured in seen.values()]
 
     def _measure_others(self, number: int) -> None:
         """The parameters that no optimizer holds: at the first step, at powers of two, and at close."""
@@ -341,10 +277,6 @@ class Recorder:
     def _all_stepped(self, opened: Round) -> bool:
         stepped = {name for step in opened.optimizer_steps for name in step.names}
         return all(row.name in stepped for row in self._live.current.rows if row.trainable)
-
-
-def _params(optimizer: Optimizer) -> list[Tensor]:
-    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 def _learning_rates(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor]) -> list[Tensor | float | None]:

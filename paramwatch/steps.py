@@ -11,7 +11,6 @@ import contextlib
 import os
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Protocol
@@ -133,7 +132,7 @@ def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any])
         if isinstance(closure, ReportingClosure):
             closure.add(entry.seen)
         elif callable(closure):
-            closure = ReportingClosure(closure, entry.seen, optimizer)
+            closure = ReportingClosure(closure, entry)
             if "closure" in kwargs:
                 return args, {**kwargs, "closure": closure}
             return (args[0], closure, *args[2:]), kwargs
@@ -154,10 +153,10 @@ def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 class ReportingClosure:
     """The user's closure, with a word to the watchers each time it has returned. What it raises passes untouched."""
 
-    def __init__(self, closure: Callable[..., Any], seen: list[tuple[Watcher, Any]], optimizer: Optimizer) -> None:
+    def __init__(self, closure: Callable[..., Any], entry: _Entry) -> None:
         self._closure = closure
-        self._seen = list(seen)
-        self._optimizer = optimizer
+        self._entry = entry
+        self._seen = list(entry.seen)
 
     def add(self, seen: list[tuple[Watcher, Any]]) -> None:
         """Report to these as well: an optimizer inside passed the closure on."""
@@ -165,9 +164,14 @@ class ReportingClosure:
         self._seen += [(watcher, token) for watcher, token in seen if not any(token is other for other in known)]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        result = self._closure(*args, **kwargs)
+        try:
+            result = self._closure(*args, **kwargs)
+        except BaseException:
+            # the step will not end; waiting for the next one would keep alive what the frames on the stack hold
+            _drop_from(self._entry)
+            raise
         with _guard.contain("measuring after a closure"), torch.no_grad():
-            _report_gradients(self._seen, self._optimizer, evaluation=True)
+            _report_gradients(self._seen, self._entry.optimizer, evaluation=True)
         return result
 
     def __getattr__(self, name: str) -> Any:
@@ -271,43 +275,6 @@ def _step_is_running() -> bool:
 
 
 _DYNAMO = os.path.join("torch", "_dynamo", "")
-
-
-class Rounds:
-    """Counts steps as rounds of several optimizers: ordered by first appearance, a round ends when one steps that is not after the last."""
-
-    def __init__(self, first_step: int) -> None:
-        self.step = first_step
-        self._order: list[weakref.ref[Optimizer]] = []
-        self._last = -1
-
-    def number(self, optimizer: Optimizer) -> int:
-        """The step that this optimizer's next step belongs to."""
-        return self.step + self._begins_round(self._place(optimizer))
-
-    def take(self, optimizer: Optimizer) -> int:
-        """Count a step of this optimizer."""
-        place = self._place(optimizer)
-        self.step += self._begins_round(place)
-        if place == len(self._order):
-            self._order.append(weakref.ref(optimizer))
-        self._last = place
-        return self.step
-
-    def skip(self) -> int:
-        """Count a round in which nothing was updated; whatever steps next begins another."""
-        self.step += self._last >= 0
-        self._last = sys.maxsize
-        return self.step
-
-    def _place(self, optimizer: Optimizer) -> int:
-        for place, ref in enumerate(self._order):
-            if ref() is optimizer:
-                return place
-        return len(self._order)
-
-    def _begins_round(self, place: int) -> bool:
-        return place <= self._last
 
 
 if hasattr(os, "register_at_fork"):

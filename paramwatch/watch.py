@@ -15,10 +15,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from paramwatch import clipping, steps
@@ -28,12 +27,13 @@ from paramwatch.folder import DiskFolder, MemoryFolder
 from paramwatch.guard import Guard, ParamWatchError, logger
 from paramwatch.inventory import LiveInventory
 from paramwatch.record import Finding, Inventory, Record, Sink
-from paramwatch.recorder import Recorder, Round, UpdateMode
+from paramwatch.recorder import Recorder, UpdateMode
+from paramwatch.rounds import AllRows, Round
 from paramwatch.rules import FirstNonFinite, SharedStorage
 from paramwatch.run import Run
 from paramwatch.store import Contents, Store, read
 from paramwatch.tensorboard.events import EventFile
-from paramwatch.worker import Worker, log_findings
+from paramwatch.worker import Worker, log_findings, wait_for_all
 
 MEMORY_BYTES = 256_000_000
 """What a Watch without a folder may hold in memory."""
@@ -115,7 +115,7 @@ class Watch(Run):
         self._waiting: deque[Round] = deque()
         self._closing = threading.RLock()
         self._closed = False
-        self._all_rows = _AllRows(live)
+        self._all_rows = AllRows(live)
         super().__init__(folder)
 
     def _start(self, recorder: Recorder, listen_to_clipping: bool) -> None:
@@ -130,21 +130,20 @@ class Watch(Run):
 
     def flush(self) -> None:
         """Wait until everything measured so far can be read, here and from other processes."""
-        if not self._closed:
+        if self._closed:
+            # after its model was collected, the thread may still be writing
+            self._worker.stop(wait=True)
+        else:
             self._recorder.close_round()
             self._hand_over(wait=True)
-            self._worker.call(self._flush_sinks)
+            self._worker.flush()
 
     def close(self) -> None:
         """Stop recording, write what is left, and give back torch's hooks. May be called again, and from anywhere."""
         with self._closing:
             if self._closed:
                 return
-            self._detach()
-            with self._guard.contain("closing"):
-                self._recorder.finish()
-                self._hand_over(wait=True)
-            self._closed = True
+            self._finish("closing")
             self._worker.stop(wait=True)
         self._say_goodbye()
 
@@ -157,7 +156,15 @@ class Watch(Run):
 
         Args:
             optimizer: Anything with torch's `param_groups`; without it all trainable rows step.
+
+        Raises:
+            ParamWatchError: It has none.
         """
+        if optimizer is not None and not hasattr(optimizer, "param_groups"):
+            raise ParamWatchError(
+                f"{type(optimizer).__name__} has no param_groups, so its parameters are not known; "
+                "`with watch.step():` stands for all trainable parameters"
+            )
         if self._closed or self._guard.failed:
             yield
             return
@@ -194,20 +201,16 @@ class Watch(Run):
 
     def _hand_over(self, wait: bool) -> None:
         """Give the thread every round whose readings have arrived, in order."""
-        while self._waiting:
-            first = self._waiting[0]
-            if wait:
-                for reading in first.readings():
-                    reading.wait()
-            elif not first.ready:
-                return
-            self._waiting.popleft()
-            self._worker.submit(first, self._recorder.update)
-
-    def _flush_sinks(self) -> None:
-        self._store.flush()
-        if self._events is not None:
-            self._events.flush()
+        with self._recorder.lock:
+            while self._waiting:
+                first = self._waiting.popleft()
+                if wait:
+                    for reading in first.readings():
+                        reading.wait()
+                elif not first.ready:
+                    self._waiting.appendleft(first)
+                    return
+                self._worker.submit(first, self._recorder.update)
 
     def _report(self, findings: list[Finding]) -> None:
         log_findings(findings)
@@ -216,32 +219,33 @@ class Watch(Run):
     # ---- lifetime --------------------------------------------------------------------------------
 
     def _let_go(self) -> None:
-        """After a failure of ours: no more calls from torch. What was recorded can still be read."""
-        self._detach()
-
-    def _detach(self) -> None:
+        """No more calls from torch: at the end, or after a failure of ours. What was recorded can still be read."""
         steps.unregister(self._recorder)
         if self._listens:
             clipping.unlisten(self._recorder)
+
+    def _finish(self, doing: str) -> None:
+        """Hand the last rounds to the thread, for which nobody waits here."""
+        self._let_go()
+        with self._guard.contain(doing):
+            self._recorder.finish()
+            self._hand_over(wait=True)
+        self._closed = True
         if self in _open:
             _open.remove(self)
 
     def _module_is_gone(self) -> None:
         """Called by the collector, in any thread and at any time: must not wait for the thread."""
-        if self._closed or not hasattr(self, "_recorder"):
-            return
-        self._detach()
-        with self._guard.contain("closing after the model is gone"):
-            self._recorder.close_round()
-            self._hand_over(wait=True)
-        self._closed = True
-        self._worker.stop(wait=False)
+        if not self._closed and hasattr(self, "_recorder"):
+            self._finish("closing after the model is gone")
+            self._worker.later(self._say_goodbye)
+            self._worker.stop(wait=False)
 
     def _say_goodbye(self) -> None:
         seen = self._recorder.steps_seen
         where = f", written to {self.path}" if self.path is not None else ""
         if seen:
-            logger.info("paramwatch: %d optimizer steps of %s recorded, %d rows%s", seen, self._model, len(self._live.current.rows), where)
+            logger.info("paramwatch: %d optimizer steps of %s seen, %d rows%s", seen, self._model, len(self._live.current.rows), where)
         elif not self._guard.failed:
             logger.warning("paramwatch: 0 optimizer steps of %s seen. %s", self._model, self._likely_reason())
 
@@ -258,27 +262,17 @@ class Watch(Run):
         return "No torch optimizer stepped while it was attached; for one that torch's hooks cannot see use `with watch.step(optimizer):`."
 
 
-class _AllRows:
-    """Stands for an optimizer of all trainable rows."""
-
-    def __init__(self, live: LiveInventory) -> None:
-        self._live = live
-
-    @property
-    def param_groups(self) -> list[dict[Literal["params"], list[Tensor]]]:
-        return [{"params": [tensor for tensor in self._live.tensors(0) if tensor.requires_grad]}]
-
-
 def _patterns(given: str | Sequence[str]) -> list[str]:
     return [given] if isinstance(given, str) else list(given)
 
 
 def _close_earlier(module: nn.Module, folder: Path | None) -> None:
+    earlier = [other for other in _open if other._module() is module or other._module() is None]
     for other in _open:
-        if other._module() is module or (folder is not None and other.path == folder and other._module() is None):
-            other.close()
-        elif folder is not None and other.path == folder:
+        if folder is not None and other.path == folder and other not in earlier:
             raise ParamWatchError(f"{folder} is being written for another model ({other._model}); pass name= for a folder of its own")
+    for other in earlier:
+        other.close()
 
 
 def _rank() -> int:
@@ -287,14 +281,16 @@ def _rank() -> int:
 
 @atexit.register
 def _close_all() -> None:
-    for watch in _open:
+    for watch in tuple(_open):
         watch.close()
+    wait_for_all()
 
 
 def _forget_all() -> None:
     """A forked child inherits Watches whose thread it does not have."""
     for watch in _open:
         watch._closed = True
+        watch._let_go()
     _open.clear()
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from paramwatch.assemble import assemble
 from paramwatch.guard import Guard, logger
 from paramwatch.record import Finding, Record, Rule, Sink
-from paramwatch.recorder import Round
+from paramwatch.rounds import Round
 
 Job: TypeAlias = Callable[[], None]
 
 TICK_SECONDS = 1.0
+"""How often a sink that buffers is asked whether something has waited too long."""
+
+_running: set[Worker] = set()
 
 
 class Worker:
@@ -37,11 +41,20 @@ class Worker:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="paramwatch", daemon=True)
+        _running.add(self)
         self._thread.start()
 
     def submit(self, done: Round, update_mode: str) -> None:
         """Hand over a round whose readings have arrived."""
         self._jobs.put(lambda: self._process(done, update_mode))
+
+    def later(self, job: Job) -> None:
+        """Run something after everything handed over so far."""
+        self._jobs.put(job)
+
+    def flush(self) -> None:
+        """Wait until the sinks have written everything handed over so far."""
+        self.call(lambda: self._each("flush"))
 
     def call(self, job: Job) -> None:
         """Run something after everything handed over so far, and wait for it, except from the thread itself or in a forked child."""
@@ -51,8 +64,7 @@ class Worker:
 
         def signalled() -> None:
             try:
-                with self._guard.contain("flushing"):
-                    job()
+                job()
             finally:
                 done.set()
 
@@ -63,7 +75,8 @@ class Worker:
 
     def stop(self, wait: bool) -> None:
         """Close the sinks after everything handed over so far; `wait=False` where the caller must not block."""
-        self._jobs.put(None)
+        if self._alive():
+            self._jobs.put(None)
         if wait and threading.current_thread() is not self._thread and self._alive():
             self._thread.join()
 
@@ -71,17 +84,21 @@ class Worker:
         return self._pid == os.getpid() and self._thread.is_alive()
 
     def _run(self) -> None:
+        tick_at = time.monotonic() + TICK_SECONDS
         while True:
             try:
-                job = self._jobs.get(timeout=TICK_SECONDS)
+                job = self._jobs.get(timeout=max(0.0, tick_at - time.monotonic()))
             except queue.Empty:
-                self._tick()
-                continue
+                job = _nothing
             if job is None:
                 break
             job()
+            if time.monotonic() >= tick_at:
+                self._each("tick")
+                tick_at = time.monotonic() + TICK_SECONDS
         for outlet in self._outlets:
             outlet.close()
+        _running.discard(self)
 
     def _process(self, done: Round, update_mode: str) -> None:
         with self._guard.contain(f"putting together the record of step {done.step}"):
@@ -93,9 +110,15 @@ class Worker:
                 outlet.write(record)
             self.last = record
 
-    def _tick(self) -> None:
+    def _each(self, method: str) -> None:
         for outlet in self._outlets:
-            outlet.tick()
+            outlet.tell(method)
+
+
+def wait_for_all() -> None:
+    """Wait until the threads of all Watches that were closed or have lost their model have written what they had."""
+    for worker in tuple(_running):
+        worker.stop(wait=True)
 
 
 class _Outlet:
@@ -110,12 +133,12 @@ class _Outlet:
             with self._guard.contain(f"writing step {record.step} to {type(self._sink).__name__}"):
                 self._sink.write(record)
 
-    def tick(self) -> None:
-        """Let a sink that buffers write what has waited long enough."""
-        tick = getattr(self._sink, "tick", None)
-        if tick is not None and not self._guard.failed:
+    def tell(self, method: str) -> None:
+        """Let a sink that buffers `flush`, or write at a `tick` what has waited long enough."""
+        call = getattr(self._sink, method, None)
+        if call is not None and not self._guard.failed:
             with self._guard.contain(f"writing to {type(self._sink).__name__}"):
-                tick()
+                call()
 
     def close(self) -> None:
         with self._guard.contain(f"closing {type(self._sink).__name__}"):
@@ -126,3 +149,7 @@ def log_findings(findings: Sequence[Finding]) -> None:
     """Say each finding once, where messages go."""
     for finding in findings:
         logger.warning("step %d: %s", finding.step, finding.message)
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,175 @@
+"""A round on its way to becoming a record: what was measured of it, and which number it has.
+
+Between `recorder`, which fills it on the training thread, and `assemble`, which reads it on the background thread.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from paramwatch.columns import PARTS
+from paramwatch.inventory import LiveInventory
+from paramwatch.measure import Reading
+from paramwatch.record import Inventory
+
+_NON_FINITE = [list(PARTS).index(part) for part in ("nan", "posinf", "neginf")]
+
+
+@dataclass
+class Measured:
+    """One kind of some rows, on its way to the host."""
+
+    kind: str
+    names: list[str]
+    reading: Reading
+
+    def only(self, names: Iterable[str]) -> Measured:
+        """The same for these rows alone."""
+        wanted = set(names)
+        # no parameter has an empty name: what is called that is passed over
+        return Measured(self.kind, [name if name in wanted else "" for name in self.names], self.reading)
+
+    @property
+    def finite(self) -> bool:
+        """Whether every element was; the reading must have arrived."""
+        return not (self.reading.numpy()[:, _NON_FINITE] > 0).any()
+
+
+@dataclass
+class OptimizerStep:
+    """One step of one optimizer, from entry to end."""
+
+    number: int
+    wanted: bool
+    optimizers: list[Optimizer]
+    rows: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    before: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor | None] | None = None
+    scale: Tensor | None = None
+    found_inf: Tensor | None = None
+    evaluations: int = 0
+    entered: list[Measured] = field(default_factory=list)
+    used: Measured | None = None
+    had_grad: list[bool] = field(default_factory=list)
+    raw: list[Measured] = field(default_factory=list)
+    """Gradients as they were before each clipping since these rows last stepped."""
+    ended: list[Measured] = field(default_factory=list)
+    rates: Reading | None = None
+    amp: Reading | None = None
+
+    @property
+    def measured(self) -> list[Measured]:
+        """Everything measured, in the order in which one takes the place of another; the readings must have arrived."""
+        # Of several clippings before one step the first saw the raw gradient. But one that met an infinity may belong to a step that a
+        # `GradScaler` left out, so it counts only if there is no other.
+        first_wins = sorted(self.raw[::-1], key=lambda raw: raw.finite)
+        return [*self.entered, *([self.used] if self.used else []), *first_wins, *self.ended]
+
+    def readings(self) -> list[Reading]:
+        """What `measured` and the record wait for."""
+        measured = (*self.entered, *([self.used] if self.used else []), *self.raw, *self.ended)
+        return [*(each.reading for each in measured), *(reading for reading in (self.rates, self.amp) if reading is not None)]
+
+
+@dataclass
+class Round:
+    """What was measured of one step number since the last time it was read."""
+
+    step: int
+    time: float
+    inventory: Inventory
+    steps: dict[str, Any]
+    optimizer_steps: list[OptimizerStep] = field(default_factory=list)
+    others: list[Measured] = field(default_factory=list)
+    skipped: bool = False
+    overhead_ns: int = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether every reading has arrived."""
+        return all(reading.ready for reading in self.readings())
+
+    def readings(self) -> list[Reading]:
+        """Every reading of the round."""
+        found = [measured.reading for measured in self.others]
+        for step in self.optimizer_steps:
+            found += step.readings()
+        return found
+
+
+@dataclass
+class _Known:
+    optimizer: weakref.ref[Optimizer]
+    place: int
+    steps: int = 0
+
+
+class Rounds:
+    """Numbers steps as rounds of several optimizers: ordered by first appearance, a round ends when one steps that is not after the last.
+
+    An optimizer that holds a tensor of an earlier one (it was made anew, or they take turns) has the earlier one's place, so that no
+    tensor steps twice in a round.
+    """
+
+    def __init__(self, first_step: int) -> None:
+        self.step = first_step
+        self._known: dict[int, _Known] = {}
+        self._place_of: dict[int, int] = {}
+        self._places = 0
+        self._last = -1
+
+    def number(self, optimizer: Optimizer) -> int:
+        """The step that this optimizer's next step belongs to."""
+        known = self._find(optimizer)
+        place = self._place(optimizer) if known is None else known.place
+        return self.step + (place <= self._last)
+
+    def steps_of(self, optimizer: Optimizer) -> int:
+        """How many steps of this optimizer were counted."""
+        known = self._find(optimizer)
+        return 0 if known is None else known.steps
+
+    def take(self, optimizer: Optimizer) -> int:
+        """Count a step of this optimizer, and give its number."""
+        known = self._find(optimizer)
+        if known is None:
+            known = self._known[id(optimizer)] = _Known(weakref.ref(optimizer), self._place(optimizer))
+            self._places = max(self._places, known.place + 1)
+            for param in params_of(optimizer):
+                self._place_of.setdefault(id(param), known.place)
+        known.steps += 1
+        self.step += known.place <= self._last
+        self._last = known.place
+        return self.step
+
+    def _find(self, optimizer: Optimizer) -> _Known | None:
+        known = self._known.get(id(optimizer))
+        return known if known is not None and known.optimizer() is optimizer else None
+
+    def _place(self, optimizer: Optimizer) -> int:
+        held = (self._place_of[id(param)] for param in params_of(optimizer) if id(param) in self._place_of)
+        return min(held, default=self._places)
+
+
+def params_of(optimizer: Optimizer) -> list[Tensor]:
+    """All tensors an optimizer holds."""
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+class AllRows:
+    """Stands for an optimizer of all trainable rows."""
+
+    def __init__(self, live: LiveInventory) -> None:
+        self._live = live
+
+    @property
+    def param_groups(self) -> list[dict[Literal["params"], list[Tensor]]]:
+        return [{"params": [tensor for tensor in self._live.tensors(0) if tensor.requires_grad]}]
