@@ -11,7 +11,7 @@ import fnmatch
 import operator
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any, Literal, TypeAlias
 
@@ -22,7 +22,7 @@ import pyarrow as pa
 from paramwatch.block import Block, joined_steps, null_of, nulls, one_per_step
 from paramwatch.columns import ABSENT, EXTRA_COLUMNS, PARTS, Array, Pair, Statistic, getter, kinds_of, merge, statistics_of
 from paramwatch.guard import ParamWatchError
-from paramwatch.record import GRAD_STATES, Finding, Inventory
+from paramwatch.record import GRAD_STATES, Finding, Inventory, Row
 from paramwatch.totals import totals_of
 
 By: TypeAlias = Literal["parameter", "layer"] | int
@@ -75,7 +75,7 @@ def frame(
     level = _level(by)
     table = _join([_at_steps(block, steps) for block in blocks], _labels(blocks, parameters, aliases))
     if by != "parameter":
-        table = _group(table, by)
+        table = _group(table if statistic is None else _narrow(table, known.get(statistic)), by)
     if statistic is None:
         return _tidy(table, tuple(known.values()), level, finite)
     return _wide(table, statistic, known.get(statistic), level, finite)
@@ -90,8 +90,7 @@ def steps_frame(blocks: Sequence[Block]) -> pd.DataFrame:
     gradients) as `totals` has them, then whatever else was recorded. Where nothing is known: NaN or <NA>.
     """
     block = _join(blocks, [_all_rows(block) for block in blocks]).block
-    with np.errstate(invalid="ignore", over="ignore"):
-        totals = totals_of(block.values, block.inventory.kinds, block.stepped, block.lr)
+    totals = totals_of(block.values, block.inventory.kinds, block.stepped, block.lr)
     time = pd.DatetimeIndex((block.time * 1e6).round().astype("datetime64[us]")).tz_localize("UTC")
     columns: dict[str, Any] = {"time": time, "lr": totals["lr"]}
     columns |= {key: _column(block, key) for key in _KNOWN}
@@ -102,20 +101,7 @@ def steps_frame(blocks: Sequence[Block]) -> pd.DataFrame:
 
 def parameters_frame(inventory: Inventory) -> pd.DataFrame:
     """The rows of a model: index `parameter`; `aliases` and `shape` are tuples, `tie_group` is nullable Int64."""
-    names = (
-        "aliases",
-        "module",
-        "module_type",
-        "shape",
-        "dtype",
-        "device",
-        "numel",
-        "bytes",
-        "trainable",
-        "owned",
-        "tie_group",
-        "from_step",
-    )
+    names = [field.name for field in fields(Row) if field.name not in ("name", "real_name")]
     types = {"aliases": "object", "shape": "object", "tie_group": "Int64"}
     index = pd.Index([row.name for row in inventory.rows], name="parameter")
     columns = {name: pd.Series([getattr(row, name) for row in inventory.rows], index, types.get(name)) for name in names}
@@ -253,6 +239,18 @@ def _only(block: Block, labels: _Labels) -> Block:
     rows = list(labels.rows)
     values = {part: array[..., rows] for part, array in block.values.items()}
     return replace(block, values=values, **{name: getattr(block, name)[:, rows] for name in ("stepped", "lr", "grad_state")})
+
+
+def _narrow(table: _Table, statistic: Statistic | None) -> _Table:
+    """Only the parts that a statistic needs, since merging is what costs (no statistic: those of one kind)."""
+    inventory = table.block.inventory
+    layout = statistic.needs if statistic else tuple(pair for pair in inventory.layout if pair[0] == inventory.kinds[0])
+    axis = [inventory.kinds.index(kind) for kind in kinds_of(layout)]
+    parts = {part for _, part in layout}
+    # these two merge together
+    parts |= {"mean", "std"} if parts & {"mean", "std"} else set()
+    values = {part: table.block.values[part][:, axis] for part in parts}
+    return replace(table, block=replace(table.block, inventory=replace(inventory, layout=layout), values=values))
 
 
 def _group(table: _Table, by: By) -> _Table:

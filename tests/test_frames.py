@@ -190,6 +190,12 @@ def test_a_layer_is_measured_as_its_elements_taken_together(statistic: str) -> N
     assert wide["0"][1] == pytest.approx(wanted, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", [*(found.name for found in statistics_of(NET.layout)), "lr", "grad_state"])
+def test_a_wide_frame_of_layers_is_the_tidy_one_unstacked(name: str) -> None:
+    wide, tidy = frame(some(), name, by="layer"), frame(some(), by="layer")
+    pd.testing.assert_frame_equal(wide, tidy[name].unstack()[list(wide.columns)], check_column_type=False)
+
+
 def test_a_shared_layer_appears_under_each_of_its_paths() -> None:
     wide = frame(some(), "grad_norm", by="layer", aliases=True)
     assert list(wide.columns) == ["embed", "0", "2", "4", "(root)"]

@@ -10,6 +10,7 @@ from paramwatch.columns import STATISTICS, getter, merge
 from paramwatch.record import Record
 from paramwatch.totals import TOTALS, totals
 
+Tensors = dict[str, list[float]]
 NET = inventory("a", "b", "c", "d", tied={"a": ["d"]})
 elements = st.lists(st.floats(-1e6, 1e6, width=32) | st.sampled_from([np.nan, np.inf, -np.inf, 0.0]), max_size=4)
 tensors = st.dictionaries(st.sampled_from("abc"), elements)
@@ -25,7 +26,9 @@ def merged(found: Record, name: str) -> float:
 
 
 @given(tensors, tensors, tensors, tensors, st.sets(st.sampled_from("abc"), min_size=1))
-def test_a_total_is_the_statistic_of_the_stepped_rows_merged(param, grad, update, raw, stepped) -> None:  # type: ignore[no-untyped-def]
+def test_a_total_is_the_statistic_of_the_stepped_rows_merged(
+    param: Tensors, grad: Tensors, update: Tensors, raw: Tensors, stepped: set[str]
+) -> None:
     found = record(3, NET, {"param": param, "grad": grad, "update": update, "grad_raw": raw}, stepped=sorted(stepped))
     got = totals(found)
     assert tuple(got) == TOTALS
