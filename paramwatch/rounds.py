@@ -48,7 +48,6 @@ class OptimizerStep:
     number: int
     wanted: bool
     optimizers: list[Optimizer]
-    rows: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
     before: list[Tensor] = field(default_factory=list)
@@ -70,7 +69,8 @@ class OptimizerStep:
         """Everything measured, in the order in which one takes the place of another; the readings must have arrived."""
         # Of several clippings before one step the first saw the raw gradient. But one that met an infinity may belong to a step that a
         # `GradScaler` left out, so it counts only if there is no other.
-        first_wins = sorted(self.raw[::-1], key=lambda raw: raw.finite)
+        last_first = self.raw[::-1]
+        first_wins = sorted(last_first, key=lambda raw: raw.finite)
         return [*self.entered, *([self.used] if self.used else []), *first_wins, *self.ended]
 
     def readings(self) -> list[Reading]:
