@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -16,8 +17,11 @@ from paramwatch.columns import Pair
 from paramwatch.guard import ParamWatchError
 from paramwatch.measure import is_supported
 from paramwatch.record import Inventory, Row
-from paramwatch.rows import Place, chosen, is_lazy, places
+from paramwatch.rows import Place, chosen, held_under, is_lazy, places
 from paramwatch.ties import find_ties
+
+_Form: TypeAlias = tuple[torch.Size, torch.dtype, torch.device, bool]
+"""What may change of a tensor that stays the same object."""
 
 
 class LiveInventory:
@@ -41,7 +45,7 @@ class LiveInventory:
         self._include, self._exclude = include, exclude
         self._layout = tuple(layout)
         self._owned: set[str] = set()
-        self._seen: list[tuple[weakref.ref[nn.Module], str, int]] = []
+        self._seen: list[tuple[weakref.ref[nn.Module], str, int, _Form | None]] = []
         self._lazy: list[tuple[weakref.ref[nn.Module], str]] = []
         self._first: list[int] = []
         self._position: dict[int, int] = {}
@@ -53,49 +57,56 @@ class LiveInventory:
     def tensors(self, step: int) -> list[nn.Parameter]:
         """The parameter tensor of each row, after reading the model again if it has changed; empty once the module is gone."""
         if self._changed():
-            self._read(step)
+            self._read_anew(step)
         held = [tensor for index in self._first if (tensor := self._held(index)) is not None]
         return held if len(held) == len(self._first) else []
 
-    def positions(self, params: Sequence[torch.Tensor], step: int) -> list[int]:
-        """The row of each given tensor that is one of ours; the model is read again if a tensor was never seen before."""
-        position, foreign = self._position, self._foreign
-        if any(id(param) not in position and id(param) not in foreign for param in params):
-            self._read(step)
-            foreign = self._foreign
-            foreign.update(id(param) for param in params if id(param) not in self._position)
-        return [row for param in params if (row := self._position.get(id(param), -1)) >= 0]
+    def held_by(self, params: Sequence[torch.Tensor], step: int) -> dict[str, nn.Parameter]:
+        """The rows that an optimizer of these tensors steps, by name, in the order of the model; they are owned from now on.
 
-    def own(self, rows: Sequence[int], step: int) -> None:
-        """Note that an optimizer holds these rows."""
-        news = {self.current.rows[row].name for row in rows} - self._owned
+        The model is read again if it has changed, and if one of the tensors was never seen before.
+        """
+        if self._changed():
+            self._read_anew(step)
+        if any(id(param) not in self._position and id(param) not in self._foreign for param in params):
+            self._read(step)
+            self._foreign.update(id(param) for param in params if id(param) not in self._position)
+        news = {self.current.rows[row].name for row in self._rows_of(params)} - self._owned
         if news:
             self._owned |= news
             self._read(step)
+        found = {self.current.rows[row].name: self._held(self._first[row]) for row in sorted(set(self._rows_of(params)))}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def refresh(self, step: int) -> None:
         """Read the model again, for what no cheap check can see (a frozen layer added)."""
         self._read(step)
 
     def _changed(self) -> bool:
-        for ref, key, seen in self._seen:
+        for ref, key, identity, form in self._seen:
             holder = ref()
-            if holder is None or id(holder._parameters.get(key)) != seen:
-                return self._module() is not None
-        for row, index in zip(self.current.rows, self._first, strict=True):
-            tensor = self._held(index)
-            if tensor is None or tensor.shape != row.shape or tensor.requires_grad != row.trainable or _dtype(tensor) != row.dtype:
+            tensor = None if holder is None else held_under(holder, key)
+            if tensor is None or id(tensor) != identity or (form is not None and _form(tensor) != form):
                 return self._module() is not None
         for ref, key in self._lazy:
             holder = ref()
-            if holder is None or (held := holder._parameters.get(key)) is None or not is_lazy(held):
+            tensor = None if holder is None else held_under(holder, key)
+            if tensor is None or not is_lazy(tensor):
                 return self._module() is not None
         return False
 
     def _held(self, index: int) -> nn.Parameter | None:
-        ref, key, _ = self._seen[index]
+        ref, key, _, _ = self._seen[index]
         holder = ref()
-        return None if holder is None else holder._parameters.get(key)
+        return None if holder is None else held_under(holder, key)
+
+    def _rows_of(self, params: Sequence[torch.Tensor]) -> list[int]:
+        return [row for param in params if (row := self._position.get(id(param), -1)) >= 0]
+
+    def _read_anew(self, step: int) -> None:
+        # a tensor that is gone may have left its identity to one of ours
+        self._foreign = set()
+        self._read(step)
 
     def _read(self, step: int) -> None:
         module = self._module()
@@ -115,14 +126,14 @@ class LiveInventory:
         self._seen, self._first = [], []
         rows: list[Row] = []
         for place in shown:
-            key = id(place.tensor)
-            if key not in self._position:
+            key, first = id(place.tensor), id(place.tensor) not in self._position
+            if first:
                 self._position[key] = len(rows)
                 self._first.append(len(self._seen))
                 rows.append(self._row(grouped[key], group_of.get(place.name), before, step))
-            self._seen.append((weakref.ref(place.holder), place.key, key))
+            self._seen.append((weakref.ref(place.holder), place.key, key, _form(place.tensor) if first else None))  # type: ignore[arg-type]
         self._lazy = [(weakref.ref(p.holder), p.key) for p in found if id(p.tensor) in lazy]
-        self._foreign = set()
+        self._foreign -= self._position.keys()
         names = tuple((place.name, self._position[id(place.tensor)]) for place in shown)
         read = Inventory(tuple(rows), names, ties, self._layout, self._model)
         if not before or read != self.current:
@@ -157,6 +168,10 @@ class LiveInventory:
             return f"{self._model} has no parameters, so there is nothing to watch"
         some = ", ".join(repr(name) for name in names[:8]) + (", ..." if len(names) > 8 else "")
         return f"no row matches include={list(self._include)!r} with exclude={list(self._exclude)!r}; the names are {some}"
+
+
+def _form(tensor: torch.Tensor) -> _Form:
+    return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad
 
 
 def _dtype(tensor: torch.Tensor) -> str:

@@ -20,7 +20,7 @@ _WRAPPERS = {
     ("torch.optim.swa_utils", "AveragedModel"): {"module"},
     ("torch._dynamo.eval_frame", "OptimizedModule"): {"_orig_mod"},
     ("torch.distributed.fsdp.fully_sharded_data_parallel", "FullyShardedDataParallel"): {"_fsdp_wrapped_module"},
-    ("torch.distributed.algorithms._checkpoint.checkpoint_wrapper", "CheckpointWrapper"): {"_checkpoint_wrapped_module"},
+    ("torch.distributed.algorithms._checkpoint.checkpoint_wrapper", "ActivationWrapper"): {"_checkpoint_wrapped_module"},
     ("lightning.fabric.wrappers", "_FabricModule"): {"_forward_module", "_original_module"},
     ("lightning_fabric.wrappers", "_FabricModule"): {"_forward_module", "_original_module"},
 }
@@ -38,7 +38,7 @@ class Place:
     @property
     def tensor(self) -> nn.Parameter | None:
         """What is held there now."""
-        return self.holder._parameters.get(self.key)
+        return held_under(self.holder, self.key)
 
 
 def places(module: nn.Module) -> list[Place]:
@@ -46,7 +46,7 @@ def places(module: nn.Module) -> list[Place]:
     found: list[Place] = []
     taken: dict[str, int] = {}
     for name, real_name, holder, key in _walk(module, "", "", ()):
-        tensor = holder._parameters[key]
+        tensor = held_under(holder, key)
         if tensor is None:
             continue
         if name in taken:
@@ -56,6 +56,13 @@ def places(module: nn.Module) -> list[Place]:
         taken[name] = id(tensor)
         found.append(Place(name, real_name, holder, key))
     return found
+
+
+def held_under(holder: nn.Module, key: str) -> nn.Parameter | None:
+    """The parameter that a module holds itself under a key, if any."""
+    # a scripted module has something less than a dictionary here: no get, and no iteration over keys
+    held: nn.Parameter | None = holder._parameters[key] if key in holder._parameters else None  # noqa: SIM401
+    return held
 
 
 def is_lazy(tensor: torch.Tensor) -> bool:
@@ -75,7 +82,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _walk(module: nn.Module, name: str, real_name: str, above: tuple[int, ...]) -> Iterator[tuple[str, str, nn.Module, str]]:
-    for key in module._parameters:
+    for key, _ in module._parameters.items():  # noqa: PERF102
         yield name + key, real_name + key, module, key
     hidden = _hidden_keys(module)
     above = (*above, id(module))
