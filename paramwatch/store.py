@@ -232,12 +232,10 @@ def _read_table(folder: Folder, name: str) -> Any:
             raise ParamWatchError(
                 f"{folder.where(name)} is of a newer paramwatch (format {version}, {VERSION} is known here). Upgrade to read it."
             )
-        with suppress(StopIteration, pa.ArrowInvalid, OSError):
-            while True:
-                batch = stream.read_next_batch()
-                # zeros in place of buffers (a power cut) pass as buffers of no length
-                batch.validate()
-                batches.append(batch)
+        with suppress(pa.ArrowInvalid, OSError):
+            # one by one: those before the torn one count
+            for batch in stream:
+                batches.append(batch)  # noqa: PERF402
     return pa.Table.from_batches(batches, stream.schema)
 
 

@@ -30,6 +30,7 @@ def test_the_stride_doubles_exactly_where_the_step_number_has_doubled(base: int,
     schedule, edge = with_base(base), base << doublings
     assert (schedule.stride(edge - 1), schedule.stride(edge)) == (2 ** (doublings - 1), 2**doublings)
     assert schedule.keeps(edge)
+    assert (schedule.full_rate(edge - 1), schedule.full_rate(edge)) == (doublings == 1, False)
 
 
 @given(bases, st.integers(0, 2000), st.integers(0, 8))

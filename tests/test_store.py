@@ -233,6 +233,19 @@ def test_the_rest_of_a_kept_step_is_kept_and_that_of_a_dropped_one_is_not() -> N
     assert block.stepped[:, :2].all()
 
 
+def test_the_rest_of_a_step_kept_for_a_rare_row_is_kept() -> None:
+    folder = MemoryFolder()
+    store = Store(folder, max_bytes=1)
+    for step in range(200):
+        rare = {"0.bias": np.ones(4)} if step % 2 else {}
+        store.write(record(step, NET, {"param": {"0.weight": np.ones(4), **rare}}))
+        store.write(record(step, NET, {"param": {"2.weight": np.ones(4)}}))
+    store.close()
+    block = only(folder)
+    assert any(block.step > 64)
+    assert block.stepped[:, 2].all()
+
+
 # ---- steps in parts -------------------------------------------------------------------------
 
 
@@ -241,7 +254,8 @@ def test_parts_of_one_step_are_merged_and_the_later_number_wins() -> None:
     keys: dict[str, Any] = {"evaluations": 1, "overhead_us": 2.0, "update_mode": "exact"}
     first = record(5, net, {"param": {"a": [1.0], "b": [2.0]}}, skipped=False, amp_scale=None, **keys)
     keys["update_mode"] = None
-    second = record(5, net, {"param": {"b": [3.0]}}, lr=0.5, states={"b": "zero"}, skipped=True, amp_scale=8.0, **keys)
+    states = {"b": "zero", "c": "frozen"}
+    second = record(5, net, {"param": {"b": [3.0]}}, lr=0.5, states=states, skipped=True, amp_scale=8.0, **keys)
     write(folder, [first, second, record(6, net, {"param": {"c": [4.0]}})])
     block = only(folder)
     assert list(block.step) == [5, 6]
@@ -249,7 +263,7 @@ def test_parts_of_one_step_are_merged_and_the_later_number_wins() -> None:
     np.testing.assert_array_equal(block.values["count"][0, 0], [1, 1, ABSENT])
     np.testing.assert_array_equal(block.stepped[0], [True, True, False])
     np.testing.assert_array_equal(block.lr[0], [0.1, 0.5, np.nan])
-    np.testing.assert_array_equal(block.grad_state[0], [GRAD_STATES.index("used"), GRAD_STATES.index("zero"), ABSENT])
+    np.testing.assert_array_equal(block.grad_state[0], [GRAD_STATES.index(state) for state in ("used", "zero", "frozen")])
     assert {key: column[0].as_py() for key, column in block.steps.items()} == {
         "full_rate": True,
         "skipped": True,

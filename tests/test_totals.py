@@ -53,9 +53,9 @@ def test_non_finite_elements_of_parameters_and_gradients_are_counted() -> None:
 
 
 def test_a_skipped_step_shows_the_gradients_that_were_not_used() -> None:
-    found = record(0, NET, {"grad": {"a": [np.inf], "b": [1.0]}}, stepped=[], skipped=True)
-    got = totals(found)
-    assert (got["grad_norm"], got["nonfinite"]) == (np.inf, 1.0)
+    x = {"grad": {"a": [np.inf], "b": [1.0]}, "param": {"a": [3.0], "b": [4.0], "c": [100.0]}}
+    got = totals(record(0, NET, x, stepped=[], skipped=True))
+    assert (got["grad_norm"], got["param_norm"], got["nonfinite"]) == (np.inf, 5.0, 1.0)
     assert np.isnan(got["update_norm"])
     assert np.isnan(got["lr"])
 
