@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -96,12 +96,10 @@ class Recorder:
     def begin_inside(self, step: OptimizerStep, optimizer: Optimizer) -> None:
         """Add what only the inner optimizer holds."""
         with self.lock:
-            tensors = self._live.tensors(step.number)
-            more = sorted(set(self._live.positions(params_of(optimizer), step.number)) - set(step.rows))
+            held = self._live.held_by(params_of(optimizer), step.number)
             step.optimizers.append(optimizer)
-            if more:
-                self._live.own(more, step.number)
-                self._add_rows(step, more, tensors)
+            if more := {name: tensor for name, tensor in held.items() if name not in step.names}:
+                self._add_rows(step, more)
 
     def gradients(self, step: OptimizerStep, optimizer: Optimizer, evaluation: bool) -> None:
         """Measure gradients; the last time wins."""
@@ -180,14 +178,12 @@ class Recorder:
 
     def _enter(self, optimizer: Optimizer, snapshot: bool = True) -> OptimizerStep | None:
         number = self._rounds.number(optimizer)
-        tensors = self._live.tensors(number)
-        rows = sorted(set(self._live.positions(params_of(optimizer), number)))
+        rows = self._live.held_by(params_of(optimizer), number)
         if not rows:
             return None
-        self._live.own(rows, number)
         wanted = self._rounds.steps_of(optimizer) % self._every == 0
         step = OptimizerStep(number, wanted, optimizers=[optimizer])
-        self._add_rows(step, rows, tensors, snapshot)
+        self._add_rows(step, rows, snapshot)
         return step
 
     def _count(self, step: OptimizerStep, started: int, skipped: bool = False) -> None:
@@ -219,22 +215,19 @@ class Recorder:
         self._others = []
         return self._open
 
-    def _add_rows(self, step: OptimizerStep, rows: Sequence[int], tensors: Sequence[Tensor], snapshot: bool = True) -> None:
-        inventory = self._live.current
-        step.rows += rows
-        names = [inventory.rows[row].name for row in rows]
-        chosen = [tensors[row] for row in rows]
+    def _add_rows(self, step: OptimizerStep, rows: Mapping[str, Tensor], snapshot: bool = True) -> None:
+        names, chosen = list(rows), list(rows.values())
         step.names = step.names + names
         step.tensors = step.tensors + chosen
         if not step.wanted:
             return
         step.entered.append(Measured("param", names, measure(chosen)))
         if snapshot:
-            step.before += self._snapshot(chosen, tensors)
+            step.before += self._snapshot(chosen, step.number)
 
-    def _snapshot(self, chosen: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    def _snapshot(self, chosen: Sequence[Tensor], number: int) -> list[Tensor]:
         if self.update == "auto":
-            self.update = "exact" if may_copy(tensors) else "sampled"
+            self.update = "exact" if may_copy(self._live.tensors(number)) else "sampled"
         if self.update == "exact":
             try:
                 return [tensor.detach().clone() for tensor in chosen]
