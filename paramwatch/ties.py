@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -11,8 +11,18 @@ from torch import nn
 from paramwatch.record import TieGroup
 from paramwatch.rows import Place, is_lazy, places
 
-_Span: TypeAlias = tuple[str, int, int, int, str, torch.Tensor]
-"""Device, start and end address, identity, name, tensor."""
+
+class _Span(NamedTuple):
+    """The bytes a tensor reaches: `width` from `start` on, and again after each `pitch`, up to `end`."""
+
+    name: str
+    device: str
+    start: int
+    end: int
+    pitch: int
+    width: int
+    item: int
+    bytes: int
 
 
 def tie_groups(module: nn.Module) -> tuple[TieGroup, ...]:
@@ -46,7 +56,7 @@ def _one_tensor(names: Sequence[str], tensor: torch.Tensor) -> TieGroup:
 
 
 def _span(name: str, tensor: torch.Tensor) -> _Span | None:
-    """The bytes a tensor reaches, None where that question has no answer (lazy, meta, sparse, subclasses without storage)."""
+    """Where a tensor is, None where that question has no answer (lazy, meta, sparse, subclasses without storage)."""
     if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.numel() == 0 or tensor.is_meta:
         return None
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
@@ -54,28 +64,50 @@ def _span(name: str, tensor: torch.Tensor) -> _Span | None:
     start = local.data_ptr()
     if start == 0 or local.numel() == 0:
         return None
-    reach = sum((size - 1) * stride for size, stride in zip(local.shape, local.stride(), strict=True)) + 1
-    return (str(local.device), start, start + reach * local.element_size(), id(tensor), name, tensor)
+    item = local.element_size()
+    dimensions = sorted((stride * item, size) for stride, size in zip(local.stride(), local.shape, strict=True) if size > 1 and stride > 0)
+    pitch, count = dimensions[-1] if dimensions else (item, 1)
+    width = item + sum(stride * (size - 1) for stride, size in dimensions[:-1])
+    return _Span(name, str(local.device), start, start + pitch * (count - 1) + width, pitch, width, item, tensor.numel() * item)
 
 
-def _one_memory(spans: list[_Span]) -> list[TieGroup]:
-    """Groups of spans that overlap, by one sweep over the sorted addresses."""
+def _one_memory(spans: Sequence[_Span]) -> list[TieGroup]:
+    """Groups of spans that meet, in the order of their first ones."""
+    order = {span.name: i for i, span in enumerate(spans)}
+    groups: list[list[_Span]] = []
+    for near in _overlapping(spans):
+        met: list[list[_Span]] = []
+        for span in near:
+            touched = [group for group in met if any(_meet(span, other) for other in group)]
+            met = [group for group in met if group not in touched] + [[span, *(other for group in touched for other in group)]]
+        groups += [sorted(group, key=lambda span: order[span.name]) for group in met if len(group) > 1]
+    return [_one_piece(group) for group in sorted(groups, key=lambda group: order[group[0].name])]
+
+
+def _overlapping(spans: Sequence[_Span]) -> list[list[_Span]]:
+    """Spans whose ranges of addresses overlap, by one sweep over the sorted addresses."""
     clusters: list[list[_Span]] = []
     end = 0
-    for span in sorted(spans, key=lambda span: span[:4]):
-        if clusters and clusters[-1][0][0] == span[0] and span[1] < end:
+    for span in sorted(spans, key=lambda span: (span.device, span.start, span.end)):
+        if clusters and clusters[-1][0].device == span.device and span.start < end:
             clusters[-1].append(span)
-            end = max(end, span[2])
+            end = max(end, span.end)
         else:
             clusters.append([span])
-            end = span[2]
-    order = {span[3]: i for i, span in enumerate(spans)}
-    groups = []
-    for cluster in clusters:
-        if len(cluster) > 1:
-            cluster.sort(key=lambda span: order[span[3]])
-            reach = max(span[2] for span in cluster) - min(span[1] for span in cluster)
-            taken = sum(span[5].numel() * span[5].element_size() for span in cluster)
-            numel = reach // cluster[0][5].element_size()
-            groups.append(TieGroup(tuple(span[4] for span in cluster), "storage", numel, max(taken - reach, 0)))
-    return sorted(groups, key=lambda group: [span[4] for span in spans].index(group.names[0]))
+            end = span.end
+    return [cluster for cluster in clusters if len(cluster) > 1]
+
+
+def _meet(a: _Span, b: _Span) -> bool:
+    """Whether two spans share a byte; columns of one matrix, side by side, have overlapping ranges and share none."""
+    if a.start >= b.end or b.start >= a.end:
+        return False
+    apart = (b.start - a.start) % a.pitch
+    side_by_side = a.pitch == b.pitch and a.width <= apart <= a.pitch - b.width
+    return not side_by_side
+
+
+def _one_piece(group: Sequence[_Span]) -> TieGroup:
+    reach = max(span.end for span in group) - min(span.start for span in group)
+    saved = max(sum(span.bytes for span in group) - reach, 0)
+    return TieGroup(tuple(span.name for span in group), "storage", reach // group[0].item, saved)
