@@ -1,0 +1,537 @@
+"""How long a Watch lives, what it says, what it refuses, and that it reads live what `load` reads from its folder."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import torch.optim.optimizer as torch_optimizer
+from loops import loss_of, mlp, sgd
+from models import shared_mlp
+from pandas.testing import assert_frame_equal
+from torch import nn
+
+import paramwatch
+from paramwatch import ParamWatchError, Record, Run, Watch, store, worker
+from paramwatch import watch as watch_module
+from paramwatch.testing import ListSink
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def nothing_open() -> Iterator[None]:
+    yield
+    for watch in tuple(watch_module._open):
+        watch.close()
+
+
+def train(net: nn.Module, steps: int = 3, first: int = 0) -> None:
+    optimizer = sgd(net)
+    for i in range(first, first + steps):
+        optimizer.zero_grad()
+        loss_of(net, i).backward()
+        optimizer.step()
+
+
+def steps_of(run: Run) -> list[int]:
+    return list(run.steps.index)
+
+
+def frames_of(run: Run) -> list[pd.DataFrame]:
+    return [run.frame(), run.frame("grad_norm"), run.steps, run.parameters, run.findings]
+
+
+def script(body: str, *args: object) -> str:
+    """What a fresh interpreter says when it runs a script."""
+    lines = ["import logging, os, sys", "logging.basicConfig(level=logging.INFO)", "import torch, paramwatch"]
+    lines += ["torch.set_num_threads(1)", "from loops import loss_of, mlp, sgd", "from test_watch import train, steps_of"]
+    source = "\n".join(lines) + "\n" + textwrap.dedent(body)
+    command = [sys.executable, "-c", source, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=TESTS)
+    return f"{done.stdout}{done.stderr}exit {done.returncode}"
+
+
+# ---- lifetime -------------------------------------------------------------------------------
+
+
+def test_a_watch_need_not_be_kept(tmp_path: Path) -> None:
+    net = mlp()
+    paramwatch.attach(net, tmp_path)
+    gc.collect()
+    train(net)
+    watch_module._open[0].flush()
+
+    assert steps_of(paramwatch.load(tmp_path)) == [0, 1, 2]
+
+
+def test_a_watch_ends_with_its_model_and_what_it_saw_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    net = mlp()
+    paramwatch.attach(net, tmp_path)
+    train(net)
+    del net
+    gc.collect()
+    worker.wait_for_all()
+
+    assert steps_of(paramwatch.load(tmp_path)) == [0, 1, 2]
+    assert not watch_module._open
+    assert not torch_optimizer._global_optimizer_pre_hooks
+    assert "3 optimizer steps of Sequential seen" in caplog.text
+
+
+def test_a_watch_does_not_keep_its_model() -> None:
+    net = mlp()
+    gone = weakref.ref(net)
+    watch = paramwatch.attach(net)
+    train(net)
+    watch.frame()
+    del net
+    gc.collect()
+
+    assert gone() is None
+
+
+def test_a_closure_that_raised_does_not_keep_the_model() -> None:
+    net = mlp()
+    gone = weakref.ref(net)
+    paramwatch.attach(net)
+
+    def step_of(net: nn.Module) -> None:
+        with pytest.raises(ZeroDivisionError):
+            sgd(net).step(lambda: 1 / 0)
+
+    step_of(net)
+    del net
+    gc.collect()
+
+    assert gone() is None
+
+
+@pytest.mark.parametrize("log_dir", [None, "run"])
+@pytest.mark.parametrize("end", ["close", "collect"])
+def test_a_watch_answers_after_its_end_as_before(end: str, log_dir: str | None, tmp_path: Path) -> None:
+    net = shared()
+    watch = paramwatch.attach(net, None if log_dir is None else tmp_path / log_dir)
+    train(net)
+    before, ties, said = frames_of(watch), watch.ties, repr(watch)
+    if end == "close":
+        watch.close()
+    else:
+        del net
+        gc.collect()
+
+    for old, new in zip(before, frames_of(watch), strict=True):
+        assert_frame_equal(old, new)
+    assert (watch.ties, repr(watch)) == (ties, said)
+
+
+def test_attaching_a_model_again_closes_its_earlier_watch() -> None:
+    net, sink = mlp(), ListSink()
+    first = paramwatch.attach(net, sinks=[sink])
+    train(net)
+    second = paramwatch.attach(net)
+    train(net, steps=1)
+
+    assert sink.closed
+    assert (len(first.steps), len(second.steps)) == (3, 1)
+    assert len(torch_optimizer._global_optimizer_pre_hooks) == 1
+
+
+def test_attaching_again_to_the_same_folder_replaces_what_is_there(tmp_path: Path) -> None:
+    net = mlp()
+    paramwatch.attach(net, tmp_path)
+    train(net, steps=5)
+    paramwatch.attach(net, tmp_path)
+    train(net, steps=2)
+
+    assert steps_of(watch_module._open[0]) == [0, 1]
+    assert steps_of(paramwatch.load(tmp_path)) == [0, 1]
+
+
+def test_a_folder_that_is_written_for_another_model_is_refused_unless_named(tmp_path: Path) -> None:
+    one, other = mlp(0), mlp(1)
+    first = paramwatch.attach(one, tmp_path)
+    with pytest.raises(ParamWatchError, match=r"being written for another model \(Sequential\); pass name="):
+        paramwatch.attach(other, tmp_path)
+    second = paramwatch.attach(other, tmp_path, name="other")
+    train(one, steps=2)
+    train(other, steps=3)
+
+    assert (len(first.steps), len(second.steps)) == (2, 3)
+    assert second.path == tmp_path / "paramwatch" / "other"
+
+
+def test_a_refused_attach_leaves_the_earlier_watch_of_the_model_alone(tmp_path: Path) -> None:
+    one, other = mlp(0), mlp(1)
+    paramwatch.attach(one, tmp_path)
+    watch = paramwatch.attach(other)
+    with pytest.raises(ParamWatchError):
+        paramwatch.attach(other, tmp_path)
+    train(other)
+
+    assert len(watch.steps) == 3
+
+
+def test_the_folder_of_a_model_that_is_gone_is_free(tmp_path: Path) -> None:
+    net = mlp()
+    paramwatch.attach(net, tmp_path)
+    train(net, steps=5)
+    del net
+    gc.collect()
+    net = mlp()
+    watch = paramwatch.attach(net, tmp_path)
+    train(net, steps=2)
+
+    assert steps_of(watch) == [0, 1]
+
+
+def test_a_with_block_closes_also_when_it_raises(tmp_path: Path) -> None:
+    net = mlp()
+
+    def interrupted() -> None:
+        with paramwatch.attach(net, tmp_path):
+            train(net)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
+    train(net)
+
+    assert steps_of(paramwatch.load(tmp_path)) == [0, 1, 2]
+    assert not torch_optimizer._global_optimizer_pre_hooks
+
+
+class CountingSink(ListSink):
+    closes = 0
+
+    def close(self) -> None:
+        self.closes += 1
+
+
+def test_close_may_be_called_again_and_flush_after_it() -> None:
+    net, sink = mlp(), CountingSink()
+    watch = paramwatch.attach(net, sinks=[sink])
+    train(net)
+    for _ in range(2):
+        watch.close()
+        watch.flush()
+
+    assert sink.closes == 1
+    assert len(sink.records) == 3
+
+
+ENDS = {
+    "as_it_is": "",
+    "with_an_error": "raise SystemError('mine')",
+    "without_the_models": "del one, two",
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_what_was_seen_is_written_when_the_interpreter_exits(end: str, tmp_path: Path) -> None:
+    body = """
+        one, two = mlp(0), mlp(1)
+        for i, net in enumerate((one, two)):
+            paramwatch.attach(net, f"{sys.argv[1]}/{i}")
+            train(net, steps=50)
+        del net
+        """
+    said = script(textwrap.dedent(body) + end, tmp_path)
+
+    assert [len(paramwatch.load(tmp_path / name).steps) for name in "01"] == [50, 50], said
+    assert said.count("50 optimizer steps of Sequential seen") == 2
+    assert "paramwatch failed" not in said
+
+
+def test_a_forked_child_is_left_alone_and_may_attach_for_itself(tmp_path: Path) -> None:
+    body = """
+        net = mlp()
+        watch = paramwatch.attach(net, f"{sys.argv[1]}/parent", raw_gradients=True)
+        train(net)
+        watch.flush()
+        child = os.fork()
+        if not child:
+            train(net)
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            print("the child sees", len(watch.steps), flush=True)
+            own = paramwatch.attach(net, f"{sys.argv[1]}/child")
+            train(net, steps=2)
+            print("its own sees", len(own.steps), flush=True)
+            sys.exit()
+        print("the child ended with", os.waitpid(child, 0)[1])
+        train(net)
+        """
+    said = script(body, tmp_path)
+
+    assert "the child sees 3\n" in said
+    assert "its own sees 2\n" in said
+    assert "the child ended with 0\n" in said
+    assert [len(paramwatch.load(tmp_path / name).steps) for name in ("parent", "child")] == [6, 2], said
+
+
+# ---- what is written ------------------------------------------------------------------------
+
+
+def shared() -> nn.Sequential:
+    """A net with a layer at two places and a frozen one, in float64 as `loss_of` takes it."""
+    net = mlp()
+    layer = nn.Linear(4, 4, dtype=torch.float64)
+    frozen = nn.Linear(4, 4, dtype=torch.float64).requires_grad_(False)
+    return nn.Sequential(net[0], layer, nn.Tanh(), layer, frozen, net[2])
+
+
+def test_live_and_loaded_frames_are_equal(tmp_path: Path) -> None:
+    net = shared()
+    watch = paramwatch.attach(net, tmp_path, detail="full")
+    train(net, steps=4)
+    with torch.no_grad():
+        net[0].weight[0, 0] = float("nan")
+    train(net, steps=2)
+    watch.flush()
+
+    loaded = paramwatch.load(tmp_path)
+    for live, written in zip(frames_of(watch), frames_of(loaded), strict=True):
+        assert_frame_equal(live, written)
+    assert watch.ties == loaded.ties
+    assert [tie.names for tie in watch.ties] == [("1.weight", "3.weight"), ("1.bias", "3.bias")]
+    assert len(watch.findings) == 1
+
+
+def test_memory_and_folder_hold_the_same(tmp_path: Path) -> None:
+    nets = shared(), shared()
+    watches = paramwatch.attach(nets[0]), paramwatch.attach(nets[1], tmp_path)
+    for net in nets:
+        train(net)
+
+    assert_frame_equal(watches[0].frame(), watches[1].frame())
+
+
+def test_a_resumed_run_goes_on_where_it_is_told_to(tmp_path: Path) -> None:
+    net = mlp()
+    with paramwatch.attach(net, tmp_path):
+        train(net, steps=5)
+    with paramwatch.attach(net, tmp_path, first_step=3) as watch:
+        train(net, steps=4)
+
+    assert steps_of(paramwatch.load(tmp_path)) == list(range(7))
+    resumed = watch.frame("grad_norm", steps=slice(3, 7))
+    assert len(resumed) == 4
+
+
+def test_steps_reach_the_disk_while_more_are_coming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "BATCH_SECONDS", 0.05)
+    monkeypatch.setattr(worker, "TICK_SECONDS", 0.02)
+    net = mlp()
+    watch = paramwatch.attach(net, tmp_path)
+    deadline = time.monotonic() + 10
+    while not store.read(store.DiskFolder(watch.path)).blocks:
+        assert time.monotonic() < deadline
+        train(net, steps=1)
+
+
+# ---- sinks ----------------------------------------------------------------------------------
+
+
+class ThreadSink(ListSink):
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[str] = set()
+
+    def write(self, record: Record) -> None:
+        super().write(record)
+        self.threads.add(threading.current_thread().name)
+
+    def close(self) -> None:
+        super().close()
+        self.threads.add(threading.current_thread().name)
+
+
+def test_sinks_get_records_in_step_order_on_one_thread_of_ours() -> None:
+    net, sink = mlp(), ThreadSink()
+    with paramwatch.attach(net, sinks=[sink]):
+        train(net, steps=40)
+
+    assert [record.step for record in sink.records] == list(range(40))
+    assert sink.closed
+    assert sink.threads == {"paramwatch"}
+
+
+class FailingSink(ListSink):
+    def write(self, record: Record) -> None:
+        super().write(record)
+        if record.step == 2:
+            raise OSError("no space left")
+
+
+def test_a_failing_sink_is_switched_off_by_name_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    net, failing, sound = mlp(), FailingSink(), ListSink()
+    watch = paramwatch.attach(net, sinks=[failing, sound])
+    train(net, steps=6)
+
+    assert len(watch.steps) == 6
+    assert (len(failing.records), len(sound.records)) == (3, 6)
+    assert [record.message for record in caplog.records if "FailingSink" in record.message] == [
+        "paramwatch failed while writing step 2 to FailingSink (OSError: no space left). "
+        "FailingSink is switched off; recording and training go on."
+    ]
+
+
+def test_a_full_disk_switches_the_store_off_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    net, sink = mlp(), ListSink()
+    watch = paramwatch.attach(net, tmp_path, sinks=[sink])
+    monkeypatch.setattr(store.Store, "flush", full)
+    train(net)
+    watch.flush()
+    train(net)
+    watch.close()
+
+    assert len(sink.records) == 6
+    assert caplog.text.count("Store is switched off") == 1
+
+
+# ---- messages -------------------------------------------------------------------------------
+
+
+def test_the_closing_report_says_what_was_seen_and_where_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "paramwatch")
+    net = mlp()
+    with paramwatch.attach(net, tmp_path):
+        train(net)
+
+    assert caplog.record_tuples == [
+        ("paramwatch", logging.INFO, f"paramwatch: 3 optimizer steps of Sequential seen, 4 rows, written to {tmp_path / 'paramwatch'}")
+    ]
+
+
+def replaced(net: nn.Module) -> None:
+    train(mlp(seed=5))
+
+
+REASONS = {
+    "no_step": (lambda net: None, "No torch optimizer stepped while it was attached; for one that torch's hooks cannot see use"),
+    "other_tensors": (replaced, "3 optimizer steps were made, but of tensors that are not in this model: was it replaced"),
+}
+
+
+@pytest.mark.parametrize(("loop", "reason"), REASONS.values(), ids=REASONS)
+def test_no_step_seen_is_a_warning_with_the_likely_reason(
+    loop: Callable[[nn.Module], None], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = mlp()
+    with paramwatch.attach(net):
+        loop(net)
+
+    (said,) = caplog.records
+    assert said.levelno == logging.WARNING
+    assert said.message.startswith(f"paramwatch: 0 optimizer steps of Sequential seen. {reason}")
+
+
+def test_a_finding_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    net = mlp()
+    watch = paramwatch.attach(net)
+    with torch.no_grad():
+        net[2].bias.fill_(float("nan"))
+    train(net, steps=3)
+
+    assert list(watch.findings["parameter"]) == ["2.bias"]
+    assert [record.message for record in caplog.records] == [f"step 0: {watch.findings['message'][0]}"]
+
+
+def test_a_repr_says_where_of_what_and_how_much(tmp_path: Path) -> None:
+    net = shared()
+    watch = paramwatch.attach(net, tmp_path)
+    assert repr(watch) == f"<Watch {tmp_path / 'paramwatch'}: Sequential, 8 rows (10 names), no steps yet>"
+    train(net)
+    assert repr(watch) == f"<Watch {tmp_path / 'paramwatch'}: Sequential, 8 rows (10 names), 3 steps (0 to 2)>"
+
+
+def test_frames_are_there_before_the_first_step() -> None:
+    watch = paramwatch.attach(shared_mlp())
+
+    assert watch.frame().empty
+    assert "grad_norm" in watch.frame()
+    assert list(watch.parameters.loc["2.weight", "aliases"]) == ["4.weight"]
+
+
+# ---- misuse ---------------------------------------------------------------------------------
+
+MISUSE: dict[str, tuple[dict[str, Any], str]] = {
+    "include": ({"include": "layer*"}, r"no row matches include=\['layer\*'\].*the names are '0.weight', '0.bias'"),
+    "exclude": ({"exclude": ["0.*", "2.*"]}, r"no row matches include=\['\*'\] with exclude="),
+    "every": ({"every": 0}, "every must be a whole number of at least 1, not 0"),
+    "every_float": ({"every": 1.5}, "every must be a whole number of at least 1, not 1.5"),
+    "uses": ({"uses": -1}, "uses must be a whole number of at least 0, not -1"),
+    "histograms": ({"histograms": -1}, "histograms must be a whole number of at least 0, not -1"),
+    "first_step": ({"first_step": -1}, "first_step must be a whole number of at least 0, not -1"),
+    "max_bytes": ({"max_bytes": 0}, "max_bytes must be a whole number of at least 1, not 0"),
+    "detail": ({"detail": "more"}, "detail must be one of 'cheap', 'default', 'full', not 'more'"),
+    "update": ({"update": "some"}, "update must be one of 'auto', 'exact', 'sampled', 'off', not 'some'"),
+    "remote": ({"log_dir": "s3://bucket/run"}, "log_dir must be a local folder, not 's3://bucket/run'; write locally"),
+    "name_with_a_slash": ({"log_dir": "run", "name": "a/b"}, "name must be a plain folder name, not 'a/b'"),
+    "name_above": ({"log_dir": "run", "name": ".."}, "name must be a plain folder name, not '..'"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), MISUSE.values(), ids=MISUSE)
+def test_arguments_that_make_no_sense_are_refused(
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParamWatchError, match=message):
+        paramwatch.attach(mlp(), **options)
+
+    assert not list(tmp_path.iterdir())
+    assert not watch_module._open
+    assert not torch_optimizer._global_optimizer_pre_hooks
+
+
+def test_what_is_no_module_or_has_no_parameters_is_refused() -> None:
+    with pytest.raises(ParamWatchError, match=r"attach takes an nn\.Module, not SGD"):
+        paramwatch.attach(sgd(mlp()))  # type: ignore[arg-type]
+    with pytest.raises(ParamWatchError, match="Tanh has no parameters, so there is nothing to watch"):
+        paramwatch.attach(nn.Tanh())
+
+
+def test_a_log_dir_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ParamWatchError, match=r"log_dir '.*/file/run' cannot be written: .*Not a directory"):
+        paramwatch.attach(mlp(), tmp_path / "file" / "run")
+
+
+def test_an_unknown_statistic_is_refused_with_the_nearest_ones() -> None:
+    watch = paramwatch.attach(mlp())
+    with pytest.raises(ParamWatchError, match="there is no statistic 'grad_nrm' here; nearest: 'grad_norm'"):
+        watch.frame("grad_nrm")
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParamWatchError, match=r"there is no run in .*: a run is a folder with"):
+        paramwatch.load(tmp_path)
+
+
+def test_a_step_of_what_holds_no_parameters_is_refused_and_recording_goes_on() -> None:
+    net = mlp()
+    watch: Watch = paramwatch.attach(net)
+    with pytest.raises(ParamWatchError, match="Sequential has no param_groups"), watch.step(net):  # type: ignore[arg-type]
+        pass
+    train(net)
+
+    assert len(watch.steps) == 3
