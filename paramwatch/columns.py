@@ -195,6 +195,10 @@ def _zero_frac(kind: str) -> Callable[[Get, bool], Array]:
     return compute
 
 
+def _nans(kind: str) -> Callable[[Get, bool], Array]:
+    return lambda get, finite: get(kind, "nan")
+
+
 def _infinities(kind: str) -> Callable[[Get, bool], Array]:
     return lambda get, finite: get(kind, "posinf") + get(kind, "neginf")
 
@@ -231,7 +235,7 @@ def _table() -> dict[str, Statistic]:
         add(f"{kind}_max", _extreme(kind, "max"), _pairs(**{kind: "max"}), unit, "max x")
         add(f"{kind}_abs_max", _abs_max(kind), _pairs(**{kind: "min max"}), unit, "max |x|")
         add(f"{kind}_zero_frac", _zero_frac(kind), _pairs(**{kind: "zero"}), "1", "(number of x = 0) / n")
-        add(f"{kind}_nan", lambda get, finite, k=kind: get(k, "nan"), _pairs(**{kind: ""}), "elements", "number of NaN")
+        add(f"{kind}_nan", _nans(kind), _pairs(**{kind: ""}), "elements", "number of NaN")
         add(f"{kind}_inf", _infinities(kind), _pairs(**{kind: ""}), "elements", "number of +inf and -inf")
     add("update_norm", _norm("update"), _pairs(update="rms"), "parameter", "sqrt(sum (after - before)^2)")
     add("update_abs_max", _abs_max("update"), _pairs(update="min max"), "parameter", "max |after - before|")

@@ -16,10 +16,10 @@ import pandas as pd
 from paramwatch import frames
 from paramwatch.block import Block, empty_block
 from paramwatch.folder import DiskFolder
-from paramwatch.frames import By
 from paramwatch.guard import ParamWatchError
 from paramwatch.record import Inventory, TieGroup
 from paramwatch.store import Contents, read
+from paramwatch.table import By
 
 PathLike: TypeAlias = str | os.PathLike[str]
 

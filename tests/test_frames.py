@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from records import inventory, random_record, record
 
-from paramwatch import frames
+from paramwatch import table
 from paramwatch.block import Block, empty_block
 from paramwatch.columns import LAYOUTS, STATISTICS, statistics_of
 from paramwatch.frames import findings_frame, frame, parameters_frame, steps_frame
@@ -88,7 +88,7 @@ def test_it_does_not_matter_how_many_cells_are_derived_at_a_time(monkeypatch: py
     blocks = some(10)
     whole = frame(blocks, by=by)
     for cells in (1, 3 * len(ROWS), 4 * len(ROWS) + 1):
-        monkeypatch.setattr(frames, "_CELLS", cells)
+        monkeypatch.setattr(table, "_CELLS", cells)
         pd.testing.assert_frame_equal(frame(blocks, by=by), whole)
 
 
