@@ -46,6 +46,7 @@ class LiveInventory:
         self._layout = tuple(layout)
         self._owned: set[str] = set()
         self._seen: list[tuple[weakref.ref[nn.Module], str, int, _Form | None]] = []
+        self._tree: list[tuple[weakref.ref[nn.Module], tuple[int, ...]]] = []
         self._lazy: list[tuple[weakref.ref[nn.Module], str]] = []
         self._first: list[int] = []
         self._position: dict[int, int] = {}
@@ -79,10 +80,14 @@ class LiveInventory:
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def refresh(self, step: int) -> None:
-        """Read the model again, for what no cheap check can see (a frozen layer added)."""
+        """Read the model again, for what no cheap check can see (a frozen parameter added to a layer, memory that came to be shared)."""
         self._read(step)
 
     def _changed(self) -> bool:
+        for parent_ref, children in self._tree:
+            parent = parent_ref()
+            if parent is None or _children(parent) != children:
+                return self._module() is not None
         for ref, key, identity, form in self._seen:
             holder = ref()
             tensor = None if holder is None else held_under(holder, key)
@@ -133,6 +138,8 @@ class LiveInventory:
                 rows.append(self._row(grouped[key], group_of.get(place.name), before, step))
             self._seen.append((weakref.ref(place.holder), place.key, key, _form(place.tensor) if first else None))  # type: ignore[arg-type]
         self._lazy = [(weakref.ref(p.holder), p.key) for p in found if id(p.tensor) in lazy]
+        # without this a layer that was replaced, and lives on elsewhere (at the other place of a tie), would not be missed
+        self._tree = [(weakref.ref(parent), _children(parent)) for parent in module.modules() if parent._modules]
         self._foreign -= self._position.keys()
         names = tuple((place.name, self._position[id(place.tensor)]) for place in shown)
         read = Inventory(tuple(rows), names, ties, self._layout, self._model)
@@ -168,6 +175,10 @@ class LiveInventory:
             return f"{self._model} has no parameters, so there is nothing to watch"
         some = ", ".join(repr(name) for name in names[:8]) + (", ..." if len(names) > 8 else "")
         return f"no row matches include={list(self._include)!r} with exclude={list(self._exclude)!r}; the names are {some}"
+
+
+def _children(parent: nn.Module) -> tuple[int, ...]:
+    return tuple(map(id, parent._modules.values()))
 
 
 def _form(tensor: torch.Tensor) -> _Form:
