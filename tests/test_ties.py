@@ -149,8 +149,8 @@ def test_what_has_no_memory_shares_none(make: Callable[[], nn.Module]) -> None:
 def test_one_number_seen_as_many_shares_its_memory() -> None:
     number = torch.zeros(1)
 
-    group = tie_groups(nn.ParameterList([nn.Parameter(number.expand(3, 5)), nn.Parameter(number)]))[0]
-    assert (group.names, group.kind) == (("0", "1"), "storage")
+    group = tie_groups(nn.ParameterList([nn.Parameter(number), *(nn.Parameter(number.expand(3, 5)) for _ in range(2))]))[0]
+    assert (group.names, group.kind) == (("0", "1", "2"), "storage")
 
 
 # ---- while a model is watched ---------------------------------------------------------------
