@@ -130,7 +130,9 @@ class ParamWatch(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Spawned workers get the arguments, not a running Watch."""
-        return {**self.__dict__, "watch": None, "_trainer": None, "_asked": None}
+        # Lightning puts methods of the module it fits on each callback: they would bring the module along
+        kept = {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
+        return {**kept, "watch": None, "_trainer": None, "_asked": None}
 
     # ---- hooks, in the order in which Lightning calls them -----------------------------------
 
