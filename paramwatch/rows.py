@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 
 import torch
 from torch import nn
@@ -42,19 +43,21 @@ class Place:
 
 
 def places(module: nn.Module) -> list[Place]:
-    """Every name of every parameter, in model order; lazy parameters that have no shape yet are among them."""
+    """Every name of every parameter, in model order; lazy parameters that have no shape yet are among them.
+
+    No two tensors have one name: of those that would, the later one goes by its real name, or by that and a number.
+    """
     found: list[Place] = []
     taken: dict[str, int] = {}
     for name, real_name, holder, key in _walk(module, "", "", ()):
         tensor = held_under(holder, key)
         if tensor is None:
             continue
-        if name in taken:
-            if taken[name] == id(tensor):
-                continue
-            name = real_name
-        taken[name] = id(tensor)
-        found.append(Place(name, real_name, holder, key))
+        numbered = (f"{real_name}#{i}" for i in count(2))
+        name = next(free for free in chain((name, real_name), numbered) if taken.get(free, id(tensor)) == id(tensor))
+        if name not in taken:
+            taken[name] = id(tensor)
+            found.append(Place(name, real_name, holder, key))
     return found
 
 

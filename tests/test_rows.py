@@ -133,6 +133,16 @@ def test_two_tensors_that_only_a_wrapper_tells_apart_keep_their_real_names() -> 
     assert names(Named(nn.Linear(2, 2))) == ["weight", "module.weight", "bias"]
 
 
+def test_two_tensors_that_torch_gives_one_name_are_numbered() -> None:
+    model = nn.Module()
+    model.a = nn.ParameterDict({"b": nn.Parameter(torch.ones(3))})
+    model._parameters["a.b"] = nn.Parameter(torch.ones(2))
+    assert [name for name, _ in model.named_parameters()] == ["a.b", "a.b"]
+
+    assert names(model) == ["a.b", "a.b#2"]
+    assert [place.tensor.numel() for place in places(model)] == [2, 3]
+
+
 # ---- filters --------------------------------------------------------------------------------
 
 
