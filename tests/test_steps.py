@@ -360,18 +360,21 @@ def adversarial(both: nn.ModuleDict, critic: Optimizer, generator: Optimizer, tr
 @pytest.mark.parametrize("pattern", ["cg cg cg", "c c c c cg c c c c cg", "cg c g", "g gc gc c"])
 def test_a_round_ends_when_an_optimizer_steps_that_does_not_come_after_the_last(pattern: str) -> None:
     both, critic, generator = pair()
-    truth, watch = Truth(both), paramwatch.attach(both)
+    truth, sink = Truth(both), ListSink()
+    watch = paramwatch.attach(both, sinks=[sink])
     adversarial(both, critic, generator, truth, pattern)
 
     if pattern == "cg c g":
         # the last two steps are one round
         truth.grads[1:] = [truth.grads[1] | truth.grads[2]]
     assert_recorded(watch, truth)
+    assert [record.step for record in sink.records] == list(range(len(truth.grads)))
 
 
 def test_reading_in_the_middle_of_a_round_does_not_use_up_its_number() -> None:
     both, critic, generator = pair()
-    watch, sink = (lambda sink: (paramwatch.attach(both, sinks=[sink]), sink))(ListSink())
+    sink = ListSink()
+    watch = paramwatch.attach(both, sinks=[sink])
     loss_of(both["critic"]).backward()
     loss_of(both["generator"]).backward()
     truth = Truth(both)
