@@ -276,6 +276,7 @@ def test_under_a_scaler_gradients_are_without_the_scale_and_skipped_steps_are_se
     steps = watch_of(callback).steps
     assert list(steps["skipped"]) == [False, False, True, False, False, False]
     assert list(steps["amp_scale"]) == [64, 64, 64, 32, 32, 32]
+    assert list(steps["batch_idx"]) == list(range(BATCHES))
     made = watch_of(callback).frame("grad_norm")[~steps["skipped"].to_numpy(bool)]
     np.testing.assert_allclose(made, trained.used, rtol=1e-5)
     assert steps["update_norm"].isna().tolist() == list(steps["skipped"])

@@ -683,6 +683,20 @@ def test_where_nothing_was_clipped_raw_is_what_was_used() -> None:
     assert (watch.frame("clip_coef") == 1).all(axis=None)
 
 
+def test_looking_at_the_total_norm_is_no_clipping() -> None:
+    net = mlp()
+
+    def look_and_halve() -> None:
+        grads = [p.grad for p in net.parameters()]
+        torch.nn.utils.get_total_norm(grads)
+        torch._foreach_mul_(grads, 0.5)
+
+    watch = paramwatch.attach(net, raw_gradients=True)
+    train(sgd(net), net, Truth(net), before=look_and_halve)
+
+    assert (watch.frame("clip_coef") == 1).all(axis=None)
+
+
 def test_without_raw_gradients_the_columns_are_there_and_null() -> None:
     net = mlp()
     watch = paramwatch.attach(net)

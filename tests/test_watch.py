@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import subprocess
 import sys
 import textwrap
@@ -136,6 +137,22 @@ def test_a_watch_answers_after_its_end_as_before(end: str, log_dir: str | None, 
     for old, new in zip(before, frames_of(watch), strict=True):
         assert_frame_equal(old, new)
     assert (watch.ties, repr(watch)) == (ties, said)
+
+
+class SlowSink(ListSink):
+    def write(self, record: Record) -> None:
+        time.sleep(0.05)
+        super().write(record)
+
+
+def test_reading_after_the_model_is_gone_waits_for_what_is_still_being_written() -> None:
+    net = mlp()
+    watch = paramwatch.attach(net, sinks=[SlowSink()])
+    train(net, steps=5)
+    del net
+    gc.collect()
+
+    assert len(watch.steps) == 5
 
 
 def test_attaching_a_model_again_closes_its_earlier_watch() -> None:
@@ -279,6 +296,7 @@ def test_a_forked_child_is_left_alone_and_may_attach_for_itself(tmp_path: Path) 
     assert "the child sees 3\n" in said
     assert "its own sees 2\n" in said
     assert "the child ended with 0\n" in said
+    assert sorted(re.findall(r"(\d+) optimizer steps of Sequential seen", said)) == ["2", "6"]
     assert [len(paramwatch.load(tmp_path / name).steps) for name in ("parent", "child")] == [6, 2], said
 
 
@@ -333,13 +351,15 @@ def test_a_resumed_run_goes_on_where_it_is_told_to(tmp_path: Path) -> None:
 
 def test_steps_reach_the_disk_while_more_are_coming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "BATCH_SECONDS", 0.05)
-    monkeypatch.setattr(worker, "TICK_SECONDS", 0.02)
+    monkeypatch.setattr(worker, "TICK_SECONDS", 0.3)
     net = mlp()
-    watch = paramwatch.attach(net, tmp_path)
-    deadline = time.monotonic() + 10
-    while not store.read(store.DiskFolder(watch.path)).blocks:
-        assert time.monotonic() < deadline
+    paramwatch.attach(net, tmp_path)
+    steps = 0
+    while not list(tmp_path.glob("**/*.rows.arrow")):
+        assert steps < store.BATCH_STEPS - 1, "it was the full batch that was written, not the old one"
         train(net, steps=1)
+        time.sleep(0.005)
+        steps += 1
 
 
 # ---- sinks ----------------------------------------------------------------------------------
