@@ -309,5 +309,8 @@ def merge(values: Mapping[str, Array], members: Sequence[Sequence[int]]) -> dict
             merged = reduce.reduceat(held, starts, axis=-1)
             out[part] = np.where((total_n > 0) & (total(unknown.astype(np.int64)) == 0), merged, np.nan)
     if "dot" in values:
-        out["dot"] = np.where(total_n > 0, total(column("dot")), np.nan)
+        # a member without a gradient adds nothing to the product
+        known = some & ~np.isnan(values["dot"][..., order])
+        products = total(np.where(known, column("dot"), 0.0))
+        out["dot"] = np.where(total(known.astype(np.int64)) > 0, products, np.nan)
     return out

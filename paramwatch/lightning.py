@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -39,8 +39,12 @@ def _callback_bases() -> tuple[type, ...]:
     raise ModuleNotFoundError("paramwatch.lightning needs Lightning: pip install 'paramwatch[lightning]'")
 
 
+# of either namespace: neither is the type of the other
+Trainer: TypeAlias = Any
+LightningModule: TypeAlias = Any
+
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback, LightningModule, Trainer
+    Callback = object
 else:
     Callback = type("Callback", _callback_bases(), {})
 
@@ -235,13 +239,13 @@ class ParamWatch(Callback):
             return True
         if _overrides(pl_module, "configure_gradient_clipping") or _overrides(pl_module, "on_before_optimizer_step"):
             return True
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks: list[Any] = trainer.callbacks
         later = callbacks[callbacks.index(self) + 1 :]
         return any(_overrides(callback, "on_before_optimizer_step") for callback in later)
 
     def _log_totals(self, trainer: Trainer, watch: Watch) -> None:
         """The totals of the latest step, on the axis on which Lightning puts what modules log."""
-        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        interval: int = trainer.log_every_n_steps
         axis = trainer.fit_loop.epoch_loop._batches_that_stepped
         due = interval and (axis + 1) % interval == 0
         if not due or not trainer.loggers or not trainer.is_global_zero:

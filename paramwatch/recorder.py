@@ -171,7 +171,7 @@ class Recorder:
             if self.steps_seen:
                 self._measure_others(self._rounds.step)
                 if self._others:
-                    self._opened(self._rounds.step)
+                    self._opened(self._rounds.step, time.time())
             self.close_round()
 
     # ---- pieces --------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ class Recorder:
         self._take_raw(step)
         if step.wanted:
             self._measure_end(step)
-            opened = self._opened(number)
+            opened = self._opened(number, step.time)
             opened.optimizer_steps.append(step)
             opened.skipped |= skipped
             if self.backwards:
@@ -206,9 +206,9 @@ class Recorder:
         self.backwards = 0
         step.tensors, step.before, step.grads, step.optimizers = [], [], None, []
 
-    def _opened(self, number: int) -> Round:
+    def _opened(self, number: int, entered: float) -> Round:
         if self._open is None:
-            self._open = Round(number, time.time(), self._live.current, dict(self.context))
+            self._open = Round(number, entered, self._live.current, dict(self.context))
         self._open.inventory = self._live.current
         self._open.steps.update(self.context)
         self._open.others += self._others

@@ -5,6 +5,7 @@ Between `recorder`, which fills it on the training thread, and `assemble`, which
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class OptimizerStep:
     grads: list[Tensor | None] | None = None
     scale: Tensor | None = None
     found_inf: Tensor | None = None
+    time: float = field(default_factory=time.time)
     evaluations: int = 0
     entered: list[Measured] = field(default_factory=list)
     used: Measured | None = None

@@ -114,6 +114,16 @@ def test_the_cosine_of_update_and_descent_is_one_for_plain_sgd() -> None:
     np.testing.assert_allclose(STATISTICS["update_cos"].compute(getter(values, kinds), False), 1.0)
 
 
+def test_a_member_without_a_gradient_leaves_the_cosine_of_its_group() -> None:
+    grad = np.random.default_rng(0).normal(size=50)
+    values, kinds = record_of(grad=grad, update=-0.1 * grad)
+    values["dot"] = np.array([[0.0], [-0.1 * grad @ grad]])
+    still, _ = record_of(grad=np.zeros(0), update=np.zeros(7))
+    still["count"][0], still["dot"] = ABSENT, np.full((2, 1), np.nan)
+    both = {part: np.concatenate([values[part], still[part]], axis=-1) for part in values}
+    np.testing.assert_allclose(STATISTICS["update_cos"].compute(getter(merge(both, [[0, 1]]), kinds), False), 1.0)
+
+
 @pytest.mark.parametrize("name", STATISTICS)
 def test_what_was_not_measured_is_nan_in_every_statistic(name: str) -> None:
     kinds = kinds_of(LAYOUTS["full"])
