@@ -21,7 +21,7 @@ from paramwatch.columns import Detail
 from paramwatch.record import Sink
 from paramwatch.recorder import UpdateMode
 from paramwatch.totals import totals
-from paramwatch.watch import Watch, attach
+from paramwatch.watch import Watch, attach, beside
 
 _NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -148,9 +148,13 @@ class ParamWatch(Callback):
             self._resume = self._next_step()
         first_step = self._first_step if self._resume is None else self._resume
         manual = not pl_module.automatic_optimization
-        self.watch = attach(pl_module, folder, first_step=first_step, raw_gradients=manual or self._raw_gradients, **self._options)
+        others = [other.watch for other in trainer.callbacks if isinstance(other, ParamWatch) and other is not self and other.watch]
+        with beside(others):
+            self.watch = attach(pl_module, folder, first_step=first_step, raw_gradients=manual or self._raw_gradients, **self._options)
         self.watch._recorder.raw = True
-        self._trainer = weakref.ref(trainer)
+        here = self._trainer = weakref.ref(trainer)
+        # Lightning takes all callbacks away while it searches for a learning rate or a batch size, and restores the weights after it
+        self.watch._recorder.idle = lambda: (fitting := here()) is not None and self not in fitting.callbacks
         self._asked, self._logged = None, -1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -253,7 +257,8 @@ class ParamWatch(Callback):
         record = watch._latest()
         if record is not None and record.step != self._logged:
             self._logged = record.step
-            metrics = {f"paramwatch/{name}": value for name, value in totals(record).items() if name != "lr"}
+            prefix = "/".join(("paramwatch", *([self._options["name"]] if self._options["name"] else [])))
+            metrics = {f"{prefix}/{name}": value for name, value in totals(record).items() if name != "lr"}
             _log_metrics(trainer, metrics, axis)
 
 

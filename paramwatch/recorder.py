@@ -63,6 +63,8 @@ class Recorder:
         self.update = update
         self.raw = raw
         self.amp_scale: Tensor | None = None
+        # asked at each step: whether it is none of the run's (a search for a learning rate)
+        self.idle: Callable[[], bool] = bool
         self._live = live
         self._publish = publish
         self._rounds = Rounds(first_step)
@@ -84,6 +86,8 @@ class Recorder:
     def begin(self, optimizer: Optimizer) -> OptimizerStep | None:
         """Take the rows of this optimizer and their old values."""
         started = time.perf_counter_ns()
+        if self.idle():
+            return None
         with self.lock:
             step = self._enter(optimizer)
             if step is None:

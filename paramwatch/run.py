@@ -6,6 +6,7 @@ The reading half of what `attach` returns. It also reads a run that is going on:
 from __future__ import annotations
 
 import glob
+import html
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ from paramwatch.guard import ParamWatchError
 from paramwatch.record import Inventory, TieGroup
 from paramwatch.store import Contents, read
 from paramwatch.table import By
+
+_SHOWN = 20
+"""Lines that a notebook shows of a table."""
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -129,6 +133,22 @@ class Run:
         span = f" ({numbers[0]} to {numbers[-1]})" if len(numbers) > 1 else ""
         steps = f"{len(numbers)} step{'s' * (len(numbers) != 1)}{span}" if numbers else "no steps yet"
         return f"<{type(self).__name__} {self.path or 'in memory'}: {inventory.model}, {rows} rows{more}, {steps}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the latest step, the ties, and what the rules said."""
+        contents = self._read()
+        parts = [f"<p><code>{html.escape(repr(self))}</code></p>"]
+        if contents.blocks:
+            block = contents.blocks[-1]
+            latest = frames.frame([block], steps=slice(int(block.step[-1]), None)).droplevel("step")
+            columns = ["param_norm", "grad_norm", "update_ratio", "grad_state"]
+            parts += [f"<p>Step {block.step[-1]}:</p>", latest[columns].to_html(max_rows=_SHOWN, na_rep="-")]
+        if ties := self.ties:
+            lines = "".join(f"<li>{html.escape(str(tie))}</li>" for tie in ties[:_SHOWN])
+            parts.append(f"<p>Ties:</p><ul>{lines}</ul>")
+        if contents.findings:
+            parts += ["<p>Findings:</p>", frames.findings_frame(contents.findings).to_html(index=False, max_rows=_SHOWN)]
+        return "\n".join(parts)
 
     def _read(self) -> Contents:
         """Everything that was recorded until now."""

@@ -39,6 +39,7 @@ MEMORY_BYTES = 256_000_000
 """What a Watch without a folder may hold in memory."""
 
 _open: list[Watch] = []
+_company: tuple[Watch, ...] = ()
 
 
 def attach(
@@ -266,11 +267,22 @@ def _patterns(given: str | Sequence[str]) -> list[str]:
     return [given] if isinstance(given, str) else list(given)
 
 
+@contextlib.contextmanager
+def beside(watches: Sequence[Watch]) -> Iterator[None]:
+    """In this context `attach` leaves these alone, although they watch the same module: several callbacks of one trainer."""
+    global _company
+    before, _company = _company, tuple(watches)
+    try:
+        yield
+    finally:
+        _company = before
+
+
 def _close_earlier(module: nn.Module, folder: Path | None) -> None:
-    earlier = [other for other in _open if other._module() is module or other._module() is None]
+    earlier = [other for other in _open if other not in _company and (other._module() is module or other._module() is None)]
     for other in _open:
         if folder is not None and other.path == folder and other not in earlier:
-            raise ParamWatchError(f"{folder} is being written for another model ({other._model}); pass name= for a folder of its own")
+            raise ParamWatchError(f"{folder} is being written by another Watch ({other._model}); pass name= for a folder of its own")
     for other in earlier:
         other.close()
 

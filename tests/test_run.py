@@ -202,3 +202,17 @@ def test_reading_needs_no_torch_and_storing_no_pandas(modules: str, without: set
 
 def test_the_guard_on_imports_can_fail() -> None:
     assert "pandas" in loaded_by("import paramwatch.run")
+
+
+def test_a_notebook_shows_the_latest_step_the_ties_and_the_findings_escaped() -> None:
+    folder = MemoryFolder()
+    store = Store(folder, max_bytes=10**9)
+    store.write(random_record(0, inventory("a<b>", "c")))
+    store.find([Finding(0, "first_nonfinite", "a<b>", "said of a<b>")])
+    store.flush()
+
+    shown = InMemory(folder)._repr_html_()
+    assert "&lt;InMemory in memory" in shown
+    assert "<th>a&lt;b&gt;</th>" in shown
+    assert "said of a&lt;b&gt;" in shown
+    assert "<b>" not in shown
