@@ -12,7 +12,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from paramwatch.guard import ParamWatchError as ParamWatchError
-    from paramwatch.overview import Summary as Summary
     from paramwatch.overview import summary as summary
     from paramwatch.record import Finding as Finding
     from paramwatch.record import Record as Record
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from paramwatch.record import TieGroup as TieGroup
     from paramwatch.run import Run as Run
     from paramwatch.run import load as load
+    from paramwatch.sheet import Summary as Summary
     from paramwatch.ties import tie_groups as tie_groups
     from paramwatch.watch import Watch as Watch
     from paramwatch.watch import attach as attach
@@ -30,7 +30,7 @@ _HOME = {
     "Record": "record",
     "Run": "run",
     "Sink": "record",
-    "Summary": "overview",
+    "Summary": "sheet",
     "TieGroup": "record",
     "Watch": "watch",
     "attach": "watch",

@@ -15,6 +15,7 @@ import numpy as np
 from paramwatch.columns import Array
 from paramwatch.laws import Kind, Law, Numbers, agrees, law_of, log_likelihood, scales, two_sided
 from paramwatch.standards import DEFAULT, Standard, standards
+from paramwatch.wording import plain, plain_std, words
 
 ENOUGH = 256
 """Elements that tell uniform from normal, and Xavier from Kaiming, in 99 draws of 100."""
@@ -70,7 +71,7 @@ def look(seen: Seen) -> Look:
         return exact
     share = seen.zeros / x.n
     if seen.default_zeros and seen.zeros == seen.default_zeros:
-        return _of_law(replace(seen, numbers=_nonzero(seen)), " beside the padding row")
+        return _of_law(replace(seen, numbers=_nonzero(seen)))
     if share > _STRAY_ZEROS and seen.zeros >= 2:
         return _sparse(seen, share)
     return _of_law(seen)
@@ -182,32 +183,29 @@ def _sparse(seen: Seen, share: float) -> Look:
 # ---- a law ----------------------------------------------------------------------------------
 
 
-def _of_law(seen: Seen, beside: str = "") -> Look:
+def _of_law(seen: Seen) -> Look:
     x = seen.numbers
     if x.n < ENOUGH:
-        return _small(seen, beside)
+        return _small(seen)
     elements = seen.elements()
     laws = law_of(replace(x, some=np.sort(elements[elements != 0])))
     if not laws:
         return Look(UNLIKE + _stray(np.sort(elements)), "unlike", math.nan)
     first = laws[0]
-    named = _named(seen, {law.kind for law in laws})
-    if named and named[0].law.kind == "uniform":
-        # a bound that is met to one part in n says more than a slight curve
-        laws = [first] if first.kind == "uniform" else laws
-    names = _grouped(named, beside)
-    told = names if names and first.kind == named[0].law.kind else [_plain(x, first), *names]
-    told += [_plain(x, law) for law in laws[1:] if law.kind == "truncated"]
-    std = named[0].law.std if names and told[0] == names[0] else _plain_std(x, first)
-    return Look(" or ".join(dict.fromkeys(told)), first.kind, std)
+    named = _named(seen, {first.kind})
+    told, std = (_grouped(named), named[0].law.std) if named else ([plain(x, first)], plain_std(x, first))
+    # a named bound that is met to one part in n says more than a slight curve
+    if not (named and first.kind == "uniform"):
+        told += [plain(x, law) for law in laws[1:]]
+    return Look(" or ".join(told), first.kind, std)
 
 
-def _small(seen: Seen, beside: str = "") -> Look:
+def _small(seen: Seen) -> Look:
     """Too few elements to tell: what they are compatible with."""
     x = seen.numbers
     named = _named(seen, {"uniform", "normal"})
     if named:
-        return Look(f"{_SMALL}: fits {', '.join(_grouped(named, beside, brief=True))}", "small", named[0].law.std)
+        return Look(f"{_SMALL}: fits {', '.join(_grouped(named, brief=True))}", "small", named[0].law.std)
     if x.n < 8:
         return Look(_SMALL, "small", math.nan)
     middle = 0.0 if abs(x.mean) <= 3 * x.std / math.sqrt(x.n) else x.mean
@@ -218,7 +216,7 @@ def _small(seen: Seen, beside: str = "") -> Look:
     fits = [law for law in free if law.kind == "two-sided" or agrees(x, law)]
     if not fits:
         return Look(UNLIKE + _stray(elements), "unlike", math.nan)
-    return Look(f"{_SMALL}: fits {', '.join(_plain(x, law) for law in fits)}", "small", _plain_std(x, fits[0]))
+    return Look(f"{_SMALL}: fits {', '.join(plain(x, law) for law in fits)}", "small", plain_std(x, fits[0]))
 
 
 def _named(seen: Seen, kinds: Set[Kind]) -> list[Standard]:
@@ -227,7 +225,7 @@ def _named(seen: Seen, kinds: Set[Kind]) -> list[Standard]:
     known: Sequence[Standard] = standards(seen.shape)
     if seen.default is not None:
         known = (Standard(DEFAULT, seen.default, -1), *known)
-        if len(seen.shape) == 1 and agrees(x, seen.default):
+        if len(seen.shape) == 1 and seen.default.kind in kinds and agrees(x, seen.default):
             # no other law has a name for a vector
             return [known[0]]
     if "uniform" in kinds and x.reach(0.0) > 0:
@@ -245,7 +243,7 @@ def _named(seen: Seen, kinds: Set[Kind]) -> list[Standard]:
     return sorted(near, key=lambda standard: (standard.name != DEFAULT, -score[id(standard)]))
 
 
-def _grouped(named: Sequence[Standard], beside: str = "", brief: bool = False) -> list[str]:
+def _grouped(named: Sequence[Standard], brief: bool = False) -> list[str]:
     """One text for each distinct law, with the other names it has."""
     groups: dict[tuple[str, float], list[Standard]] = {}
     for standard in named:
@@ -255,67 +253,14 @@ def _grouped(named: Sequence[Standard], beside: str = "", brief: bool = False) -
     for group in list(groups.values())[:3]:
         names = [standard.name for standard in group if standard.name]
         if not names:
-            texts.append(_words(group[0].law))
+            texts.append(words(group[0].law))
         elif names[0] == DEFAULT:
             same = [name for name in names[1:] if not name.endswith("a=sqrt(5)")][:1]
-            aside = f" (= {same[0]})" if same else f" ({_words(group[0].law)})"
-            texts.append(DEFAULT + ("" if brief else aside) + beside)
+            aside = f" (= {same[0]})" if same else f" ({words(group[0].law)})"
+            texts.append(DEFAULT + ("" if brief else aside))
         else:
             texts.append(names[0] + (f" (= {names[1]})" if len(names) > 1 else ""))
     return texts
-
-
-def _plain(x: Numbers, law: Law) -> str:
-    """A law whose parameters are not known: the roundest ones that the numbers allow."""
-    return _words(_rounded(x, law))
-
-
-def _plain_std(x: Numbers, law: Law) -> float:
-    return _rounded(x, law).std
-
-
-def _rounded(x: Numbers, law: Law) -> Law:
-    n = x.n
-    if law.kind in ("normal", "truncated"):
-        off = 3 * law.scale / math.sqrt(2 * n)
-        scale = roundest(law.scale - off, law.scale + off)
-        centre = law.centre and roundest(law.centre - 3 * law.scale / math.sqrt(n), law.centre + 3 * law.scale / math.sqrt(n))
-        # from the cut at 256 elements known to a tenth, to the one at a million to a thousandth
-        cut = law.cut if law.kind == "normal" else roundest(law.cut * (1 - 1.6 / math.sqrt(n)), law.cut * (1 + 1.6 / math.sqrt(n)))
-        return Law(law.kind, centre, scale, cut)
-    # an extreme stays farther than 8/n of the width from its bound in 3 cases of 10,000
-    if law.kind == "two-sided":
-        off = 8 * (law.scale - law.cut) / n
-        return Law(law.kind, 0.0, roundest(law.scale, law.scale + off), roundest(max(law.cut - off, 0.0), law.cut))
-    if law.centre == 0:
-        return Law(law.kind, 0.0, roundest(law.scale, law.scale + 8 * law.scale / n))
-    off = 16 * law.scale / n
-    low, high = roundest(x.low - off, x.low), roundest(x.high, x.high + off)
-    return Law(law.kind, (low + high) / 2, (high - low) / 2)
-
-
-def roundest(low: float, high: float) -> float:
-    """The number of fewest digits between two, the one nearest the middle if there are several."""
-    middle = (low + high) / 2
-    if low <= 0 <= high:
-        return 0.0
-    for digits in range(1, 7):
-        found = float(f"{middle:.{digits - 1}e}")
-        if low <= found <= high:
-            return found
-    return float(f"{middle:.4g}")
-
-
-def _words(law: Law) -> str:
-    if law.kind == "uniform":
-        low, high = law.centre - law.scale, law.centre + law.scale
-        return f"uniform ±{law.scale:.3g}" if law.centre == 0 else f"uniform({low:.3g}, {high:.3g})"
-    if law.kind == "two-sided":
-        return f"±uniform({law.cut:.3g}, {law.scale:.3g})"
-    if law.kind == "constant":
-        return f"constant {law.centre:.6g}"
-    text = f"normal({law.centre:.3g}, {law.scale:.3g})"
-    return f"truncated {text}, cut at {law.cut:.3g} std" if law.kind == "truncated" else text
 
 
 def _stray(ascending: Array) -> str:

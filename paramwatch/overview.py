@@ -7,7 +7,7 @@ one frame. `sheet` prints it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paramwatch import sheet
 from paramwatch.columns import ABSENT, STATISTICS, Array, getter
 from paramwatch.guard import ParamWatchError
 from paramwatch.hazards import hazards
@@ -25,57 +24,12 @@ from paramwatch.measure import SAMPLE, is_supported, measure, sample
 from paramwatch.measure.naive import ORDER, as_reals
 from paramwatch.record import TieGroup
 from paramwatch.rows import Place, is_lazy, places
+from paramwatch.sheet import Line, Summary, Totals
 from paramwatch.standards import default_of
 from paramwatch.ties import find_ties
 
 EXACT = 1 << 20
 """Elements up to which all of a tensor is measured, at 0.1 microseconds each; of a larger one it is a sample, and `exact` says so."""
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Counts over a whole model, each tensor once unless said otherwise."""
-
-    parameters: int
-    """Elements of all parameters; lazy ones count none."""
-    with_repeats: int
-    """The same, a tied tensor counted under each of its names."""
-    trainable: int
-    bytes: int
-    bytes_saved: int
-    """Memory that separate tensors would take on top: what ties save."""
-    buffers: int
-    """How many buffers there are."""
-    buffer_elements: int
-    buffer_bytes: int
-    lazy: int
-    """Parameters that still wait for their shape."""
-
-
-@dataclass(frozen=True, repr=False)
-class Summary:
-    """What `summary` returns: prints as a table, and is a frame underneath."""
-
-    model: str
-    """Class name of the module."""
-    frame: pd.DataFrame
-    """Index `parameter`; docs/summary.md says what each column means."""
-    totals: Totals
-    ties: tuple[TieGroup, ...]
-    tree: tuple[sheet.Line, ...]
-    """The layers in model order, each followed by its parameters."""
-
-    @property
-    def warnings(self) -> Mapping[str, str]:
-        """What would stop learning, by parameter."""
-        found = self.frame["warning"]
-        return dict(found[found != ""])
-
-    def __repr__(self) -> str:
-        return sheet.text(self)
-
-    def _repr_html_(self) -> str:
-        return sheet.html(self)
 
 
 def summary(module: nn.Module) -> Summary:
@@ -174,7 +128,7 @@ def _gradient(tensor: Tensor) -> str:
         return "none"
     if grad.is_meta or not is_supported(grad):
         return "set"
-    held = grad.detach().coalesce().values() if grad.layout is torch.sparse_coo else as_reals(grad) if grad.is_quantized else grad.detach()
+    held = grad.detach().coalesce().values() if grad.layout is torch.sparse_coo else grad.detach()
     return "set" if bool(held.any()) else "zero"
 
 
@@ -241,9 +195,9 @@ def _totals(module: nn.Module, rows: Sequence[_Row], ties: Sequence[TieGroup]) -
     )
 
 
-def _tree(module: nn.Module, found: Sequence[Place], rows: Sequence[_Row]) -> tuple[sheet.Line, ...]:
+def _tree(module: nn.Module, found: Sequence[Place], rows: Sequence[_Row]) -> tuple[Line, ...]:
     """A line for each module on the way to a parameter, and one for each name of a parameter."""
-    lines: list[sheet.Line] = []
+    lines: list[Line] = []
     opened: set[str] = set()
     canonical = {place.name: row.places[0].name for row in rows for place in row.places}
     for place in found:
@@ -253,9 +207,9 @@ def _tree(module: nn.Module, found: Sequence[Place], rows: Sequence[_Row]) -> tu
             if prefix not in opened:
                 opened.add(prefix)
                 holder = place.holder if depth == len(path) - 1 else _ancestor(module, place, depth + 1)
-                lines.append(sheet.Line(depth, path[depth], type(holder).__name__ if holder is not None else "", None))
+                lines.append(Line(depth, path[depth], type(holder).__name__ if holder is not None else "", None))
         row = canonical[place.name]
-        lines.append(sheet.Line(len(path), place.name.rpartition(".")[2], "" if row == place.name else f"= {row}", row))
+        lines.append(Line(len(path), place.name.rpartition(".")[2], "" if row == place.name else f"= {row}", row))
     return tuple(lines)
 
 

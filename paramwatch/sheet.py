@@ -7,14 +7,13 @@ import math
 import shutil
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
-if TYPE_CHECKING:
-    from paramwatch.overview import Summary
+from paramwatch.record import TieGroup
 
 LINES = 1000
 """Lines of the tree that are printed; the frame has them all."""
@@ -38,6 +37,52 @@ class Line:
     def label(self) -> str:
         """Its name, as far to the right as it is deep."""
         return "  " * self.depth + printable(self.name)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counts over a whole model, each tensor once unless said otherwise."""
+
+    parameters: int
+    """Elements of all parameters; lazy ones count none."""
+    with_repeats: int
+    """The same, a tied tensor counted under each of its names."""
+    trainable: int
+    bytes: int
+    bytes_saved: int
+    """Memory that separate tensors would take on top: what ties save."""
+    buffers: int
+    """How many buffers there are."""
+    buffer_elements: int
+    buffer_bytes: int
+    lazy: int
+    """Parameters that still wait for their shape."""
+
+
+@dataclass(frozen=True, repr=False)
+class Summary:
+    """What `summary` returns: prints as a table, and is a frame underneath."""
+
+    model: str
+    """Class name of the module."""
+    frame: pd.DataFrame
+    """Index `parameter`; docs/summary.md says what each column means."""
+    totals: Totals
+    ties: tuple[TieGroup, ...]
+    tree: tuple[Line, ...]
+    """The layers in model order, each followed by its parameters."""
+
+    @property
+    def warnings(self) -> Mapping[str, str]:
+        """What would stop learning, by parameter."""
+        found = self.frame["warning"]
+        return dict(found[found != ""])
+
+    def __repr__(self) -> str:
+        return text(self)
+
+    def _repr_html_(self) -> str:
+        return html(self)
 
 
 def text(summary: Summary) -> str:
