@@ -27,7 +27,7 @@ def hazards(found: Sequence[Place], shape: tuple[int, ...], trainable: bool, x: 
         nonfinite: How many are not.
     """
     if x is None:
-        return f"{nonfinite:,} elements are NaN or infinite, and so is every output that they reach"
+        return f"NaN or infinite elements ({nonfinite:,}): every output that they reach is so, too"
     return "; ".join(_of_weight(found, shape, x)) if trainable else ""
 
 

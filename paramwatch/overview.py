@@ -187,7 +187,7 @@ def _totals(module: nn.Module, rows: Sequence[_Row], ties: Sequence[TieGroup]) -
         with_repeats=sum(row.numel * len(row.places) for row in rows),
         trainable=sum(row.numel for row in rows if row.tensor.requires_grad),
         bytes=sum(row.numel * row.tensor.element_size() for row in rows if row.numel),
-        bytes_saved=sum(tie.bytes_saved for tie in ties),
+        bytes_saved=sum(tie.bytes_saved for tie in ties if tie.kind == "parameter"),
         buffers=len(buffers),
         buffer_elements=sum(buffer.numel() for buffer in buffers),
         buffer_bytes=sum(buffer.numel() * buffer.element_size() for buffer in buffers),
