@@ -12,12 +12,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from paramwatch.guard import ParamWatchError as ParamWatchError
+    from paramwatch.overview import summary as summary
     from paramwatch.record import Finding as Finding
     from paramwatch.record import Record as Record
     from paramwatch.record import Sink as Sink
     from paramwatch.record import TieGroup as TieGroup
     from paramwatch.run import Run as Run
     from paramwatch.run import load as load
+    from paramwatch.sheet import Summary as Summary
     from paramwatch.ties import tie_groups as tie_groups
     from paramwatch.watch import Watch as Watch
     from paramwatch.watch import attach as attach
@@ -28,14 +30,30 @@ _HOME = {
     "Record": "record",
     "Run": "run",
     "Sink": "record",
+    "Summary": "sheet",
     "TieGroup": "record",
     "Watch": "watch",
     "attach": "watch",
     "load": "run",
+    "summary": "overview",
     "tie_groups": "ties",
 }
 
-__all__ = ["Finding", "ParamWatchError", "Record", "Run", "Sink", "TieGroup", "Watch", "__version__", "attach", "load", "tie_groups"]
+__all__ = [
+    "Finding",
+    "ParamWatchError",
+    "Record",
+    "Run",
+    "Sink",
+    "Summary",
+    "TieGroup",
+    "Watch",
+    "__version__",
+    "attach",
+    "load",
+    "summary",
+    "tie_groups",
+]
 
 
 def __getattr__(name: str) -> Any:

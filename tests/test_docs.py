@@ -24,6 +24,8 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("page", [page for page in PAGES if any(kind == "python" for kind, _ in blocks(page))], ids=lambda page: page.name)
 def test_code_blocks_run_and_print_what_follows_them(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # tables fit the terminal, whatever it is here
+    monkeypatch.setenv("COLUMNS", "80")
     names: dict[str, object] = {"__name__": "__main__"}
     printed = ""
     for kind, text in blocks(page):

@@ -1,0 +1,59 @@
+"""What in a freshly initialised parameter would stop learning, or make it slow to begin.
+
+Behind `summary`: reads the numbers of one row and the modules that use it, and says what it found in words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from paramwatch.laws import Numbers
+from paramwatch.rows import Place
+from paramwatch.standards import is_norm_scale, scale_range
+
+FAR = 10.0
+"""A weight this many times larger or smaller than Xavier and Kaiming would make it is called out."""
+
+
+def hazards(found: Sequence[Place], shape: tuple[int, ...], trainable: bool, x: Numbers | None, nonfinite: int) -> str:
+    """What to warn of, "" if nothing.
+
+    Args:
+        found: All places of the row.
+        shape: Of its tensor.
+        trainable: What is not trained cannot stop learning; only non-finite elements count then.
+        x: Its numbers, None where some are not finite.
+        nonfinite: How many are not.
+    """
+    if x is None:
+        return f"NaN or infinite elements ({nonfinite:,}): every output that they reach is so, too"
+    return "; ".join(_of_weight(found, shape, x)) if trainable else ""
+
+
+def _of_weight(found: Sequence[Place], shape: tuple[int, ...], x: Numbers) -> Iterator[str]:
+    ranges = [(place, bounds) for place in found if (bounds := scale_range(place.holder, place.key, shape))]
+    zero = x.low == x.high == 0
+    if zero and (ranges or any(is_norm_scale(place.holder, place.key) for place in found)):
+        yield "all zeros: at the first step no gradient passes through to the layers before it"
+        return
+    if not ranges:
+        return
+    place, (least, most) = ranges[0]
+    if x.low == x.high and shape[0] // _groups(place) > 1:
+        yield "constant: all units compute the same and get the same gradient, so they stay the same (symmetry is not broken)"
+    size = math.sqrt(x.square(0.0))
+    # of fewer than four elements the size says little: a tenth comes by chance in more than one case of 10,000
+    if x.n < 4:
+        return
+    of = "its size" if place is found[0] else f"{place.name} as a weight of {type(place.holder).__name__}"
+    theirs = f"(rms {size:.3g}, theirs {least:.3g} to {most:.3g})"
+    if size > FAR * most:
+        yield f"{of} is {size / most:,.0f} times above Xavier and Kaiming {theirs}: signals blow up"
+    elif size < least / FAR:
+        yield f"{of} is {least / size:,.0f} times below Xavier and Kaiming {theirs}: signals fade"
+
+
+def _groups(place: Place) -> int:
+    groups = getattr(place.holder, "groups", 1)
+    return groups if isinstance(groups, int) and groups > 0 else 1

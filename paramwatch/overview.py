@@ -1,0 +1,225 @@
+"""`summary`: a model as it stands, read without running it: layers, parameters, ties, gradients, and how each tensor looks initialised.
+
+Rows and ties come from `rows` and `ties`, numbers from `measure` in one call for all rows, verdicts from `initial`; here they are put into
+one frame. `sheet` prints it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from paramwatch.columns import ABSENT, STATISTICS, Array, getter
+from paramwatch.guard import ParamWatchError
+from paramwatch.hazards import hazards
+from paramwatch.initial import Look, Seen, look
+from paramwatch.laws import Law, Numbers
+from paramwatch.measure import SAMPLE, is_supported, measure, sample
+from paramwatch.measure.naive import ORDER, as_reals
+from paramwatch.record import TieGroup
+from paramwatch.rows import Place, is_lazy, places
+from paramwatch.sheet import Line, Summary, Totals
+from paramwatch.standards import default_of
+from paramwatch.ties import find_ties
+
+EXACT = 1 << 20
+"""Elements up to which all of a tensor is measured, at 0.1 microseconds each; of a larger one it is a sample, and `exact` says so."""
+
+
+def summary(module: nn.Module) -> Summary:
+    """A table of a model's layers and parameters: shapes, ties, gradients, statistics, and how each tensor looks initialised.
+
+    The model is not run and not changed, and no random number is drawn. Print what it returns, or read its `frame`.
+
+    Raises:
+        ParamWatchError: Something else than a module was given.
+    """
+    if not isinstance(module, nn.Module):
+        raise ParamWatchError(f"summary takes an nn.Module, not {type(module).__name__}")
+    found = places(module)
+    ties = find_ties(found)
+    grouped: dict[int, list[Place]] = {}
+    for place in found:
+        grouped.setdefault(id(place.tensor), []).append(place)
+    rows = [_row(group, tensor) for group in grouped.values() if (tensor := group[0].tensor) is not None]
+    return Summary(type(module).__name__, _frame(rows, ties), _totals(module, rows, ties), ties, _tree(module, found, rows))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One distinct parameter tensor and the places that hold it."""
+
+    places: Sequence[Place]
+    tensor: nn.Parameter
+    shape: tuple[int, ...] | None
+    """None while it is lazy."""
+    numel: int
+    unreadable: str
+    """Why there are no values to look at, "" if there are."""
+
+    @property
+    def looked_at(self) -> Tensor | None:
+        """What is measured: all of a tensor, or a sample; all of it where something is not finite, so that none is missed."""
+        if self.unreadable:
+            return None
+        if self.numel <= EXACT or not bool(torch.isfinite(self.tensor.detach().sum())):
+            return self.tensor
+        return sample(self.tensor)
+
+
+def _row(found: Sequence[Place], tensor: nn.Parameter) -> _Row:
+    if is_lazy(tensor):
+        return _Row(found, tensor, None, 0, "lazy: no shape before the first forward")
+    if tensor.is_meta:
+        why = "on the meta device: no values"
+    elif not is_supported(tensor):
+        why = "of a dtype that cannot be measured"
+    else:
+        why = "" if tensor.numel() else "empty"
+    return _Row(found, tensor, tuple(tensor.shape), tensor.numel(), why)
+
+
+def _frame(rows: Sequence[_Row], ties: Sequence[TieGroup]) -> pd.DataFrame:
+    group_of = {name: i for i, tie in reversed(list(enumerate(ties))) for name in tie.names}
+    first = [row.places[0] for row in rows]
+    looked_at = [row.looked_at for row in rows]
+    reading = measure(looked_at)
+    reading.wait()
+    numbers = reading.numpy().T
+    judged = [_judge(row, column) for row, column in zip(rows, numbers.T, strict=True)]
+    statistics = _statistics(numbers)
+    index = pd.Index([place.name for place in first], name="parameter", dtype="object")
+    columns = {
+        "module": pd.Series([place.name.rpartition(".")[0] for place in first], index, "object"),
+        "module_type": pd.Series([type(place.holder).__name__ for place in first], index, "object"),
+        "shape": pd.Series([row.shape for row in rows], index, "object"),
+        "dtype": pd.Series([str(row.tensor.dtype).removeprefix("torch.") for row in rows], index, "object"),
+        "numel": pd.Series([pd.NA if row.shape is None else row.numel for row in rows], index, "Int64"),
+        "trainable": pd.Series([row.tensor.requires_grad for row in rows], index, "bool"),
+        "tie_group": pd.Series([group_of.get(place.name, pd.NA) for place in first], index, "Int64"),
+        "aliases": pd.Series([tuple(place.name for place in row.places[1:]) for row in rows], index, "object"),
+        "gradient": pd.Series([_gradient(row.tensor) for row in rows], index, "object"),
+        **{name: pd.Series(values, index, "float64") for name, values in statistics.items()},
+        "exact": pd.Series([seen is None or seen is row.tensor for row, seen in zip(rows, looked_at, strict=True)], index, "bool"),
+        "looks_like": pd.Series([seen.text for seen, _ in judged], index, "object"),
+        "family": pd.Series([seen.family for seen, _ in judged], index, "object"),
+        "theoretical_std": pd.Series([seen.std for seen, _ in judged], index, "float64"),
+        "warning": pd.Series([warning for _, warning in judged], index, "object"),
+    }
+    return pd.DataFrame(columns, index=index)
+
+
+def _statistics(numbers: Array) -> dict[str, Array]:
+    values = {part: numbers[i][None] for i, part in enumerate(ORDER)}
+    values["count"] = np.where(np.isnan(values["count"]), ABSENT, values["count"])
+    get = getter(values, ["param"])
+    return {name: STATISTICS[f"param_{name}"].compute(get, False) for name in ("mean", "std", "min", "max", "zero_frac")}
+
+
+def _gradient(tensor: Tensor) -> str:
+    grad = tensor.grad
+    if grad is None:
+        return "none"
+    if grad.is_meta or not is_supported(grad):
+        return "set"
+    held = grad.detach().coalesce().values() if grad.layout is torch.sparse_coo else grad.detach()
+    return "set" if bool(held.any()) else "zero"
+
+
+# ---- how it looks initialised ---------------------------------------------------------------
+
+
+def _judge(row: _Row, numbers: Array) -> tuple[Look, str]:
+    """The verdict on a row, and what to warn of."""
+    if row.unreadable or row.shape is None:
+        return Look(row.unreadable, "unknown", math.nan), ""
+    part = dict(zip(ORDER, numbers.tolist(), strict=True))
+    bad = int(part["nan"] + part["posinf"] + part["neginf"])
+    shape, tensor = row.shape, row.tensor
+    if bad:
+        verdict = Look("unlike any standard one (NaN or infinite elements)", "unlike", math.nan)
+        return verdict, hazards(row.places, shape, tensor.requires_grad, None, bad)
+    grain = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() or tensor.is_complex() else 0.0
+    x = Numbers(int(part["count"]), part["mean"], part["std"], part["min"], part["max"], grain)
+    default, padding = _default(row)
+    seen = Seen(shape, x, part["zero"], lambda: sample(tensor).cpu().numpy(), _lines(tensor), default, padding)
+    return look(seen), hazards(row.places, shape, tensor.requires_grad, x, 0)
+
+
+def _default(row: _Row) -> tuple[Law | None, int]:
+    """What PyTorch gives the first place, and how many zeros that has."""
+    place, shape = row.places[0], row.shape or ()
+    padded = place.key == "weight" and len(shape) == 2 and getattr(place.holder, "padding_idx", None) is not None
+    return default_of(place.holder, place.key, shape), shape[1] if padded else 0
+
+
+def _lines(tensor: Tensor) -> Callable[[Sequence[int]], Array] | None:
+    if tensor.dim() < 2 or tensor.is_complex() or tensor.layout is not torch.strided or hasattr(tensor, "to_local"):
+        return None
+
+    def lines(at: Sequence[int]) -> Array:
+        w = tensor.detach().reshape(tensor.shape[0], -1)
+        w = w if w.shape[0] <= w.shape[1] else w.T
+        if tensor.numel() <= SAMPLE:
+            # of a small tensor it takes longer to choose rows than to copy them all
+            whole: Array = w.to(torch.float64).cpu().numpy()
+            return whole[list(at)]
+        found: Array = as_reals(w[list(at)]).reshape(len(at), -1).cpu().numpy()
+        return found
+
+    return lines
+
+
+# ---- the whole ------------------------------------------------------------------------------
+
+
+def _totals(module: nn.Module, rows: Sequence[_Row], ties: Sequence[TieGroup]) -> Totals:
+    # a lazy buffer, like a lazy parameter, has no size yet
+    buffers = [buffer for buffer in module.buffers() if not hasattr(buffer, "materialize")]
+    return Totals(
+        parameters=sum(row.numel for row in rows),
+        with_repeats=sum(row.numel * len(row.places) for row in rows),
+        trainable=sum(row.numel for row in rows if row.tensor.requires_grad),
+        bytes=sum(row.numel * row.tensor.element_size() for row in rows if row.numel),
+        bytes_saved=sum(tie.bytes_saved for tie in ties if tie.kind == "parameter"),
+        buffers=len(buffers),
+        buffer_elements=sum(buffer.numel() for buffer in buffers),
+        buffer_bytes=sum(buffer.numel() * buffer.element_size() for buffer in buffers),
+        lazy=sum(row.shape is None for row in rows),
+    )
+
+
+def _tree(module: nn.Module, found: Sequence[Place], rows: Sequence[_Row]) -> tuple[Line, ...]:
+    """A line for each module on the way to a parameter, and one for each name of a parameter."""
+    lines: list[Line] = []
+    opened: set[str] = set()
+    canonical = {place.name: row.places[0].name for row in rows for place in row.places}
+    for place in found:
+        path = place.name.split(".")[:-1]
+        for depth in range(len(path)):
+            prefix = ".".join(path[: depth + 1])
+            if prefix not in opened:
+                opened.add(prefix)
+                holder = place.holder if depth == len(path) - 1 else _ancestor(module, place, depth + 1)
+                lines.append(Line(depth, path[depth], type(holder).__name__ if holder is not None else "", None))
+        row = canonical[place.name]
+        lines.append(Line(len(path), place.name.rpartition(".")[2], "" if row == place.name else f"= {row}", row))
+    return tuple(lines)
+
+
+def _ancestor(module: nn.Module, place: Place, depth: int) -> nn.Module | None:
+    """The module that many components down a name; None inside wrappers, whose components names leave out."""
+    if place.name != place.real_name:
+        return None
+    for key in place.name.split(".")[:depth]:
+        child = module._modules[key]
+        if child is None:
+            return None
+        module = child
+    return module

@@ -1,0 +1,297 @@
+"""A summary as text that fits the terminal, and as HTML for notebooks."""
+
+from __future__ import annotations
+
+import html as escaping
+import math
+import shutil
+import textwrap
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from paramwatch.record import TieGroup
+
+LINES = 1000
+"""Lines of the tree that are printed; the frame has them all."""
+
+WARNINGS = 20
+"""Warnings that are printed in full."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the layer tree: a module, or a parameter under one of its names."""
+
+    depth: int
+    name: str
+    note: str
+    """Type of a module; for a further name of a tied parameter, which row it is."""
+    row: str | None
+    """Name of the row that the line shows, None for a module."""
+
+    @property
+    def label(self) -> str:
+        """Its name, as far to the right as it is deep."""
+        return "  " * self.depth + printable(self.name)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counts over a whole model, each tensor once unless said otherwise."""
+
+    parameters: int
+    """Elements of all parameters; lazy ones count none."""
+    with_repeats: int
+    """The same, a tied tensor counted under each of its names."""
+    trainable: int
+    bytes: int
+    bytes_saved: int
+    """Memory that separate tensors would take on top: what ties save."""
+    buffers: int
+    """How many buffers there are."""
+    buffer_elements: int
+    buffer_bytes: int
+    lazy: int
+    """Parameters that still wait for their shape."""
+
+
+@dataclass(frozen=True, repr=False)
+class Summary:
+    """What `summary` returns: prints as a table, and is a frame underneath."""
+
+    model: str
+    """Class name of the module."""
+    frame: pd.DataFrame
+    """Index `parameter`; docs/summary.md says what each column means."""
+    totals: Totals
+    ties: tuple[TieGroup, ...]
+    tree: tuple[Line, ...]
+    """The layers in model order, each followed by its parameters."""
+
+    @property
+    def warnings(self) -> Mapping[str, str]:
+        """What would stop learning, by parameter."""
+        found = self.frame["warning"]
+        return dict(found[found != ""])
+
+    def __repr__(self) -> str:
+        return text(self)
+
+    def _repr_html_(self) -> str:
+        return html(self)
+
+
+def text(summary: Summary) -> str:
+    """As wide as the terminal."""
+    width = max(shutil.get_terminal_size().columns, 40)
+    shown = summary.tree[:LINES]
+    layout = _Layout(summary.frame, shown, width)
+    position = {name: i for i, name in enumerate(summary.frame.index)}
+    out = [*_wrap(_heading(summary), width), "", layout.header(), "─" * width]
+    for line in shown:
+        if line.row is None:
+            out.append(_shorten_middle(f"{line.label}  {line.note}".rstrip(), width))
+        else:
+            out.append(layout.tied(line) if line.note else layout.row(line, position[line.row]))
+    if len(summary.tree) > LINES:
+        out.append(f"… and {len(summary.tree) - LINES:,} more lines; .frame has them all")
+    return "\n".join([*out, "─" * width, *_footer(summary, width)])
+
+
+def html(summary: Summary) -> str:
+    """A table of all columns, everything escaped."""
+    cells = _cells(summary.frame)
+    position = {name: i for i, name in enumerate(summary.frame.index)}
+    names = list(cells)
+    out = [f"<p>{_escape(_heading(summary))}</p>", "<table>", f"<thead><tr>{_tags('th', ['parameter', *names])}</tr></thead>", "<tbody>"]
+    for entry in summary.tree[:LINES]:
+        label = f'<th style="text-align:left;padding-left:{entry.depth + 0.5}em">{_escape(entry.name)}</th>'
+        if entry.row is None or entry.note:
+            out.append(f'<tr>{label}<td colspan="{len(names)}" style="text-align:left">{_escape(entry.note)}</td></tr>')
+        else:
+            out.append(f"<tr>{label}{_tags('td', [cells[name][position[entry.row]] for name in names])}</tr>")
+    out += ["</tbody>", "</table>", *(f"<p>{_escape(line)}</p>" for line in _footer(summary, 10_000) if line)]
+    return "\n".join(out)
+
+
+def printable(name: str) -> str:
+    """A name on one line: what cannot be seen is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+# ---- columns --------------------------------------------------------------------------------
+
+_LAST = "looks like"
+_RIGHT = ("elements", "mean", "std", "expected", "min", "max", "zeros")
+_ENOUGH = 40
+"""What the verdict is given before further columns are."""
+
+
+def _cells(frame: pd.DataFrame) -> dict[str, list[str]]:
+    """Every column as text, in table order."""
+
+    def made(column: str, how: Callable[[Any], str]) -> list[str]:
+        return [how(value) for value in frame[column]]
+
+    return {
+        "shape": made("shape", lambda shape: "?" if shape is None else "x".join(map(str, shape)) or "scalar"),
+        "elements": made("numel", lambda numel: "?" if numel is pd.NA else f"{numel:,}"),
+        "dtype": made("dtype", str),
+        "trained": made("trainable", lambda trainable: "yes" if trainable else "frozen"),
+        "gradient": made("gradient", str),
+        "mean": made("mean", _number),
+        "std": made("std", _number),
+        "expected": made("theoretical_std", _number),
+        "min": made("min", _number),
+        "max": made("max", _number),
+        "zeros": made("zero_frac", lambda share: "" if math.isnan(share) else f"{share:.0%}"),
+        _LAST: [("sample: " if not exact else "") + look for exact, look in zip(frame["exact"], frame["looks_like"], strict=True)],
+    }
+
+
+class _Layout:
+    """Which columns are printed, and how wide each is."""
+
+    def __init__(self, frame: pd.DataFrame, lines: Sequence[Line], width: int) -> None:
+        self._cells = _cells(frame)
+        self._widths = {name: max([_width(name), *map(_width, cells)]) for name, cells in self._cells.items()}
+        needed = max((_width(line.label) for line in lines if line.row is not None), default=0)
+        self._first = min(max(needed, _width("parameter")), max(width // 3, 12))
+        self._names = self._chosen(width - self._first)
+        self._total = width
+
+    def _chosen(self, room: int) -> list[str]:
+        """Those that fit, the most telling first; what is the same in all rows is in the heading instead."""
+        wanted = ("shape", "std", "gradient", "trained", "dtype", "expected", "zeros", "mean", "max", "min", "elements")
+        chosen, left = {_LAST}, room - min(_ENOUGH, self._widths[_LAST]) - 2
+        for name in wanted:
+            same = name in ("gradient", "trained", "dtype") and len(set(self._cells[name])) < 2
+            if not same and (self._widths[name] + 2 <= left or name in ("shape", "std")):
+                chosen.add(name)
+                left -= self._widths[name] + 2
+        return [name for name in self._cells if name in chosen]
+
+    def header(self) -> str:
+        return self._line("parameter", {name: name for name in self._names})
+
+    def row(self, line: Line, position: int) -> str:
+        return self._line(line.label, {name: self._cells[name][position] for name in self._names})
+
+    def tied(self, line: Line) -> str:
+        room = self._total - self._first - 2
+        return f"{self._padded(line.label)}  {_shorten_middle(printable(line.note), room)}"
+
+    def _line(self, first: str, cells: dict[str, str]) -> str:
+        out = self._padded(first)
+        for name in self._names[:-1]:
+            out += "  " + _pad(cells[name], self._widths[name], name in _RIGHT)
+        return f"{out}  {_shorten_end(cells[_LAST], self._total - _width(out) - 2)}".rstrip()
+
+    def _padded(self, label: str) -> str:
+        return _pad(_shorten_middle(label, self._first), self._first)
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3g}"
+
+
+# ---- around the table -----------------------------------------------------------------------
+
+
+def _heading(summary: Summary) -> str:
+    frame = summary.frame
+    if frame.empty:
+        return f"{summary.model}: no parameters"
+    said = [f"{summary.model}: {_count(len(frame), 'parameter tensor')}"]
+    if frame["dtype"].nunique() == 1:
+        said.append(str(frame["dtype"].iloc[0]))
+    if frame["trainable"].nunique() == 1:
+        said.append("all trained" if frame["trainable"].iloc[0] else "all frozen")
+    if frame["gradient"].nunique() == 1:
+        said.append({"none": "no gradients yet", "zero": "all gradients zero", "set": "all have gradients"}[frame["gradient"].iloc[0]])
+    return ", ".join(said)
+
+
+def _footer(summary: Summary, width: int) -> list[str]:
+    totals = summary.totals
+    out = _wrap(f"{_count(totals.parameters, 'parameter')}, {_size(totals.bytes)}; {totals.trainable:,} trained", width)
+    if totals.with_repeats != totals.parameters:
+        out += _wrap(f"with repeats {totals.with_repeats:,}: ties save {_size(totals.bytes_saved)}", width)
+    if totals.lazy:
+        out += _wrap(f"{_count(totals.lazy, 'lazy parameter')} not counted: run the model once to give them their shapes", width)
+    if totals.buffers:
+        elements = _count(totals.buffer_elements, "element")
+        out += _wrap(f"{_count(totals.buffers, 'buffer')} of {elements}, {_size(totals.buffer_bytes)}", width)
+    for tie in summary.ties:
+        if tie.kind == "storage":
+            out += ["", *_wrap(printable(str(tie)), width)]
+    warnings = list(summary.warnings.items())
+    if warnings:
+        out += ["", _count(len(warnings), "warning")]
+        out += [line for name, said in warnings[:WARNINGS] for line in _wrap(f"{printable(name)}: {printable(said)}", width, "  ")]
+    if len(warnings) > WARNINGS:
+        out.append(f"  … and {len(warnings) - WARNINGS:,} more; .warnings has them all")
+    return out
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _size(number: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= 10 * size:
+            return f"{number / size:,.1f} {unit}"
+    return _count(number, "byte")
+
+
+def _wrap(said: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(said, width, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)
+
+
+# ---- text of a given width ------------------------------------------------------------------
+
+
+def _width(said: str) -> int:
+    """Columns that a terminal gives a text: two for a wide character, none for a combining one."""
+    if said.isascii():
+        return len(said)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in said)
+
+
+def _pad(said: str, width: int, right: bool = False) -> str:
+    spaces = " " * (width - _width(said))
+    return spaces + said if right else said + spaces
+
+
+def _shorten_middle(said: str, width: int) -> str:
+    """A text in so many columns: its beginning and its end say more than its middle."""
+    if _width(said) <= width:
+        return said
+    tail = _within(reversed(said), (width - 1) // 2)[::-1]
+    return _within(said, width - 1 - _width(tail)) + "…" + tail
+
+
+def _shorten_end(said: str, width: int) -> str:
+    return said if _width(said) <= width else _within(said, max(width - 1, 0)) + "…"
+
+
+def _within(letters: Sequence[str] | Iterator[str], width: int) -> str:
+    kept = ""
+    for letter in letters:
+        if _width(kept + letter) > width:
+            break
+        kept += letter
+    return kept
+
+
+def _escape(said: str) -> str:
+    return escaping.escape(printable(said))
+
+
+def _tags(tag: str, values: Sequence[str]) -> str:
+    return "".join(f"<{tag}>{_escape(value)}</{tag}>" for value in values)

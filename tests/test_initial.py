@@ -1,0 +1,303 @@
+"""How tensors look initialised: each of torch's initialisers is recognised, nothing else is taken for it."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import init
+
+from paramwatch import summary
+from paramwatch.laws import Law, Numbers, agrees, law_of
+from paramwatch.wording import roundest
+
+DRAWS = 100
+
+Layer = Callable[[], nn.Module]
+
+LAYERS: dict[str, Layer] = {
+    "linear 16x16": lambda: nn.Linear(16, 16),
+    "linear 8x32": lambda: nn.Linear(32, 8),
+    "linear 100x7": lambda: nn.Linear(7, 100),
+    "linear 64x64": lambda: nn.Linear(64, 64),
+    "linear 120x70": lambda: nn.Linear(70, 120),
+    "conv 16x8x3x3": lambda: nn.Conv2d(8, 16, 3),
+    "conv 12x12x5": lambda: nn.Conv1d(12, 12, 5),
+}
+
+
+@dataclass(frozen=True)
+class Initialiser:
+    """One way to fill a tensor, and the names it may be given, as patterns; on square layers Kaiming's has no mode."""
+
+    name: str
+    fill: Callable[[Tensor], object]
+    names: tuple[str, ...]
+    matrices: bool = False
+    """It fills matrices only."""
+
+
+FAN_OUT = {"mode": "fan_out", "nonlinearity": "relu"}
+
+INITIALISERS = (
+    Initialiser("uniform_", init.uniform_, ("uniform(0, 1*",)),
+    Initialiser("uniform_ symmetric", lambda w: init.uniform_(w, -0.07, 0.07), ("uniform ±0.07",)),
+    Initialiser("normal_", init.normal_, ("normal(0, 1*",)),
+    Initialiser("normal_ 0.01", lambda w: init.normal_(w, std=0.01), ("normal(0, 0.01*",)),
+    Initialiser("normal_ around 1", lambda w: init.normal_(w, 1.0, 0.02), ("normal(1, 0.0*", "normal(0.99*", "normal(1.00*")),
+    Initialiser("constant_", lambda w: init.constant_(w, 42), ("constant 42",)),
+    Initialiser("ones_", init.ones_, ("ones",)),
+    Initialiser("zeros_", init.zeros_, ("zeros",)),
+    Initialiser("eye_", lambda w: init.eye_(w) if w.dim() == 2 else init.dirac_(w), ("identity", "Dirac (identity")),
+    Initialiser("xavier_uniform_", init.xavier_uniform_, ("Xavier uniform",)),
+    Initialiser("xavier_normal_", init.xavier_normal_, ("Xavier normal",)),
+    Initialiser("kaiming_uniform_", partial(init.kaiming_uniform_, nonlinearity="relu"), ("Kaiming uniform", "Kaiming uniform, fan_in")),
+    Initialiser("kaiming_normal_", partial(init.kaiming_normal_, nonlinearity="relu"), ("Kaiming normal", "Kaiming normal, fan_in")),
+    Initialiser(
+        "kaiming_uniform_ fan_out",
+        partial(init.kaiming_uniform_, **FAN_OUT),
+        ("Kaiming uniform", "Kaiming uniform, fan_out"),
+    ),
+    Initialiser(
+        "kaiming_normal_ fan_out",
+        partial(init.kaiming_normal_, **FAN_OUT),
+        ("Kaiming normal", "Kaiming normal, fan_out"),
+    ),
+    Initialiser("kaiming_uniform_ sqrt(5)", lambda w: init.kaiming_uniform_(w, a=math.sqrt(5)), ("PyTorch default",)),
+    Initialiser("trunc_normal_ far out", lambda w: init.trunc_normal_(w, std=0.02), ("normal(0, 0.02*",)),
+    Initialiser("trunc_normal_ 2 std", lambda w: init.trunc_normal_(w, std=0.02, a=-0.04, b=0.04), ("truncated normal(0, 0.0*",)),
+    Initialiser("orthogonal_", init.orthogonal_, ("orthogonal",)),
+    Initialiser("sparse_", lambda w: init.sparse_(w, 0.3), ("* zeros in each column, else *",), matrices=True),
+    Initialiser("the module's default", lambda w: None, ("PyTorch default",)),
+)
+
+
+def looks(make: Layer, fill: Callable[[Tensor], object], draws: int = DRAWS) -> list[str]:
+    """The verdicts on the weights of so many layers."""
+    torch.manual_seed(0)
+    layers = nn.ModuleList([make() for _ in range(draws)])
+    for layer in layers:
+        fill(layer.weight)
+    frame = summary(layers).frame
+    return list(frame["looks_like"][[f"{i}.weight" for i in range(draws)]])
+
+
+def is_named(text: str, names: Iterable[str]) -> bool:
+    """Whether one of the laws that a verdict names has one of these names."""
+    said = re.split(r" or | \(= |\)$| \((?=uniform)", text)
+    return any(fnmatch.fnmatchcase(word, name) for word in said for name in names)
+
+
+def test_a_name_is_not_taken_for_a_longer_one() -> None:
+    assert is_named("Xavier uniform (= Kaiming uniform, linear gain)", ["Xavier uniform"])
+    assert not is_named("Xavier uniform, tanh gain", ["Xavier uniform"])
+
+
+@pytest.mark.parametrize(
+    ("initialiser", "layer"),
+    [
+        pytest.param(initialiser, layer, id=f"{initialiser.name}-{layer}")
+        for initialiser in INITIALISERS
+        for layer in LAYERS
+        if layer.startswith("linear") or not initialiser.matrices
+    ],
+)
+def test_initialiser_is_recognised_in_99_of_100_draws_and_never_taken_for_another(initialiser: Initialiser, layer: str) -> None:
+    found = Counter(looks(LAYERS[layer], initialiser.fill))
+    recognised = sum(n for text, n in found.items() if is_named(text, initialiser.names))
+    confident = [text for text in found if not is_named(text, (*initialiser.names, "unlike*"))]
+
+    assert recognised >= 0.99 * DRAWS, found
+    assert confident == [], found
+
+
+def test_laws_that_coincide_are_both_named() -> None:
+    square = LAYERS["linear 64x64"]
+
+    assert set(looks(square, init.xavier_uniform_)) == {"Xavier uniform (= Kaiming uniform, linear gain)"}
+    assert set(looks(square, lambda w: init.kaiming_normal_(w, nonlinearity="relu"))) == {"Kaiming normal (= Xavier normal, relu gain)"}
+
+
+@pytest.mark.parametrize(
+    ("draw", "name"),
+    [
+        (lambda n: torch.distributions.Laplace(0.0, 1.0).sample((n,)), "laplace"),
+        (lambda n: torch.distributions.StudentT(3.0).sample((n,)), "student"),
+        (lambda n: torch.randn(n).abs(), "half normal"),
+        (lambda n: torch.randn(n) * torch.linspace(0.2, 2, n), "of growing scale"),
+        (lambda n: torch.cat([torch.rand(n // 2), torch.randn(n - n // 2)]), "half and half"),
+        (lambda n: torch.randn(n).sign() + 0.05 * torch.randn(n), "two humps"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_other_distributions_are_unlike_any(draw: Callable[[int], Tensor], name: str) -> None:
+    found = looks(LAYERS["linear 64x64"], lambda w: w.data.copy_(draw(w.numel())[torch.randperm(w.numel())].reshape(w.shape)), 50)
+
+    assert all(text.startswith("unlike any standard one") for text in found), Counter(found)
+
+
+def test_the_books_own_initialisation_is_a_mixture_of_zeros_and_two_sided_uniform() -> None:
+    def custom(w: Tensor) -> None:
+        init.uniform_(w, -10, 10)
+        w.data *= w.data.abs() >= 5
+
+    found = looks(LAYERS["linear 64x64"], custom)
+
+    assert all(text.endswith(" % zeros, else ±uniform(5, 10)") for text in found), Counter(found)
+
+
+def test_an_element_set_by_hand_stands_apart() -> None:
+    def by_hand(w: Tensor) -> None:
+        w.data += 1
+        w.data[0, 0] = 42
+
+    assert set(looks(lambda: nn.Linear(4, 8), by_hand)) == {"unlike any standard one: 42 stands apart"}
+
+
+@pytest.mark.parametrize("fill", [init.xavier_uniform_, init.normal_, init.kaiming_normal_])
+def test_of_a_small_tensor_only_what_fits_is_said(fill: Callable[[Tensor], object]) -> None:
+    assert all(text.startswith("too small to tell") for text in looks(lambda: nn.Linear(4, 8), fill))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_recognised(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layers = nn.ModuleList([nn.Linear(64, 64).to(dtype) for _ in range(DRAWS)])
+
+    found = Counter(summary(layers).frame["looks_like"][::2])
+    assert found["PyTorch default (uniform ±0.125)"] >= 99, found
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: nn.Embedding(64, 16, padding_idx=3), {"weight": "PyTorch default (normal(0, 1))"}),
+        (lambda: nn.EmbeddingBag(64, 16), {"weight": "PyTorch default (normal(0, 1))"}),
+        (lambda: nn.LayerNorm(300), {"weight": "PyTorch default (ones)", "bias": "PyTorch default (zeros)"}),
+        (lambda: nn.BatchNorm2d(3), {"weight": "PyTorch default (ones)", "bias": "PyTorch default (zeros)"}),
+        (lambda: nn.GroupNorm(2, 4), {"weight": "PyTorch default (ones)", "bias": "PyTorch default (zeros)"}),
+        (lambda: nn.PReLU(), {"weight": "PyTorch default (constant 0.25)"}),
+        (lambda: nn.LSTM(16, 25), dict.fromkeys(("weight_ih_l0", "weight_hh_l0"), "PyTorch default (uniform ±0.2)")),
+        (lambda: nn.GRUCell(16, 25), dict.fromkeys(("weight_ih", "weight_hh"), "PyTorch default (uniform ±0.2)")),
+        (lambda: nn.Bilinear(16, 5, 9), {"weight": "PyTorch default (uniform ±0.25)"}),
+        (lambda: nn.ConvTranspose2d(8, 16, 3), {"weight": "PyTorch default (uniform ±0.0833)"}),
+        (lambda: nn.Linear(64, 300), dict.fromkeys(("weight", "bias"), "PyTorch default (uniform ±0.125)")),
+        (
+            lambda: nn.MultiheadAttention(24, 2),
+            {
+                "in_proj_weight": "PyTorch default (= Xavier uniform)",
+                "in_proj_bias": "PyTorch default (zeros)",
+                "out_proj.weight": "PyTorch default (uniform ±0.204)",
+                "out_proj.bias": "PyTorch default (zeros)",
+            },
+        ),
+        (lambda: nn.MultiheadAttention(32, 2, kdim=20, vdim=20), {"k_proj_weight": "PyTorch default (= Xavier uniform)"}),
+    ],
+    ids=lambda value: type(value()).__name__ if callable(value) else "",
+)
+def test_defaults_of_modules_are_known(make: Layer, expected: dict[str, str]) -> None:
+    torch.manual_seed(0)
+    for _ in range(20):
+        found = summary(make()).frame["looks_like"]
+        assert {name: found[name] for name in expected} == expected
+
+
+def test_dirac_in_groups_and_scaled_identity_are_recognised() -> None:
+    conv, linear = nn.Conv2d(4, 8, 3), nn.Linear(5, 7)
+    init.dirac_(conv.weight, groups=2)
+    init.eye_(linear.weight).data.mul_(3)
+
+    assert summary(conv).frame["looks_like"]["weight"] == "Dirac (identity)"
+    assert summary(linear).frame["looks_like"]["weight"] == "identity times 3"
+
+
+def test_an_identity_with_one_element_too_many_is_none() -> None:
+    linear = nn.Linear(20, 20)
+    init.eye_(linear.weight).data[3, 5] = 1
+
+    assert "identity" not in summary(linear).frame["looks_like"]["weight"]
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3, 40), (300, 20), (64, 64)], ids=str)
+def test_orthogonal_is_told_whatever_the_size_and_its_gain_with_it(shape: tuple[int, int]) -> None:
+    assert set(looks(lambda: nn.Linear(*shape), lambda w: init.orthogonal_(w, gain=2.0), 20)) == {"orthogonal, gain 2"}
+
+
+def test_rows_that_are_orthogonal_and_not_equally_long_are_not_orthogonal() -> None:
+    def scaled(w: Tensor) -> None:
+        init.orthogonal_(w)
+        w.data[0] *= 1.01
+
+    assert not any("orthogonal" in text for text in looks(LAYERS["linear 64x64"], scaled, 20))
+
+
+def test_theoretical_std_is_that_of_the_law_named_first() -> None:
+    linear = nn.Linear(300, 200)
+    for fill, std in (
+        (init.xavier_normal_, math.sqrt(2 / 500)),
+        (lambda w: init.kaiming_uniform_(w, nonlinearity="relu"), math.sqrt(2 / 300)),
+        (lambda w: init.trunc_normal_(w, std=0.02, a=-0.04, b=0.04), 0.02 * math.sqrt(0.77374)),
+        (init.orthogonal_, 1 / math.sqrt(300)),
+    ):
+        fill(linear.weight)
+        row = summary(linear).frame.loc["weight"]
+        assert row["theoretical_std"] == pytest.approx(std, rel=2e-2 if "truncated" in row["looks_like"] else 1e-6)
+        assert row["std"] == pytest.approx(std, rel=2e-2)
+
+
+# ---- the tests behind -----------------------------------------------------------------------
+
+
+def numbers(elements: np.ndarray) -> Numbers:
+    return Numbers.of(elements, 1e-16)
+
+
+@pytest.mark.parametrize("n", [256, 1000, 5000])
+@pytest.mark.parametrize("kind", ["uniform", "normal", "two-sided"])
+def test_a_true_law_is_rejected_in_less_than_one_case_of_a_hundred(kind: str, n: int) -> None:
+    random = np.random.default_rng(0)
+    draws = {
+        "uniform": lambda: random.uniform(-3, 3, n),
+        "normal": lambda: random.normal(0, 3, n),
+        "two-sided": lambda: random.uniform(1, 3, n) * random.choice([-1.0, 1.0], n),
+    }
+    found = Counter(law.kind if laws else "none" for laws in (law_of(numbers(draws[kind]())) for _ in range(300)) for law in laws[:1])
+
+    assert found[kind] >= 298, found
+
+
+def test_numbers_agree_with_their_law_and_not_with_one_a_fifth_wider() -> None:
+    random = np.random.default_rng(0)
+    for law, draw in (
+        (Law("uniform", 0.0, 2.0), lambda: random.uniform(-2, 2, 1000)),
+        (Law("normal", 0.0, 2.0), lambda: random.normal(0, 2, 1000)),
+    ):
+        drawn = [numbers(draw()) for _ in range(300)]
+        assert sum(agrees(x, law) for x in drawn) >= 299
+        assert not any(agrees(x, Law(law.kind, 0.0, 2.4)) for x in drawn)
+
+
+def test_std_of_a_law_is_that_of_many_draws_from_it() -> None:
+    random = np.random.default_rng(0)
+    z = random.normal(size=1_000_000)
+    signs = random.choice([-1.0, 1.0], 1_000_000)
+
+    assert Law("truncated", 0.0, 3.0, 1.5).std == pytest.approx(3 * z[np.abs(z) < 1.5].std(), rel=3e-3)
+    assert Law("two-sided", 0.0, 10.0, 5.0).std == pytest.approx((signs * random.uniform(5, 10, 1_000_000)).std(), rel=3e-3)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.0094, 0.0107, 0.01), (0.96, 1.07, 1.0), (-0.34, -0.29, -0.3), (-1.0, 2.0, 0.0), (1.2341, 1.2349, 1.2345)],
+)
+def test_the_roundest_number_has_the_fewest_digits(low: float, high: float, expected: float) -> None:
+    assert roundest(low, high) == pytest.approx(expected, rel=1e-12)

@@ -1,0 +1,328 @@
+"""`summary`: what it says of a model, that it leaves the model alone, and how it prints."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+import unicodedata
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from models import (
+    CASES,
+    ODD_NAMES,
+    Case,
+    OddNames,
+    TiedHead,
+    frozen_layer,
+    lazy,
+    nested_with_spaces,
+    one_parameter_in_two_modules,
+    shared_mlp,
+)
+from torch import nn
+from truth import reals
+
+import paramwatch
+from paramwatch import ParamWatchError, summary
+from paramwatch.overview import EXACT
+
+Golden = Callable[[str, str], None]
+
+
+class Transformer(nn.Module):
+    """Two encoder layers between an embedding and a head that has its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(100, 16, padding_idx=0)
+        self.position = nn.Parameter(torch.zeros(1, 12, 16))
+        self.layers = nn.ModuleList([nn.TransformerEncoderLayer(16, 2, 32) for _ in range(2)])
+        self.norm = nn.LayerNorm(16)
+        self.head = nn.Linear(16, 100, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("mask", torch.ones(12, 12))
+
+
+def book(fill: Callable[[nn.Linear], object]) -> nn.Sequential:
+    """The book's perceptron with one hidden layer, filled by a function."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    net.apply(lambda module: fill(module) if isinstance(module, nn.Linear) else None)
+    return net
+
+
+def normal(layer: nn.Linear) -> None:
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+
+
+def constant(layer: nn.Linear) -> None:
+    nn.init.constant_(layer.weight, 1)
+    nn.init.zeros_(layer.bias)
+
+
+# ---- what it says ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name != "lazy"], ids=lambda case: case.name)
+def test_statistics_are_those_of_the_tensors(case: Case) -> None:
+    model, _ = case.build()
+    frame = summary(model).frame
+
+    assert list(frame.index) == [name for name, _ in model.named_parameters()]
+    for name, tensor in model.named_parameters():
+        x, row = reals(tensor), frame.loc[name]
+        assert (row["shape"], row["numel"], row["dtype"]) == (tuple(tensor.shape), tensor.numel(), str(tensor.dtype).removeprefix("torch."))
+        if len(x):
+            expected = [x.mean(), x.std(), x.min(), x.max(), (x == 0).mean()]
+            assert list(row[["mean", "std", "min", "max", "zero_frac"]]) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_a_tied_row_comes_once_with_its_other_names_and_its_group() -> None:
+    found = summary(shared_mlp())
+
+    assert found.frame["aliases"]["2.weight"] == ("4.weight",)
+    assert list(found.frame["tie_group"].fillna(-1)) == [-1, -1, 0, 1, -1, -1]
+    assert found.ties == paramwatch.tie_groups(shared_mlp())
+    totals = found.totals
+    assert (totals.parameters, totals.with_repeats, totals.trainable, totals.bytes, totals.bytes_saved) == (121, 193, 121, 484, 288)
+
+
+def test_equal_values_that_are_not_tied_are_told_apart() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    net[1].load_state_dict(net[0].state_dict())
+
+    assert summary(net).totals.bytes_saved == 0
+    assert summary(one_parameter_in_two_modules()).totals.bytes_saved == 144
+
+
+def test_modules_buffers_and_frozen_parameters_are_counted() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    net[0].requires_grad_(False)
+    found = summary(net)
+
+    assert (found.totals.trainable, found.totals.buffers, found.totals.buffer_elements, found.totals.buffer_bytes) == (6, 3, 7, 32)
+    assert list(found.frame["trainable"]) == [False, False, True, True]
+    assert list(found.frame["module_type"]) == ["Linear", "Linear", "BatchNorm1d", "BatchNorm1d"]
+    assert list(found.frame["module"]) == ["0", "0", "1", "1"]
+
+
+def test_a_gradient_is_none_zero_or_set() -> None:
+    net = nn.Sequential(
+        nn.Linear(2, 2, bias=False), nn.Embedding(5, 2, sparse=True), nn.Embedding(5, 2, sparse=True), nn.Linear(2, 2, bias=False)
+    )
+    (net[0].weight.sum() + net[1](torch.tensor([1])).sum() + 0 * net[2](torch.tensor([1])).sum()).backward()
+
+    assert list(summary(net).frame["gradient"]) == ["set", "set", "zero", "none"]
+
+
+def test_lazy_and_meta_parameters_say_so() -> None:
+    found = summary(nn.Sequential(nn.LazyLinear(5), nn.LazyBatchNorm1d(), nn.Linear(5, 2, device="meta")))
+
+    assert [text.split(":")[0] for text in found.frame["looks_like"]] == ["lazy"] * 4 + ["on the meta device"] * 2
+    assert (found.totals.lazy, found.totals.parameters) == (4, 12)
+    assert found.frame["shape"].tolist()[:1] == [None]
+    assert found.warnings == {}
+
+
+def test_a_large_tensor_is_looked_at_through_a_sample_and_says_so() -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(1024, EXACT // 1024 + 1)
+    row = summary(net).frame.loc["weight"]
+
+    assert not row["exact"]
+    assert row["looks_like"] == "PyTorch default (uniform ±0.0312)"
+    assert row["std"] == pytest.approx(reals(net.weight).std(), rel=0.03)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("size", [4, 1100], ids=["small", "sampled"])
+def test_an_element_that_is_not_finite_is_never_missed(size: int, value: float) -> None:
+    net = nn.Linear(size, size)
+    net.weight.data[size // 3, size // 2] = value
+
+    assert summary(net).warnings["weight"].startswith("NaN or infinite elements (1)")
+
+
+@pytest.mark.parametrize("wrong", [None, 3, torch.ones(2), nn.Linear])
+def test_something_else_than_a_module_is_refused(wrong: object) -> None:
+    with pytest.raises(ParamWatchError, match=r"summary takes an nn\.Module, not"):
+        summary(wrong)  # type: ignore[arg-type]
+
+
+# ---- warnings -------------------------------------------------------------------------------
+
+
+def test_a_constant_weight_does_not_break_the_symmetry_and_one_unit_has_none_to_break() -> None:
+    warnings = summary(book(constant)).warnings
+
+    assert list(warnings) == ["0.weight"]
+    assert "symmetry is not broken" in warnings["0.weight"]
+
+
+def test_a_scale_ten_times_off_is_called_out() -> None:
+    small, large = summary(book(normal)).warnings, summary(book(lambda layer: nn.init.constant_(layer.weight, 42))).warnings
+
+    assert re.match(r"its size is \d\d times below Xavier and Kaiming", small["0.weight"])
+    assert "84 times above" in large["2.weight"]
+
+
+def test_zeros_matter_in_weights_and_in_the_scale_of_a_norm_only() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Embedding(3, 3))
+    for parameter in net.parameters():
+        nn.init.zeros_(parameter)
+
+    assert list(summary(net).warnings) == ["0.weight", "1.weight"]
+    assert list(summary(net.requires_grad_(False)).warnings) == []
+
+
+def test_an_embedding_that_is_also_a_head_is_judged_as_a_head() -> None:
+    embed, head = nn.Embedding(50, 400), nn.Linear(400, 50, bias=False)
+    head.weight = embed.weight
+
+    assert summary(embed).warnings == {}
+    assert (
+        summary(nn.ModuleDict({"embed": embed, "head": head}))
+        .warnings["embed.weight"]
+        .startswith("head.weight as a weight of Linear is 14 times")
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        shared_mlp,
+        Transformer,
+        nested_with_spaces,
+        frozen_layer,
+        lambda: nn.LSTM(8, 8),
+        lambda: nn.Conv2d(3, 64, 7),
+        lambda: nn.Conv2d(8, 8, 3, groups=8),
+        lambda: nn.Transformer(16, 2, 2, 2, 32, batch_first=True),
+        lambda: nn.Linear(4096, 2),
+    ],
+)
+def test_freshly_made_modules_have_nothing_to_warn_of(make: Callable[[], nn.Module]) -> None:
+    assert summary(make()).warnings == {}
+
+
+# ---- leaves the model alone -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_nothing_is_changed_run_or_drawn(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = case.build()
+    monkeypatch.setattr(type(model), "forward", lambda *_: pytest.fail("the model was run"))
+    before = {name: (id(p), p._version, p.grad) for name, p in model.named_parameters()}
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    hooks = hooks_on(model)
+    str(summary(model))
+
+    assert {name: (id(p), p._version, p.grad) for name, p in model.named_parameters()} == before
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]
+    assert hooks_on(model) == hooks
+
+
+def hooks_on(model: nn.Module) -> list[int]:
+    """How many hooks each module has."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+    return [len(getattr(module, name)) for module in model.modules() for name in names]
+
+
+def test_the_same_model_gives_the_same_summary() -> None:
+    model = Transformer()
+
+    assert str(summary(model)) == str(summary(model))
+
+
+def test_fifteen_thousand_rows_take_under_two_seconds() -> None:
+    model = nn.ModuleList([nn.Linear(8, 8) for _ in range(7500)])
+    summary(nn.Linear(8, 8))
+    spent = []
+    for _ in range(3):
+        start = time.perf_counter()
+        summary(model)
+        spent.append(time.perf_counter() - start)
+
+    assert min(spent) < 2
+
+
+# ---- how it prints --------------------------------------------------------------------------
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "shared_mlp": shared_mlp,
+    "transformer": Transformer,
+    "lazy": lambda: nn.Sequential(lazy(), nn.BatchNorm1d(2)),
+    "odd_names": OddNames,
+    "constant": lambda: book(constant),
+    "storage": lambda: views(),
+}
+
+
+def views() -> nn.Module:
+    """Two parameters on one piece of memory."""
+    net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    net[1].weight.data = net[0].weight.data
+    return net
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_printed_table(name: str, width: int, golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    torch.manual_seed(0)
+
+    golden(f"summary_{name}_{width}.txt", str(summary(MODELS[name]())))
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+@pytest.mark.parametrize("name", MODELS)
+def test_no_line_is_wider_than_the_terminal(name: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+
+    assert max(map(columns_of, str(summary(MODELS[name]())).splitlines())) <= max(width, 40)
+
+
+def columns_of(line: str) -> int:
+    """Columns of a terminal, counted one character at a time."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in line)
+
+
+def test_a_long_name_keeps_its_beginning_and_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    net = nn.ParameterDict({"start" + 100 * "x" + "end": nn.Parameter(torch.zeros(2))})
+
+    assert re.search(r"start\w+…\w+end ", str(summary(net)))
+
+
+def test_a_model_without_parameters_prints() -> None:
+    assert "ReLU: no parameters" in str(summary(nn.ReLU()))
+
+
+def test_a_tree_too_long_to_read_is_cut_and_the_frame_is_not() -> None:
+    found = summary(nn.ModuleList([nn.Linear(1, 1) for _ in range(600)]))
+
+    assert "… and 800 more lines" in str(found)
+    assert len(found.frame) == 1200
+
+
+def test_html_escapes_every_name() -> None:
+    found = nn.ParameterDict({"<script>alert(1)</script>": nn.Parameter(torch.ones(2)), "a&b": nn.Parameter(torch.ones(2))})
+    html = summary(found)._repr_html_()
+
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert "a&amp;b" in html
+
+
+def test_html_shows_every_name_and_what_is_tied() -> None:
+    html = summary(TiedHead())._repr_html_()
+
+    assert "= embed.weight" in html
+    assert all(name.replace("\n", "\\n") in summary(OddNames())._repr_html_() for name in ODD_NAMES)
