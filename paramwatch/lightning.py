@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from paramwatch.arguments import check_options
+from paramwatch.attached import beside
 from paramwatch.columns import Detail
 from paramwatch.record import Sink
 from paramwatch.recorder import UpdateMode
 from paramwatch.totals import totals
-from paramwatch.watch import Watch, attach, beside
+from paramwatch.watch import Watch, attach
 
 _NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 

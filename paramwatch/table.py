@@ -16,8 +16,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from paramwatch.block import Block, joined_steps, null_of, one_per_step
-from paramwatch.columns import ABSENT, PARTS, Array, Pair, Statistic, kinds_of, merge
+from paramwatch.columns import ABSENT, PARTS, Array, Pair, Statistic, kinds_of
 from paramwatch.guard import ParamWatchError
+from paramwatch.merging import merge
 from paramwatch.record import GRAD_STATES
 
 By: TypeAlias = Literal["parameter", "layer"] | int

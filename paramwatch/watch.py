@@ -6,7 +6,6 @@ Model -> rows (`inventory`) -> step boundary (`steps`) -> measure (`recorder`, `
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import threading
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from paramwatch import clipping, steps
+from paramwatch import attached, clipping, steps
 from paramwatch.arguments import check_folder, check_options
 from paramwatch.columns import LAYOUTS, Detail
 from paramwatch.folder import DiskFolder, MemoryFolder
@@ -33,13 +32,10 @@ from paramwatch.rules import FirstNonFinite, SharedStorage
 from paramwatch.run import Run
 from paramwatch.store import Contents, Store, read
 from paramwatch.tensorboard.events import EventFile
-from paramwatch.worker import Worker, log_findings, wait_for_all
+from paramwatch.worker import Worker, log_findings
 
 MEMORY_BYTES = 256_000_000
 """What a Watch without a folder may hold in memory."""
-
-_open: list[Watch] = []
-_company: tuple[Watch, ...] = ()
 
 
 def attach(
@@ -90,7 +86,7 @@ def attach(
     check_options(every=every, detail=detail, update=update, histograms=histograms, uses=uses, max_bytes=max_bytes, first_step=first_step)
     live = LiveInventory(module, _patterns(include), _patterns(exclude), LAYOUTS[detail])
     folder = None if log_dir is None else check_folder(log_dir, name)
-    _close_earlier(module, folder)
+    attached.close_earlier(module, folder)
     watch = Watch(module, live, folder, max_bytes, sinks)
     recorder = Recorder(
         live, watch._guard, watch._publish, first_step=first_step, every=every, update=update, full=detail == "full", raw=raw_gradients
@@ -104,7 +100,7 @@ class Watch(Run):
 
     def __init__(self, module: nn.Module, live: LiveInventory, folder: Path | None, max_bytes: int, sinks: Sequence[Sink]) -> None:
         """Use `attach`."""
-        self._module = weakref.ref(module, lambda _: self._module_is_gone())
+        self.watched = weakref.ref(module, lambda _: self._module_is_gone())
         self._live = live
         self._guard = Guard("This Watch has stopped; training goes on.", self._let_go)
         self._folder: DiskFolder | MemoryFolder = MemoryFolder() if folder is None else DiskFolder(folder, _rank())
@@ -125,7 +121,7 @@ class Watch(Run):
         if listen_to_clipping:
             clipping.listen(recorder)
         steps.register(recorder)
-        _open.append(self)
+        attached.opened.append(self)
 
     # ---- what users call ---------------------------------------------------------------------
 
@@ -225,6 +221,11 @@ class Watch(Run):
         if self._listens:
             clipping.unlisten(self._recorder)
 
+    def abandon(self) -> None:
+        """In a forked child, which has not the thread that would write."""
+        self._closed = True
+        self._let_go()
+
     def _finish(self, doing: str) -> None:
         """Hand the last rounds to the thread, for which nobody waits here."""
         self._let_go()
@@ -232,8 +233,8 @@ class Watch(Run):
             self._recorder.finish()
             self._hand_over(wait=True)
         self._closed = True
-        if self in _open:
-            _open.remove(self)
+        if self in attached.opened:
+            attached.opened.remove(self)
 
     def _module_is_gone(self) -> None:
         """Called by the collector, in any thread and at any time: must not wait for the thread."""
@@ -267,44 +268,5 @@ def _patterns(given: str | Sequence[str]) -> list[str]:
     return [given] if isinstance(given, str) else list(given)
 
 
-@contextlib.contextmanager
-def beside(watches: Sequence[Watch]) -> Iterator[None]:
-    """In this context `attach` leaves these alone, although they watch the same module: several callbacks of one trainer."""
-    global _company
-    before, _company = _company, tuple(watches)
-    try:
-        yield
-    finally:
-        _company = before
-
-
-def _close_earlier(module: nn.Module, folder: Path | None) -> None:
-    earlier = [other for other in _open if other not in _company and (other._module() is module or other._module() is None)]
-    for other in _open:
-        if folder is not None and other.path == folder and other not in earlier:
-            raise ParamWatchError(f"{folder} is being written by another Watch ({other._model}); pass name= for a folder of its own")
-    for other in earlier:
-        other.close()
-
-
 def _rank() -> int:
     return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
-
-
-@atexit.register
-def _close_all() -> None:
-    for watch in tuple(_open):
-        watch.close()
-    wait_for_all()
-
-
-def _forget_all() -> None:
-    """A forked child inherits Watches whose thread it does not have."""
-    for watch in _open:
-        watch._closed = True
-        watch._let_go()
-    _open.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)

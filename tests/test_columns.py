@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import parts_of
 
-from paramwatch.columns import ABSENT, LAYOUTS, PARTS, STATISTICS, Array, getter, kinds_of, merge, statistics_of
+from paramwatch.columns import ABSENT, LAYOUTS, PARTS, STATISTICS, Array, getter, kinds_of, statistics_of
+from paramwatch.merging import merge
 
 numbers = st.floats(-1e15, 1e15, allow_subnormal=False) | st.sampled_from([0.0, -0.0, 1.0])
 elements = numbers | st.sampled_from([np.nan, np.inf, -np.inf])

@@ -18,17 +18,18 @@ PACKAGE = Path(paramwatch.__file__).parent
 LAYERS = (
     "lightning",
     "watch",
+    "attached",
     "worker assemble recorder rounds inventory clipping arguments",
     "tensorboard steps measure run overview",
     "frames table initial wording laws standards hazards sheet",
     "store block folder schedule totals rules ties testing",
     "rows",
-    "record",
+    "record merging",
     "columns guard",
 )
 """From the top: a module imports from its own layer and from those below; the modules of a folder are in its layer."""
 
-LIGHT = "columns guard record rules testing schedule totals block folder store table frames run tensorboard.events sheet"
+LIGHT = "columns merging guard record rules testing schedule totals block folder store table frames run tensorboard.events sheet"
 """What works where torch is not installed."""
 
 

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from paramwatch.columns import PARTS, merge
+from paramwatch.columns import PARTS
 from paramwatch.measure import SAMPLE, is_supported, measure, measure_sampled_update, measure_update, read_scalars, sample
 from paramwatch.measure.naive import ORDER, as_reals, parts
 from paramwatch.measure.packed import SMALL, fits, flat, packed_parts
+from paramwatch.merging import merge
 
 WHOLE = [i for i, part in enumerate(ORDER) if PARTS[part].integer]
 EXTREMES = [ORDER.index("min"), ORDER.index("max")]

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad
 
 import paramwatch
-from paramwatch import assemble, inventory, measure, recorder, rules, worker
-from paramwatch import watch as watch_module
+from paramwatch import assemble, attached, inventory, measure, recorder, rules, worker
 from paramwatch.store import Store
 from paramwatch.testing import ListSink
 
@@ -30,7 +29,7 @@ Loop = Callable[[nn.Module], list[float]]
 @pytest.fixture(autouse=True)
 def nothing_open() -> Iterator[None]:
     yield
-    for watch in tuple(watch_module._open):
+    for watch in tuple(attached.opened):
         watch.close()
 
 

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_value_ as clip_value_imported_before
 from torch.optim import Optimizer
 
 import paramwatch
-from paramwatch import watch as watch_module
+from paramwatch import attached
 from paramwatch.testing import ListSink
 
 HOOKS = (torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks)
@@ -27,7 +27,7 @@ HOOKS = (torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_op
 def torch_without_hooks() -> Iterator[None]:
     """Watches go with their models, and leave nothing in torch."""
     yield
-    for watch in tuple(watch_module._open):
+    for watch in tuple(attached.opened):
         watch.close()
     assert [len(hooks) for hooks in HOOKS] == [0, 0]
 

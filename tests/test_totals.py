@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import inventory, record
 
-from paramwatch.columns import STATISTICS, getter, merge
+from paramwatch.columns import STATISTICS, getter
+from paramwatch.merging import merge
 from paramwatch.record import Record
 from paramwatch.totals import TOTALS, totals
 

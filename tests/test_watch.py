@@ -25,8 +25,7 @@ from pandas.testing import assert_frame_equal
 from torch import nn
 
 import paramwatch
-from paramwatch import ParamWatchError, Record, Run, Watch, store, worker
-from paramwatch import watch as watch_module
+from paramwatch import ParamWatchError, Record, Run, Watch, attached, store, worker
 from paramwatch.testing import ListSink
 
 TESTS = Path(__file__).parent
@@ -35,7 +34,7 @@ TESTS = Path(__file__).parent
 @pytest.fixture(autouse=True)
 def nothing_open() -> Iterator[None]:
     yield
-    for watch in tuple(watch_module._open):
+    for watch in tuple(attached.opened):
         watch.close()
 
 
@@ -73,7 +72,7 @@ def test_a_watch_need_not_be_kept(tmp_path: Path) -> None:
     paramwatch.attach(net, tmp_path)
     gc.collect()
     train(net)
-    watch_module._open[0].flush()
+    attached.opened[0].flush()
 
     assert steps_of(paramwatch.load(tmp_path)) == [0, 1, 2]
 
@@ -88,7 +87,7 @@ def test_a_watch_ends_with_its_model_and_what_it_saw_is_there(tmp_path: Path, ca
     worker.wait_for_all()
 
     assert steps_of(paramwatch.load(tmp_path)) == [0, 1, 2]
-    assert not watch_module._open
+    assert not attached.opened
     assert not torch_optimizer._global_optimizer_pre_hooks
     assert "3 optimizer steps of Sequential seen" in caplog.text
 
@@ -174,14 +173,14 @@ def test_attaching_again_to_the_same_folder_replaces_what_is_there(tmp_path: Pat
     paramwatch.attach(net, tmp_path)
     train(net, steps=2)
 
-    assert steps_of(watch_module._open[0]) == [0, 1]
+    assert steps_of(attached.opened[0]) == [0, 1]
     assert steps_of(paramwatch.load(tmp_path)) == [0, 1]
 
 
 def test_a_folder_that_is_written_for_another_model_is_refused_unless_named(tmp_path: Path) -> None:
     one, other = mlp(0), mlp(1)
     first = paramwatch.attach(one, tmp_path)
-    with pytest.raises(ParamWatchError, match=r"being written for another model \(Sequential\); pass name="):
+    with pytest.raises(ParamWatchError, match=r"being written by another Watch; pass name="):
         paramwatch.attach(other, tmp_path)
     second = paramwatch.attach(other, tmp_path, name="other")
     train(one, steps=2)
@@ -519,7 +518,7 @@ def test_arguments_that_make_no_sense_are_refused(
         paramwatch.attach(mlp(), **options)
 
     assert not list(tmp_path.iterdir())
-    assert not watch_module._open
+    assert not attached.opened
     assert not torch_optimizer._global_optimizer_pre_hooks
 
 

@@ -12,7 +12,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from paramwatch.columns import ABSENT, STATISTICS, Array, merge, ratio
+from paramwatch.columns import ABSENT, STATISTICS, Array, ratio
+from paramwatch.merging import merge
 from paramwatch.record import Inventory, Record
 from paramwatch.totals import TOTALS, totals
 
