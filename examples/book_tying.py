@@ -88,8 +88,8 @@ def why_sharing_is_a_good_idea() -> None:
         "language model, embedding = output": (language, 2 * 1000 * 64),
     }
     for case, (net, without) in cases.items():
-        totals = paramwatch.summary(net).totals
-        saved = f": {totals.bytes_saved:,} bytes saved" if totals.bytes_saved else ""
-        say(case, f"{totals.parameters:,} numbers instead of {without:,}{saved}")
-    print()
-    print(paramwatch.summary(language))
+        seen = paramwatch.summary(net)
+        saved = f": {seen.totals.bytes_saved:,} bytes saved" if seen.totals.bytes_saved else ""
+        say(case, f"{seen.totals.parameters:,} numbers instead of {without:,}{saved}")
+    for net, _ in cases.values():
+        print(f"\n{paramwatch.summary(net)}")
