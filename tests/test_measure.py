@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from paramwatch.columns import PARTS
 from paramwatch.measure import SAMPLE, is_supported, measure, measure_sampled_update, measure_update, read_scalars, sample
@@ -142,6 +143,36 @@ def test_packed_is_what_the_specification_says(x: Tensor) -> None:
     assert all(fits(each) for each in neighbours)
     found = packed_parts(flat(neighbours), [each.numel() for each in neighbours])
     assert_same_parts(found[1], parts(as_reals(x)).numpy(), scale_of(x))
+
+
+class Operations(TorchDispatchMode):
+    """Counts what torch is asked to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_tensors_that_are_not_finite_are_measured_together_too() -> None:
+    counts = []
+    for many in ([noise(9)] * 50, [holding(noise(9), _0=NAN, _3=INF)] * 50):
+        with Operations() as operations:
+            measure(many)
+        counts.append(operations.count)
+
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("special", [NAN, INF, -INF])
+def test_neighbours_that_are_not_finite_change_no_bit_of_a_tensor(special: float) -> None:
+    alone, among = noise(5001), torch.full((3,), special)
+
+    sizes = [3, 5001, 3]
+    np.testing.assert_array_equal(packed_parts(flat([among, alone, among]), sizes)[1], packed_parts(flat([alone]), [5001])[0])
 
 
 @by_name(DENSE | OTHERS)
