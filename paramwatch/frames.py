@@ -60,6 +60,8 @@ def frame(
     Raises:
         ParamWatchError: An unknown statistic, patterns that fit no row, or an argument that makes no sense.
     """
+    if statistic is not None and not isinstance(statistic, str):
+        raise ParamWatchError(f"statistic must be the name of one column, such as 'grad_norm', not {statistic!r}; leave it out for all")
     known = {found.name: found for found in statistics_of(layout_of(blocks))}
     if statistic is not None and statistic not in (*known, *EXTRA_COLUMNS):
         raise ParamWatchError(f"there is no statistic {statistic!r} here{nearest(statistic, (*known, *EXTRA_COLUMNS))}")

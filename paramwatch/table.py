@@ -41,14 +41,29 @@ def all_rows(block: Block) -> Labels:
     return Labels(tuple(row.name for row in rows), tuple(range(len(rows))))
 
 
+def as_patterns(argument: str, given: str | Sequence[str]) -> list[str]:
+    """The glob patterns that someone passed as an argument of this name.
+
+    Raises:
+        ParamWatchError: It is neither a str nor several.
+    """
+    patterns = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise ParamWatchError(f"{argument} must be a glob pattern such as '*.weight', or a list of them, not {given!r}")
+    return patterns
+
+
 def labels_of(blocks: Sequence[Block], parameters: str | Sequence[str], aliases: bool) -> list[Labels]:
-    patterns = [parameters] if isinstance(parameters, str) else list(parameters)
+    patterns = as_patterns("parameters", parameters)
+    if not patterns:
+        raise ParamWatchError("parameters is empty; name at least one pattern, or leave it out for all")
     names = dict.fromkeys(name for block in blocks for name, _ in block.inventory.names)
     chosen: set[str] = set()
     for pattern in patterns:
         fits = re.compile(fnmatch.translate(pattern)).match
         chosen.update([pattern] if pattern in names else filter(fits, names))
-    if not chosen:
+    # a model whose rows have no shape yet has no names either
+    if not chosen and (names or patterns != ["*"]):
         wanted = ", ".join(map(repr, patterns))
         raise ParamWatchError(f"no parameter fits {wanted}{nearest(patterns[0] if patterns else '', names)}")
     out = []
@@ -64,12 +79,25 @@ def at_steps(block: Block, steps: slice | None) -> Block:
     if steps is None:
         return block
     if not isinstance(steps, slice):
-        raise ParamWatchError(f"steps={steps!r} is not a slice; for one step write slice({steps}, {steps} + 1)")
-    start, stride = operator.index(steps.start or 0), operator.index(1 if steps.step is None else steps.step)
-    stop = np.iinfo(np.int64).max if steps.stop is None else operator.index(steps.stop)
+        raise ParamWatchError(f"steps={steps!r} is not a slice; {_as_slice(steps)}")
+    try:
+        start, stop, stride = (
+            default if given is None else operator.index(given)
+            for given, default in ((steps.start, 0), (steps.stop, np.iinfo(np.int64).max), (steps.step, 1))
+        )
+    except TypeError as error:
+        raise ParamWatchError(f"steps={steps!r}: steps are chosen by number, so start, stop and stride must be whole numbers") from error
     if start < 0 or stop < 0 or stride < 1:
         raise ParamWatchError(f"steps={steps!r}: steps are chosen by number, so start and stop cannot be negative, nor the stride below 1")
     return block.at((block.step >= start) & (block.step < stop) & ((block.step - start) % stride == 0))
+
+
+def _as_slice(steps: object) -> str:
+    if isinstance(steps, range):
+        return f"write slice({steps.start}, {steps.stop}{f', {steps.step}' if steps.step != 1 else ''})"
+    if isinstance(steps, int | np.integer):
+        return f"for one step write slice({steps}, {steps} + 1)"
+    return "write slice(100, 200) for the steps from 100 to 199"
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
@@ -166,6 +194,8 @@ def narrow(table: Table, statistic: Statistic | None) -> Table:
 
 def group(table: Table, by: By) -> Table:
     """Merge the columns of one module, or of one prefix, each tensor once."""
+    if not table.labels:
+        return table
     groups: dict[str, dict[str, int]] = {}
     for i, (label, tensor) in enumerate(zip(table.labels, table.tensors, strict=True)):
         name = ".".join(label.split(".")[:by]) if isinstance(by, int) else label.rpartition(".")[0] or "(root)"

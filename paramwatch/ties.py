@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from paramwatch.guard import ParamWatchError
 from paramwatch.record import TieGroup
 from paramwatch.rows import Place, is_lazy, places
 
@@ -31,7 +32,12 @@ def tie_groups(module: nn.Module) -> tuple[TieGroup, ...]:
     A group of kind `parameter` is one tensor reached by several names: one module at two places, or two modules that hold one
     `nn.Parameter`. A group of kind `storage` is separate parameters on overlapping memory, which looks like tying and is not: their
     gradients are not summed, and every optimizer update hits the same memory.
+
+    Raises:
+        ParamWatchError: Something else than a module was given.
     """
+    if not isinstance(module, nn.Module):
+        raise ParamWatchError(f"tie_groups takes an nn.Module, not {type(module).__name__}")
     return find_ties(places(module))
 
 

@@ -11,7 +11,7 @@ from models import BY_NAME, TiedHead, one_parameter_in_two_modules, shared_mlp
 from torch import nn
 
 import paramwatch
-from paramwatch import TieGroup, tie_groups
+from paramwatch import ParamWatchError, TieGroup, tie_groups
 
 
 def pair(size: int = 4) -> nn.ModuleDict:
@@ -23,6 +23,11 @@ def views(*starts_and_sizes: tuple[int, int]) -> nn.ParameterList:
     """Parameters that are pieces of one buffer of 100 elements."""
     buffer = torch.randn(100)
     return nn.ParameterList([nn.Parameter(buffer[start : start + size]) for start, size in starts_and_sizes])
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(ParamWatchError, match=r"tie_groups takes an nn\.Module, not int"):
+        tie_groups(5)  # type: ignore[arg-type]
 
 
 # ---- one tensor, several names --------------------------------------------------------------
