@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import html
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, overload
 
@@ -16,7 +16,7 @@ import pandas as pd
 
 from paramwatch import frames
 from paramwatch.block import Block, empty_block
-from paramwatch.folder import DiskFolder
+from paramwatch.folder import DiskFolder, Folder, MemoryFolder
 from paramwatch.guard import ParamWatchError
 from paramwatch.record import Inventory, TieGroup
 from paramwatch.store import Contents, read
@@ -42,9 +42,9 @@ def load(path: PathLike | list[str] | list[Path] | tuple[PathLike, ...]) -> Run 
     Raises:
         ParamWatchError: There is no run; or there are several below a path that was to be one.
     """
-    if not isinstance(path, str | os.PathLike):
-        return Runs({label: run for each in path for label, run in _labelled(Path(each)).items()})
-    where = os.fspath(path)
+    if isinstance(path, Iterable) and not isinstance(path, str | bytes | os.PathLike):
+        return Runs({label: run for each in path for label, run in _labelled(Path(_checked(each))).items()})
+    where = _checked(path)
     if glob.has_magic(where) and not os.path.lexists(where):
         found = {label: run for match in sorted(glob.glob(where)) if _below(Path(match)) for label, run in _labelled(Path(match)).items()}
         if not found:
@@ -61,11 +61,13 @@ class Run:
     """What was recorded of one run.
 
     Args:
-        path: The folder that holds it. None for a run that keeps its records elsewhere and overrides `_read`.
+        path: The folder that holds it. None for a run that holds nothing, or keeps its records elsewhere and overrides `_read`.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        # shown as it was given, read where it was then
+        self._folder: Folder = MemoryFolder() if path is None else DiskFolder(path.absolute())
 
     @property
     def path(self) -> Path | None:
@@ -126,13 +128,19 @@ class Run:
 
     def __repr__(self) -> str:
         blocks = self._read().blocks
-        inventory = blocks[-1].inventory if blocks else self._inventory()
+        try:
+            inventory = blocks[-1].inventory if blocks else self._inventory()
+        except ParamWatchError:
+            return f"<{type(self).__name__} {self.path or 'in memory'}: no steps yet>"
+        numbers = {step for block in blocks for step in block.step.tolist()}
+        return self._described(inventory, len(numbers), min(numbers, default=0), max(numbers, default=0))
+
+    def _described(self, inventory: Inventory, steps: int, first: int, last: int) -> str:
         rows, names = len(inventory.rows), len(inventory.names)
         more = f" ({names} names)" if names > rows else ""
-        numbers = sorted({step for block in blocks for step in block.step.tolist()})
-        span = f" ({numbers[0]} to {numbers[-1]})" if len(numbers) > 1 else ""
-        steps = f"{len(numbers)} step{'s' * (len(numbers) != 1)}{span}" if numbers else "no steps yet"
-        return f"<{type(self).__name__} {self.path or 'in memory'}: {inventory.model}, {rows} rows{more}, {steps}>"
+        span = f" ({first} to {last})" if steps > 1 else ""
+        counted = f"{steps} step{'s' * (steps != 1)}{span}" if steps else "no steps yet"
+        return f"<{type(self).__name__} {self.path or 'in memory'}: {inventory.model}, {rows} row{'s' * (rows != 1)}{more}, {counted}>"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the latest step, the ties, and what the rules said."""
@@ -152,13 +160,13 @@ class Run:
 
     def _read(self) -> Contents:
         """Everything that was recorded until now."""
-        if self._path is None:
-            raise NotImplementedError
-        return read(DiskFolder(self._path))
+        return read(self._folder)
 
     def _inventory(self) -> Inventory:
         """The model as it is now."""
         blocks = self._read().blocks
+        if not blocks and self.path is None:
+            raise ParamWatchError("a copy of a Watch without a log_dir holds nothing: its records stayed with the Watch itself")
         if not blocks:
             raise ParamWatchError(
                 f"{self.path} holds no whole step: its writer was stopped before the first was on disk, or is about to write it"
@@ -234,6 +242,16 @@ class Runs:
 
 
 _LOOKED_FOR = "a run is a folder with files called *.rows.arrow, as paramwatch.attach(net, log_dir) writes them under log_dir/paramwatch"
+
+
+def _checked(path: object) -> str:
+    """A path as users give it, as text."""
+    given = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    if not isinstance(given, str):
+        raise ParamWatchError(f"load takes a path (str or pathlib.Path) or a list of paths, not {path!r}")
+    if not given or "\0" in given:
+        raise ParamWatchError(f"load takes the path of a folder, not {given!r}; load('.') reads the run below the working folder")
+    return given
 
 
 def _labelled(path: Path) -> dict[str, Run]:

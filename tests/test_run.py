@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -117,8 +118,10 @@ def test_before_the_first_step_everything_can_be_asked() -> None:
 
 def test_a_run_torn_before_its_first_batch_says_so(tmp_path: Path) -> None:
     (tmp_path / "s.0.rows.arrow").touch()
+    run = load(tmp_path)
     with pytest.raises(ParamWatchError, match="holds no whole step"):
-        load(tmp_path).frame()
+        run.frame()
+    assert repr(run) == f"<Run {tmp_path}: no steps yet>"
 
 
 # ---- several runs ---------------------------------------------------------------------------
@@ -146,6 +149,14 @@ def test_a_glob_and_a_list_give_the_frames_of_all_runs_by_path() -> None:
         assert runs.steps.index.names == ["run", "step"]
         assert runs.parameters.index.names == ["run", "parameter"]
         assert runs.findings.loc["runs/a"].to_dict("records") == load("runs/a").findings.to_dict("records")
+
+
+def test_a_run_named_by_a_relative_path_is_read_after_the_working_folder_has_changed(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, runs = load("runs/a"), load("runs/*")
+    monkeypatch.chdir(two / "runs")
+    assert [len(run.steps), len(runs.frame("lr"))] == [2, 5]
+    assert run.path == Path("runs/a/paramwatch")
+    assert repr(run).startswith("<Run runs/a/paramwatch: ")
 
 
 @pytest.mark.usefixtures("two")
@@ -176,6 +187,13 @@ def test_paths_without_runs_are_errors() -> None:
         load(["runs/a", "runs/c"])
     with pytest.raises(ParamWatchError, match="no runs were named"):
         load([])
+
+
+@pytest.mark.parametrize("given", [5, None, b"runs/a", [5], [None], "", [""], "runs\0"], ids=repr)
+@pytest.mark.usefixtures("two")
+def test_what_is_no_path_is_refused(given: Any) -> None:
+    with pytest.raises(ParamWatchError, match=r"load takes (a|the) path"):
+        load(given)
 
 
 # ---- what reading loads ---------------------------------------------------------------------
