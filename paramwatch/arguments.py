@@ -2,53 +2,165 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import re
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from paramwatch.columns import Detail
 from paramwatch.guard import ParamWatchError
+from paramwatch.record import Sink
 from paramwatch.recorder import UpdateMode
+from paramwatch.table import as_patterns
 
 _NOT_YET = {"histograms": "histograms are", "uses": "splitting tied gradients by use is"}
 
+_LAST_STEP = 2**62
+"""Step numbers are stored in 64 bits; this leaves as many again for the run."""
 
-def check_options(*, every: int, detail: str, update: str, histograms: int, uses: int, max_bytes: int, first_step: int) -> None:
-    """Raise `ParamWatchError` for a value that makes no sense."""
-    for name, value, least in (
-        ("every", every, 1),
-        ("histograms", histograms, 0),
-        ("uses", uses, 0),
-        ("first_step", first_step, 0),
-        ("max_bytes", max_bytes, 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ParamWatchError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    for name, value in (("histograms", histograms), ("uses", uses)):
-        if value:
-            raise ParamWatchError(f"{_NOT_YET[name]} not in this version; leave {name}=0")
-    for name, choice, choices in (("detail", detail, get_args(Detail)), ("update", update, get_args(UpdateMode))):
-        if choice not in choices:
-            raise ParamWatchError(f"{name} must be one of {', '.join(map(repr, choices))}, not {choice!r}")
+# a path object makes one slash of two; one letter before the colon is a drive
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|.*://", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keyword arguments of `attach`, checked."""
+
+    name: str
+    every: int
+    include: list[str]
+    exclude: list[str]
+    detail: Detail
+    update: UpdateMode
+    histograms: int
+    uses: int
+    uses_of: list[str]
+    raw_gradients: bool
+    max_bytes: int
+    first_step: int
+    sinks: list[Sink]
+
+
+def check_options(
+    *,
+    name: str,
+    every: int,
+    include: str | Sequence[str],
+    exclude: str | Sequence[str],
+    detail: Detail,
+    update: UpdateMode,
+    histograms: int,
+    uses: int,
+    uses_of: str | Sequence[str],
+    raw_gradients: bool,
+    max_bytes: int,
+    first_step: int,
+    sinks: Sequence[Sink],
+) -> Options:
+    """The options in their plain types.
+
+    Raises:
+        ParamWatchError: A value makes no sense.
+    """
+    if not isinstance(raw_gradients, bool):
+        raise ParamWatchError(f"raw_gradients must be True or False, not {raw_gradients!r}")
+    options = Options(
+        name=_folder_name(name),
+        every=_whole("every", every, 1),
+        include=as_patterns("include", include),
+        exclude=as_patterns("exclude", exclude),
+        detail=_choice("detail", detail, get_args(Detail)),
+        update=_choice("update", update, get_args(UpdateMode)),
+        histograms=_whole("histograms", histograms, 0),
+        uses=_whole("uses", uses, 0),
+        uses_of=as_patterns("uses_of", uses_of),
+        raw_gradients=raw_gradients,
+        max_bytes=_whole("max_bytes", max_bytes, 1),
+        first_step=_whole("first_step", first_step, 0),
+        sinks=_sinks(sinks),
+    )
+    if options.first_step > _LAST_STEP:
+        raise ParamWatchError(f"first_step must be at most 2**62, not {first_step!r}")
+    for argument, what in _NOT_YET.items():
+        if getattr(options, argument):
+            raise ParamWatchError(f"{what} not in this version; leave {argument}=0")
+    return options
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address (`s3://bucket/x`), also one that has lost a slash on its way through a path object."""
+    return _REMOTE.match(path) is not None
+
+
+def check_path(log_dir: str | os.PathLike[str]) -> str:
+    """The path of a local folder, as it was given.
+
+    Raises:
+        ParamWatchError: It is empty, remote, or not a path at all.
+    """
+    given = os.fspath(log_dir) if isinstance(log_dir, str | os.PathLike) else log_dir
+    if not isinstance(given, str):
+        raise ParamWatchError(f"log_dir must be the path of a folder (str or pathlib.Path), not {log_dir!r}")
+    if not given:
+        raise ParamWatchError("log_dir is empty; pass '.' for the working folder, or None to keep the records in memory")
+    if "\0" in given:
+        raise ParamWatchError(f"log_dir {given!r} contains a null byte, which no folder's name can")
+    if is_remote(given):
+        raise ParamWatchError(f"log_dir must be a local folder, not {given!r}; write locally and copy the folder")
+    return given
 
 
 def check_folder(log_dir: str | os.PathLike[str], name: str) -> Path:
     """The folder of a run, made if it is not there, as an absolute path.
 
     Raises:
-        ParamWatchError: It is remote, or cannot be written; or `name` is not a plain folder name.
+        ParamWatchError: It is no local folder, or cannot be written.
     """
-    given = os.fspath(log_dir)
-    if "://" in given:
-        raise ParamWatchError(f"log_dir must be a local folder, not {given!r}; write locally and copy the folder")
-    if name and (name in (".", "..") or name != Path(name).name or "\\" in name or "\0" in name):
-        raise ParamWatchError(f"name must be a plain folder name, not {name!r}")
-    folder = Path(given).expanduser().absolute() / "paramwatch" / name
+    given = check_path(log_dir)
     try:
+        folder = Path(given).expanduser().absolute() / "paramwatch" / name
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
+    # a home that is not known is a RuntimeError, a name that no file system takes a UnicodeError
+    except (OSError, RuntimeError, UnicodeError) as error:
         raise ParamWatchError(f"log_dir {given!r} cannot be written: {error}") from error
     return folder
+
+
+def _whole(argument: str, given: Any, least: int) -> int:
+    """A whole number of any type, such as NumPy's."""
+    try:
+        value = -1 if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        value = -1
+    if value < least:
+        raise ParamWatchError(f"{argument} must be a whole number of at least {least}, not {given!r}")
+    return value
+
+
+def _choice(argument: str, given: Any, choices: tuple[Any, ...]) -> Any:
+    if not isinstance(given, str) or given not in choices:
+        raise ParamWatchError(f"{argument} must be one of {', '.join(map(repr, choices))}, not {given!r}")
+    return given
+
+
+def _folder_name(given: Any) -> str:
+    if not isinstance(given, str):
+        raise ParamWatchError(f"name must be a plain folder name, not {given!r}; leave it out for the only model in a folder")
+    if given and (given in (".", "..") or given != Path(given).name or "\\" in given or "\0" in given):
+        raise ParamWatchError(f"name must be a plain folder name, not {given!r}")
+    return given
+
+
+def _sinks(given: Any) -> list[Sink]:
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+        raise ParamWatchError(f"sinks must be a list of sinks, not {given!r}; leave it out for none")
+    for sink in given:
+        if isinstance(sink, type) or not isinstance(sink, Sink):
+            raise ParamWatchError(f"sinks holds {sink!r}, which is no sink: a sink is an object with the methods write(record) and close()")
+    return list(given)

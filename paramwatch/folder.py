@@ -66,6 +66,31 @@ class MemoryFolder:
         return f"{name} in memory"
 
 
+class Until:
+    """A folder as the files of one session and of those before it make it: what a later one writes is not there.
+
+    Args:
+        folder: Only read.
+        session: Starts the names of its files, which sort by when their sessions started.
+    """
+
+    def __init__(self, folder: Folder, session: str) -> None:
+        self._folder = folder
+        self._session = session
+
+    def names(self) -> list[str]:
+        return [name for name in self._folder.names() if name.partition(".")[0] <= self._session]
+
+    def create(self, name: str) -> IO[bytes]:
+        return self._folder.create(name)
+
+    def open(self, name: str) -> Any:
+        return self._folder.open(name)
+
+    def where(self, name: str) -> str:
+        return self._folder.where(name)
+
+
 class _Buffer(io.BytesIO):
     def close(self) -> None:
         """Keep what was written."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor
 from torch.optim import Optimizer
 
-from paramwatch.arguments import check_options
+from paramwatch.arguments import check_options, check_path
 from paramwatch.attached import beside
 from paramwatch.columns import Detail
 from paramwatch.record import Sink
@@ -96,26 +96,24 @@ class ParamWatch(Callback):
         sinks: Sequence[Sink] = (),
     ) -> None:
         super().__init__()
-        check_options(
-            every=every, detail=detail, update=update, histograms=histograms, uses=uses, max_bytes=max_bytes, first_step=first_step
-        )
         self.watch = None
-        self._log_dir = log_dir
-        self._raw_gradients = raw_gradients
-        self._first_step = first_step
-        self._options: dict[str, Any] = {
-            "name": name,
-            "every": every,
-            "include": include,
-            "exclude": exclude,
-            "detail": detail,
-            "update": update,
-            "histograms": histograms,
-            "uses": uses,
-            "uses_of": uses_of,
-            "max_bytes": max_bytes,
-            "sinks": sinks,
-        }
+        self._log_dir = None if log_dir is None else check_path(log_dir)
+        options = check_options(
+            name=name,
+            every=every,
+            include=include,
+            exclude=exclude,
+            detail=detail,
+            update=update,
+            histograms=histograms,
+            uses=uses,
+            uses_of=uses_of,
+            raw_gradients=raw_gradients,
+            max_bytes=max_bytes,
+            first_step=first_step,
+            sinks=sinks,
+        )
+        self._options: dict[str, Any] = dict(vars(options))
         self._resume: int | None = None
         self._trainer: weakref.ref[Trainer] | None = None
         self._asked: tuple[weakref.ref[Optimizer], int] | None = None
@@ -147,11 +145,13 @@ class ParamWatch(Callback):
         folder = trainer.strategy.broadcast(self._folder(trainer))
         if self._resume is None and self._trainer is not None and self._trainer() is trainer:
             self._resume = self._next_step()
-        first_step = self._first_step if self._resume is None else self._resume
-        manual = not pl_module.automatic_optimization
+        options = dict(self._options)
+        options["raw_gradients"] |= not pl_module.automatic_optimization
+        if self._resume is not None:
+            options["first_step"] = self._resume
         others = [other.watch for other in trainer.callbacks if isinstance(other, ParamWatch) and other is not self and other.watch]
         with beside(others):
-            self.watch = attach(pl_module, folder, first_step=first_step, raw_gradients=manual or self._raw_gradients, **self._options)
+            self.watch = attach(pl_module, folder, **options)
         self.watch._recorder.raw = True
         here = self._trainer = weakref.ref(trainer)
         # Lightning takes all callbacks away while it searches for a learning rate or a batch size, and restores the weights after it
@@ -226,7 +226,7 @@ class ParamWatch(Callback):
 
     def _folder(self, trainer: Trainer) -> str | None:
         if self._log_dir is not None:
-            return os.fspath(self._log_dir)
+            return self._log_dir
         loggers = [logger for logger in trainer.loggers if type(logger).__name__ != "DummyLogger"]
         if not loggers or getattr(trainer, "barebones", False):
             return None

@@ -20,9 +20,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from paramwatch import attached, clipping, steps
-from paramwatch.arguments import check_folder, check_options
+from paramwatch.arguments import Options, check_folder, check_options
 from paramwatch.columns import LAYOUTS, Detail
-from paramwatch.folder import DiskFolder, MemoryFolder
+from paramwatch.folder import DiskFolder, MemoryFolder, Until
 from paramwatch.guard import Guard, ParamWatchError, logger
 from paramwatch.inventory import LiveInventory
 from paramwatch.record import Finding, Inventory, Record, Sink
@@ -30,7 +30,7 @@ from paramwatch.recorder import Recorder, UpdateMode
 from paramwatch.rounds import AllRows, Round
 from paramwatch.rules import FirstNonFinite, SharedStorage
 from paramwatch.run import Run
-from paramwatch.store import Contents, Store, read
+from paramwatch.store import Contents, Store
 from paramwatch.tensorboard.events import EventFile
 from paramwatch.worker import Worker, log_findings
 
@@ -83,44 +83,62 @@ def attach(
     """
     if not isinstance(module, nn.Module):
         raise ParamWatchError(f"attach takes an nn.Module, not {type(module).__name__}")
-    check_options(every=every, detail=detail, update=update, histograms=histograms, uses=uses, max_bytes=max_bytes, first_step=first_step)
-    live = LiveInventory(module, _patterns(include), _patterns(exclude), LAYOUTS[detail])
-    folder = None if log_dir is None else check_folder(log_dir, name)
-    attached.close_earlier(module, folder)
-    watch = Watch(module, live, folder, max_bytes, sinks)
-    recorder = Recorder(
-        live, watch._guard, watch._publish, first_step=first_step, every=every, update=update, full=detail == "full", raw=raw_gradients
+    options = check_options(
+        name=name,
+        every=every,
+        include=include,
+        exclude=exclude,
+        detail=detail,
+        update=update,
+        histograms=histograms,
+        uses=uses,
+        uses_of=uses_of,
+        raw_gradients=raw_gradients,
+        max_bytes=max_bytes,
+        first_step=first_step,
+        sinks=sinks,
     )
-    watch._start(recorder, listen_to_clipping=raw_gradients)
-    return watch
+    live = LiveInventory(module, options.include, options.exclude, LAYOUTS[options.detail])
+    folder = None if log_dir is None else check_folder(log_dir, options.name)
+    attached.close_earlier(module, folder)
+    return Watch(module, live, folder, options)
 
 
 class Watch(Run):
     """What `attach` returns: reads like a `Run`, while the run is going on and after it."""
 
-    def __init__(self, module: nn.Module, live: LiveInventory, folder: Path | None, max_bytes: int, sinks: Sequence[Sink]) -> None:
+    def __init__(self, module: nn.Module, live: LiveInventory, folder: Path | None, options: Options) -> None:
         """Use `attach`."""
+        super().__init__(folder)
         self.watched = weakref.ref(module, lambda _: self._module_is_gone())
         self._live = live
         self._guard = Guard("This Watch has stopped; training goes on.", self._let_go)
-        self._folder: DiskFolder | MemoryFolder = MemoryFolder() if folder is None else DiskFolder(folder, _rank())
-        self._store = Store(self._folder, max_bytes=MEMORY_BYTES if folder is None else max_bytes)
+        holder = MemoryFolder() if folder is None else DiskFolder(folder, _rank())
+        self._store = Store(holder, max_bytes=MEMORY_BYTES if folder is None else options.max_bytes)
+        # a later session in the same folder may be another model's
+        self._folder = Until(holder, self._store.session)
         # in a distributed run the first rank's curves stand for all
         self._events = EventFile(folder) if folder is not None and _rank() == 0 else None
         own: list[Sink] = [self._store, *([self._events] if self._events else [])]
-        self._worker = Worker([*own, *sinks], [FirstNonFinite(), SharedStorage()], self._report, self._guard)
+        self._worker = Worker([*own, *options.sinks], [FirstNonFinite(), SharedStorage()], self._report, self._guard)
         self._waiting: deque[Round] = deque()
         self._closing = threading.RLock()
         self._closed = False
         self._all_rows = AllRows(live)
-        super().__init__(folder)
-
-    def _start(self, recorder: Recorder, listen_to_clipping: bool) -> None:
-        self._recorder = recorder
-        self._listens = listen_to_clipping
-        if listen_to_clipping:
-            clipping.listen(recorder)
-        steps.register(recorder)
+        self._recorder = Recorder(
+            live,
+            self._guard,
+            self._publish,
+            first_step=options.first_step,
+            every=options.every,
+            update=options.update,
+            full=options.detail == "full",
+            raw=options.raw_gradients,
+        )
+        self._listens = options.raw_gradients
+        if self._listens:
+            clipping.listen(self._recorder)
+        steps.register(self._recorder)
         attached.opened.append(self)
 
     # ---- what users call ---------------------------------------------------------------------
@@ -178,10 +196,10 @@ class Watch(Run):
 
     def _read(self) -> Contents:
         self.flush()
-        return read(self._folder)
+        return super()._read()
 
     def _inventory(self) -> Inventory:
-        return self._live.current
+        return self._live.now()
 
     def _latest(self) -> Record | None:
         """The newest record whose readings have arrived; waits for the background thread, never for a device."""
@@ -262,10 +280,6 @@ class Watch(Run):
                 "was it replaced, moved or wrapped after the optimizer was made?"
             )
         return "No torch optimizer stepped while it was attached; for one that torch's hooks cannot see use `with watch.step(optimizer):`."
-
-
-def _patterns(given: str | Sequence[str]) -> list[str]:
-    return [given] if isinstance(given, str) else list(given)
 
 
 def _rank() -> int:

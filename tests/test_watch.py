@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -136,6 +137,24 @@ def test_a_watch_answers_after_its_end_as_before(end: str, log_dir: str | None, 
     for old, new in zip(before, frames_of(watch), strict=True):
         assert_frame_equal(old, new)
     assert (watch.ties, repr(watch)) == (ties, said)
+
+
+def test_a_watch_answers_as_before_after_another_model_was_attached_to_its_folder(tmp_path: Path) -> None:
+    one, other = mlp(), nn.Sequential(nn.Linear(3, 1, dtype=torch.float64))
+    first = paramwatch.attach(one, tmp_path)
+    train(one, steps=4)
+    first.close()
+    second = paramwatch.attach(one, tmp_path, first_step=4)
+    train(one, steps=2)
+    second.close()
+    before = frames_of(second)
+    third = paramwatch.attach(other, tmp_path, first_step=1)
+    train(other)
+
+    assert steps_of(third) == [0, 1, 2, 3]
+    assert steps_of(second) == [0, 1, 2, 3, 4, 5]
+    for old, new in zip(before, frames_of(second), strict=True):
+        assert_frame_equal(old, new)
 
 
 class SlowSink(ListSink):
@@ -482,6 +501,20 @@ def test_a_repr_says_where_of_what_and_how_much(tmp_path: Path) -> None:
     assert repr(watch) == f"<Watch {tmp_path / 'paramwatch'}: Sequential, 8 rows (10 names), 3 steps (0 to 2)>"
 
 
+def test_frames_of_a_lazy_model_are_empty_before_its_first_step() -> None:
+    watch = paramwatch.attach(nn.Sequential(nn.LazyLinear(4)))
+
+    assert watch.frame().empty
+    assert "grad_norm" in watch.frame()
+    for by in ("parameter", "layer", 1):
+        assert watch.frame("grad_norm", by=by).shape == watch.frame("grad_state", by=by).shape == (0, 0)  # type: ignore[arg-type]
+        assert watch.frame(by=by).empty  # type: ignore[arg-type]
+    assert watch.steps.empty
+    assert "1 rows" not in watch._repr_html_()
+    with pytest.raises(ParamWatchError, match=r"no parameter fits '0\.\*'; there are none"):
+        watch.frame(parameters="0.*")
+
+
 def test_frames_are_there_before_the_first_step() -> None:
     watch = paramwatch.attach(shared_mlp())
 
@@ -504,6 +537,30 @@ MISUSE: dict[str, tuple[dict[str, Any], str]] = {
     "detail": ({"detail": "more"}, "detail must be one of 'cheap', 'default', 'full', not 'more'"),
     "update": ({"update": "some"}, "update must be one of 'auto', 'exact', 'sampled', 'off', not 'some'"),
     "remote": ({"log_dir": "s3://bucket/run"}, "log_dir must be a local folder, not 's3://bucket/run'; write locally"),
+    "remote_without_a_slash": ({"log_dir": Path("gs://bucket/run")}, "log_dir must be a local folder, not 'gs:/bucket/run'; write locally"),
+    "no_path": ({"log_dir": ""}, "log_dir is empty; pass '.' for the working folder, or None to keep"),
+    "path_number": ({"log_dir": 5}, r"log_dir must be the path of a folder \(str or pathlib.Path\), not 5"),
+    "path_bytes": ({"log_dir": b"run"}, r"log_dir must be the path of a folder \(str or pathlib.Path\), not b'run'"),
+    "path_null": ({"log_dir": "run\0"}, r"log_dir 'run\\x00' contains a null byte"),
+    "path_of_nobody": ({"log_dir": "~nobody-of-that-name/run"}, "log_dir '~nobody-of-that-name/run' cannot be written: "),
+    "name_number": ({"name": 5}, "name must be a plain folder name, not 5; leave it out"),
+    "include_none": ({"include": None}, r"include must be a glob pattern such as '\*.weight', or a list of them, not None"),
+    "include_number": ({"include": 5}, "include must be a glob pattern .* not 5"),
+    "exclude_none": ({"exclude": None}, "exclude must be a glob pattern .* not None"),
+    "exclude_numbers": ({"exclude": [5]}, r"exclude must be a glob pattern .* not \[5\]"),
+    "uses_of": ({"uses_of": 5}, "uses_of must be a glob pattern .* not 5"),
+    "sinks_none": ({"sinks": None}, "sinks must be a list of sinks, not None; leave it out for none"),
+    "sinks_one": ({"sinks": ListSink()}, "sinks must be a list of sinks, not ListSink"),
+    "sinks_number": (
+        {"sinks": [5]},
+        r"sinks holds 5, which is no sink: a sink is an object with the methods write\(record\) and close\(\)",
+    ),
+    "sinks_class": ({"sinks": [ListSink]}, "sinks holds <class .*ListSink'>, which is no sink"),
+    "raw_gradients": ({"raw_gradients": 1}, "raw_gradients must be True or False, not 1"),
+    "every_true": ({"every": True}, "every must be a whole number of at least 1, not True"),
+    "every_text": ({"every": "2"}, "every must be a whole number of at least 1, not '2'"),
+    "first_step_beyond": ({"first_step": 2**63}, r"first_step must be at most 2\*\*62, not 9223372036854775808"),
+    "detail_list": ({"detail": ["full"]}, r"detail must be one of .* not \['full'\]"),
     "name_with_a_slash": ({"log_dir": "run", "name": "a/b"}, "name must be a plain folder name, not 'a/b'"),
     "name_above": ({"log_dir": "run", "name": ".."}, "name must be a plain folder name, not '..'"),
 }
@@ -520,6 +577,27 @@ def test_arguments_that_make_no_sense_are_refused(
     assert not list(tmp_path.iterdir())
     assert not attached.opened
     assert not torch_optimizer._global_optimizer_pre_hooks
+
+
+@pytest.mark.parametrize("options", MISUSE.values(), ids=MISUSE)
+def test_a_refused_attach_closes_nothing(options: tuple[dict[str, Any], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    net = mlp()
+    watch = paramwatch.attach(net)
+    with pytest.raises(ParamWatchError):
+        paramwatch.attach(net, **options[0])
+
+    assert attached.opened == [watch]
+
+
+def test_a_resumed_loop_passes_on_the_number_it_read() -> None:
+    net = mlp()
+    watch = paramwatch.attach(net)
+    train(net)
+    again = paramwatch.attach(net, every=np.int32(2), first_step=watch.steps.index[-1] + 1, max_bytes=torch.tensor(10**6))  # type: ignore[arg-type]
+    train(net)
+
+    assert steps_of(again) == [3, 5]
 
 
 def test_what_is_no_module_or_has_no_parameters_is_refused() -> None:
