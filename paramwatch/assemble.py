@@ -70,11 +70,13 @@ def _idle_states(inventory: Inventory) -> Array:
 
 def _states(step: OptimizerStep, inventory: Inventory, here: list[int], kept: list[int], grad: Array) -> list[int]:
     count, zero = grad[list(PARTS).index("count")], grad[list(PARTS).index("zero")]
+    # an optimizer inside the step may have brought rows after the gradients were measured
     had = [*step.had_grad, *([False] * len(step.names))]
+    required = dict(enumerate(step.required_grad))
     found = []
     for row, i in zip(here, kept, strict=True):
         if not had[i]:
-            found.append(GRAD_STATES.index("none" if inventory.rows[row].trainable else "frozen"))
+            found.append(GRAD_STATES.index("none" if required.get(i, inventory.rows[row].trainable) else "frozen"))
         else:
             found.append(GRAD_STATES.index("zero" if zero[row] == count[row] and count[row] > 0 else "used"))
     return found

@@ -1,5 +1,8 @@
 """The inventory of a living model: rows and ties as they are now, read again when the model has changed.
 
+That a parameter is frozen or freed is no such change: some loops do it at every step (one network of two trains at a time), and each
+inventory is files of its own.
+
 Between steps nothing here holds a parameter or refers to one weakly (a weak reference would break torch's swapping conversions); the
 modules that hold them are referred to weakly, and a tensor is known by where it is held and by its identity.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -20,7 +24,7 @@ from paramwatch.record import Inventory, Row
 from paramwatch.rows import Place, chosen, held_under, is_lazy, places
 from paramwatch.ties import find_ties
 
-_Form: TypeAlias = tuple[torch.Size, torch.dtype, torch.device, bool]
+_Form: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
 """What may change of a tensor that stays the same object."""
 
 
@@ -48,70 +52,86 @@ class LiveInventory:
         self._seen: list[tuple[weakref.ref[nn.Module], str, int, _Form | None]] = []
         self._tree: list[tuple[weakref.ref[nn.Module], tuple[int, ...]]] = []
         self._lazy: list[tuple[weakref.ref[nn.Module], str]] = []
-        self._first: list[int] = []
         self._position: dict[int, int] = {}
         self._foreign: set[int] = set()
         self._read(0)
         if not self.current.rows and not self._lazy:
             raise ParamWatchError(self._nothing_chosen(module))
 
+    def now(self) -> Inventory:
+        """The inventory with `trainable` as it is right now; in `current` it is as when the model was last read, or the row owned."""
+        tensors = self._look()
+        if not tensors:
+            return self.current
+        rows = zip(self.current.rows, tensors, strict=True)
+        return replace(self.current, rows=tuple(replace(row, trainable=tensor.requires_grad) for row, tensor in rows))
+
     def tensors(self, step: int) -> list[nn.Parameter]:
         """The parameter tensor of each row, after reading the model again if it has changed; empty once the module is gone."""
-        if self._changed():
-            self._read_anew(step)
-        held = [tensor for index in self._first if (tensor := self._held(index)) is not None]
-        return held if len(held) == len(self._first) else []
+        held = self._look()
+        if held is None and self._module() is not None:
+            # a tensor that is gone may have left its identity to one of ours
+            self._foreign = set()
+            self._read(step)
+            held = self._look()
+        return held or []
 
     def held_by(self, params: Sequence[torch.Tensor], step: int) -> dict[str, nn.Parameter]:
         """The rows that an optimizer of these tensors steps, by name, in the order of the model; they are owned from now on.
 
         The model is read again if it has changed, and if one of the tensors was never seen before.
         """
-        if self._changed():
-            self._read_anew(step)
+        tensors = self.tensors(step)
         if any(id(param) not in self._position and id(param) not in self._foreign for param in params):
             self._read(step)
             self._foreign.update(id(param) for param in params if id(param) not in self._position)
-        news = {self.current.rows[row].name for row in self._rows_of(params)} - self._owned
-        if news:
-            self._owned |= news
-            self._read(step)
-        found = {self.current.rows[row].name: self._held(self._first[row]) for row in sorted(set(self._rows_of(params)))}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+            tensors = self._look() or []
+        if not tensors:
+            return {}
+        found = sorted({row for param in params if (row := self._position.get(id(param), -1)) >= 0})
+        rows = self.current.rows
+        if any(not rows[row].owned for row in found):
+            self._own(found, tensors)
+        return {rows[row].name: tensors[row] for row in found}
 
     def refresh(self, step: int) -> None:
         """Read the model again, for what no cheap check can see (a frozen parameter added to a layer, memory that came to be shared)."""
         self._read(step)
 
-    def _changed(self) -> bool:
+    def holds(self, identity: int) -> bool:
+        """Whether a tensor of this identity was in the model when it was last read."""
+        return identity in self._position
+
+    def _look(self) -> list[nn.Parameter] | None:
+        """The tensor of each row; None if the model is no longer as it was read."""
         for parent_ref, children in self._tree:
             parent = parent_ref()
             if parent is None or _children(parent) != children:
-                return self._module() is not None
+                return None
+        held = []
         for ref, key, identity, form in self._seen:
             holder = ref()
             tensor = None if holder is None else held_under(holder, key)
-            if tensor is None or id(tensor) != identity or (form is not None and _form(tensor) != form):
-                return self._module() is not None
+            if tensor is None or id(tensor) != identity:
+                return None
+            if form is not None:
+                if _form(tensor) != form:
+                    return None
+                held.append(tensor)
         for ref, key in self._lazy:
             holder = ref()
             tensor = None if holder is None else held_under(holder, key)
             if tensor is None or not is_lazy(tensor):
-                return self._module() is not None
-        return False
+                return None
+        return held
 
-    def _held(self, index: int) -> nn.Parameter | None:
-        ref, key, _, _ = self._seen[index]
-        holder = ref()
-        return None if holder is None else held_under(holder, key)
-
-    def _rows_of(self, params: Sequence[torch.Tensor]) -> list[int]:
-        return [row for param in params if (row := self._position.get(id(param), -1)) >= 0]
-
-    def _read_anew(self, step: int) -> None:
-        # a tensor that is gone may have left its identity to one of ours
-        self._foreign = set()
-        self._read(step)
+    def _own(self, found: Sequence[int], tensors: Sequence[nn.Parameter]) -> None:
+        """These rows are owned; the others that are not may have been frozen since the model was read."""
+        rows = self.current.rows
+        self._owned |= {rows[row].name for row in found}
+        known = ((row, row.trainable if row.owned else tensor.requires_grad) for row, tensor in zip(rows, tensors, strict=True))
+        made = tuple(replace(row, owned=row.name in self._owned, trainable=trainable) for row, trainable in known)
+        self.current = replace(self.current, rows=made)
 
     def _read(self, step: int) -> None:
         module = self._module()
@@ -128,13 +148,12 @@ class LiveInventory:
         ties = find_ties(shown)
         group_of = {name: i for i, tie in reversed(list(enumerate(ties))) for name in tie.names}
         self._position = dict.fromkeys(grouped.keys() - watched, -1)
-        self._seen, self._first = [], []
+        self._seen = []
         rows: list[Row] = []
         for place in shown:
             key, first = id(place.tensor), id(place.tensor) not in self._position
             if first:
                 self._position[key] = len(rows)
-                self._first.append(len(self._seen))
                 rows.append(self._row(grouped[key], group_of.get(place.name), before, step))
             self._seen.append((weakref.ref(place.holder), place.key, key, _form(place.tensor) if first else None))  # type: ignore[arg-type]
         self._lazy = [(weakref.ref(p.holder), p.key) for p in found if id(p.tensor) in lazy]
@@ -143,7 +162,7 @@ class LiveInventory:
         self._foreign -= self._position.keys()
         names = tuple((place.name, self._position[id(place.tensor)]) for place in shown)
         read = Inventory(tuple(rows), names, ties, self._layout, self._model)
-        if not before or read != self.current:
+        if not before or not _alike(read, self.current):
             self.current = read
 
     def _row(self, group: Sequence[Place], tie_group: int | None, before: dict[str, Row], step: int) -> Row:
@@ -177,12 +196,20 @@ class LiveInventory:
         return f"no row matches include={list(self._include)!r} with exclude={list(self._exclude)!r}; the names are {some}"
 
 
+def _alike(read: Inventory, known: Inventory) -> bool:
+    """Whether two inventories differ in nothing but which rows are trainable."""
+    if len(read.rows) != len(known.rows):
+        return False
+    rows = tuple(replace(row, trainable=old.trainable) for row, old in zip(read.rows, known.rows, strict=True))
+    return replace(read, rows=rows) == known
+
+
 def _children(parent: nn.Module) -> tuple[int, ...]:
     return tuple(map(id, parent._modules.values()))
 
 
 def _form(tensor: torch.Tensor) -> _Form:
-    return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 def _dtype(tensor: torch.Tensor) -> str:

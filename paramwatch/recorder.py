@@ -116,6 +116,7 @@ class Recorder:
         step.found_inf = found_inf.clone() if isinstance(found_inf, Tensor) else None
         grads = [tensor.grad for tensor in step.tensors]
         step.had_grad = [grad is not None for grad in grads]
+        step.required_grad = [tensor.requires_grad for tensor in step.tensors]
         step.used = Measured("grad", step.names, measure(grads, step.scale))
         if self._full:
             step.grads = [None if grad is None else grad.detach().clone() for grad in grads]
@@ -273,7 +274,7 @@ class Recorder:
 
     def _all_stepped(self, opened: Round) -> bool:
         stepped = {name for step in opened.optimizer_steps for name in step.names}
-        return all(row.name in stepped for row in self._live.current.rows if row.trainable)
+        return all(row.name in stepped for row in self._live.current.rows if row.trainable or row.owned)
 
 
 def _learning_rates(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor]) -> list[Tensor | float | None]:

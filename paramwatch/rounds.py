@@ -60,6 +60,7 @@ class OptimizerStep:
     entered: list[Measured] = field(default_factory=list)
     used: Measured | None = None
     had_grad: list[bool] = field(default_factory=list)
+    required_grad: list[bool] = field(default_factory=list)
     raw: list[Measured] = field(default_factory=list)
     """Gradients as they were before each clipping since these rows last stepped."""
     ended: list[Measured] = field(default_factory=list)

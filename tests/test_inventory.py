@@ -150,7 +150,7 @@ def test_after_a_change_the_inventory_is_that_of_the_model_as_it_is(change: Call
     assert all(tensor is now for tensor, now in zip(inventory.tensors(5), model.parameters(), strict=True))
     fresh = live(model).current
     for column in ("shape", "dtype", "device", "numel", "bytes", "trainable", "module_type"):
-        assert [getattr(row, column) for row in inventory.current.rows] == [getattr(row, column) for row in fresh.rows]
+        assert [getattr(row, column) for row in inventory.now().rows] == [getattr(row, column) for row in fresh.rows]
     assert (inventory.current.names, inventory.current.ties) == (fresh.names, fresh.ties)
 
 
@@ -186,6 +186,34 @@ def test_nothing_is_read_again_while_nothing_changes() -> None:
     inventory.refresh(1)
 
     assert inventory.current is before
+
+
+def test_freezing_is_shown_at_once_and_makes_no_other_inventory() -> None:
+    model = two_layers()
+    inventory = live(model)
+    inventory.held_by(list(model.parameters()), 0)
+    before = inventory.current
+    freeze(model)
+    inventory.tensors(1)
+    inventory.refresh(2)
+
+    assert inventory.current is before
+    assert [row.trainable for row in inventory.now().rows] == [False, False, True, True]
+    replace_layer(model)
+    inventory.tensors(3)
+    assert columns(inventory, "trainable") == {"0.weight": False, "0.bias": False, "1.weight": True, "1.bias": True}
+
+
+def test_a_row_that_is_owned_by_a_second_optimizer_does_not_freeze_those_of_the_first() -> None:
+    model = two_layers()
+    inventory = live(model)
+    for number in range(2):
+        model[number].requires_grad_(True)
+        model[1 - number].requires_grad_(False)
+        inventory.held_by(list(model[number].parameters()), 0)
+
+    assert all(columns(inventory, "trainable").values())
+    assert all(columns(inventory, "owned").values())
 
 
 def test_a_lazy_layer_enters_at_the_step_at_which_it_has_a_shape() -> None:
@@ -277,8 +305,8 @@ def test_an_optimizer_of_two_models_does_not_have_the_model_read_at_every_step(m
         for other in others:
             inventory.held_by([*model.parameters(), *other], number)
 
-    # once for each optimizer's strangers, once for the rows it owns
-    assert reads == [0, 0, 0]
+    # once for each optimizer's strangers
+    assert reads == [0, 0]
 
 
 # ---- ties that change -----------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -369,6 +370,45 @@ def test_a_round_ends_when_an_optimizer_steps_that_does_not_come_after_the_last(
         truth.grads[1:] = [truth.grads[1] | truth.grads[2]]
     assert_recorded(watch, truth)
     assert [record.step for record in sink.records] == list(range(len(truth.grads)))
+
+
+def toggled(both: nn.ModuleDict, critic: Optimizer, generator: Optimizer, truth: Truth, rounds: int) -> None:
+    """The idiom of adversarial training: what does not step just now is frozen."""
+    for i in range(rounds):
+        with truth.sgd_step():
+            for optimizer, name, other in ((critic, "critic", "generator"), (generator, "generator", "critic")):
+                both[name].requires_grad_(True)
+                both[other].requires_grad_(False)
+                optimizer.zero_grad()
+                (loss_of(both["critic"], i) + loss_of(both["generator"], i)).backward()
+                optimizer.step()
+
+
+def test_freezing_in_turns_makes_one_record_a_round_and_a_handful_of_files(tmp_path: Path) -> None:
+    both, critic, generator = pair()
+    truth, sink = Truth(both), ListSink()
+    with paramwatch.attach(both, tmp_path, sinks=[sink]) as watch:
+        toggled(both, critic, generator, truth, rounds=40)
+        assert watch.parameters["trainable"].sum() == 4
+
+    assert_recorded(watch, truth)
+    assert len(sink.records) <= 41
+    assert len(list((tmp_path / "paramwatch").glob("*.arrow"))) <= 6
+    assert (watch.frame("grad_state") == "used").all(axis=None)
+    assert {row.trainable for row in sink.records[-1].inventory.rows} == {True}
+
+
+def test_a_row_without_a_gradient_is_frozen_or_not_as_it_was_when_it_stepped() -> None:
+    net = mlp()
+    optimizer, watch = sgd(net), paramwatch.attach(net)
+    for frozen in (False, True, False):
+        net[0].requires_grad_(not frozen)
+        optimizer.zero_grad()
+        (net[2](torch.ones(1, 4, dtype=torch.float64))).sum().backward()
+        optimizer.step()
+        net[0].requires_grad_(frozen)
+
+    assert list(watch.frame("grad_state")["0.weight"]) == ["none", "frozen", "none"]
 
 
 def test_reading_in_the_middle_of_a_round_does_not_use_up_its_number() -> None:
