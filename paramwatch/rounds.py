@@ -14,12 +14,9 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
-from paramwatch.columns import PARTS
 from paramwatch.inventory import LiveInventory
 from paramwatch.measure import Reading
 from paramwatch.record import Inventory
-
-_NON_FINITE = [list(PARTS).index(part) for part in ("nan", "posinf", "neginf")]
 
 
 @dataclass
@@ -35,11 +32,6 @@ class Measured:
         wanted = set(names)
         # no parameter has an empty name: what is called that is passed over
         return Measured(self.kind, [name if name in wanted else "" for name in self.names], self.reading)
-
-    @property
-    def finite(self) -> bool:
-        """Whether every element was; the reading must have arrived."""
-        return not (self.reading.numpy()[:, _NON_FINITE] > 0).any()
 
 
 @dataclass
@@ -62,24 +54,19 @@ class OptimizerStep:
     had_grad: list[bool] = field(default_factory=list)
     required_grad: list[bool] = field(default_factory=list)
     raw: list[Measured] = field(default_factory=list)
-    """Gradients as they were before each clipping since these rows last stepped."""
+    """Gradients as they were before they were clipped; each row is in one of these at most."""
     ended: list[Measured] = field(default_factory=list)
     rates: Reading | None = None
     amp: Reading | None = None
 
     @property
     def measured(self) -> list[Measured]:
-        """Everything measured, in the order in which one takes the place of another; the readings must have arrived."""
-        # Of several clippings before one step the first saw the raw gradient. But one that met an infinity may belong to a step that a
-        # `GradScaler` left out, so it counts only if there is no other.
-        last_first = self.raw[::-1]
-        first_wins = sorted(last_first, key=lambda raw: raw.finite)
-        return [*self.entered, *([self.used] if self.used else []), *first_wins, *self.ended]
+        """Everything measured, in the order in which one takes the place of another."""
+        return [*self.entered, *([self.used] if self.used else []), *self.raw, *self.ended]
 
     def readings(self) -> list[Reading]:
-        """What `measured` and the record wait for."""
-        measured = (*self.entered, *([self.used] if self.used else []), *self.raw, *self.ended)
-        return [*(each.reading for each in measured), *(reading for reading in (self.rates, self.amp) if reading is not None)]
+        """What the record waits for."""
+        return [*(each.reading for each in self.measured), *(reading for reading in (self.rates, self.amp) if reading is not None)]
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -746,14 +747,109 @@ def test_without_raw_gradients_the_columns_are_there_and_null() -> None:
     assert watch.steps[["grad_raw_norm", "clip_coef"]].isna().all(axis=None)
 
 
-def test_raw_gradients_of_a_step_that_was_left_out_are_not_those_of_the_next() -> None:
-    net = mlp(dtype=torch.float32)
-    watch = paramwatch.attach(net, raw_gradients=True)
-    amp_loop(net, sgd(net), Truth(net), infinite_at=1, clip=True)
+@pytest.mark.parametrize("to_none", [True, False], ids=["to none", "to zero"])
+@pytest.mark.parametrize("clip", ["always", "only the first"])
+@pytest.mark.parametrize("by", [CLIPS["norm"], CLIPS["value"]], ids=["norm", "value"])
+def test_a_clipped_gradient_that_is_thrown_away_is_not_the_raw_one_of_the_next_step(
+    by: Callable[[nn.Module], object], clip: str, to_none: bool
+) -> None:
+    net = mlp()
+    raw, used, optimizer, watch = Truth(net), Truth(net), sgd(net), paramwatch.attach(net, raw_gradients=True)
+    for i in range(6):
+        optimizer.zero_grad(set_to_none=to_none)
+        (loss_of(net, i) * (1000 if i % 2 == 0 else 1)).backward()
+        thrown_away = i % 2 == 0
+        raw.take()
+        if clip == "always" or thrown_away:
+            by(net)
+        if not thrown_away:
+            with used.sgd_step():
+                optimizer.step()
 
-    assert len(watch.steps) == 3
-    assert np.isfinite(watch.frame("grad_raw_norm")).all(axis=None)
+    assert_recorded(watch, used)
+    np.testing.assert_allclose(watch.frame("grad_raw_norm"), raw.norms()[1::2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("to_none", [True, False], ids=["to none", "to zero"])
+@pytest.mark.parametrize("left_out", [(1,), (0, 1, 2)], ids=str)
+def test_raw_gradients_of_a_step_that_a_scaler_left_out_are_not_those_of_the_next(left_out: tuple[int, ...], to_none: bool) -> None:
+    net = mlp(dtype=torch.float32)
+    raw, optimizer, scaler = Truth(net), sgd(net), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    watch = paramwatch.attach(net, raw_gradients=True)
+    for i in range(5):
+        optimizer.zero_grad(set_to_none=to_none)
+        scaler.scale(loss_of(net, i) * (float("inf") if i in left_out else 1.0)).backward()
+        scaler.unscale_(optimizer)
+        if i not in left_out:
+            raw.take()
+        CLIPS["norm"](net)
+        scaler.step(optimizer)
+        scaler.update()
+
+    np.testing.assert_allclose(watch.frame("grad_raw_norm"), raw.norms(), rtol=1e-5)
     assert (watch.steps["clip_coef"] < 1).all()
+
+
+@pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "one by one"])
+def test_of_several_clippings_the_first_one_sees_the_raw_gradient(foreach: bool) -> None:
+    net = mlp()
+
+    def clip() -> None:
+        raw.take()
+        torch.nn.utils.clip_grad_value_(net.parameters(), 0.05, foreach=foreach)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1, foreach=foreach)
+        torch.nn.utils.clip_grad_value_(net.parameters(), 0.01, foreach=foreach)
+
+    raw, used, watch = Truth(net), Truth(net), paramwatch.attach(net, raw_gradients=True)
+    train(sgd(net, foreach=foreach), net, used, before=clip)
+
+    assert_recorded(watch, used)
+    np.testing.assert_allclose(watch.frame("grad_raw_norm"), raw.norms(), rtol=1e-6)
+
+
+def test_raw_gradients_with_nesterov_and_foreach_which_changes_gradients_in_its_step() -> None:
+    net = mlp()
+    optimizer = sgd(net, momentum=0.9, nesterov=True, foreach=True)
+    raw, watch = Truth(net), paramwatch.attach(net, raw_gradients=True)
+    for i in range(3):
+        optimizer.zero_grad(set_to_none=False)
+        loss_of(net, i).backward()
+        raw.take()
+        CLIPS["norm"](net)
+        optimizer.step()
+
+    np.testing.assert_allclose(watch.frame("grad_raw_norm"), raw.norms(), rtol=1e-6)
+
+
+def test_raw_gradients_with_a_closure_are_those_of_its_last_evaluation() -> None:
+    net = mlp()
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=3)
+    raw, watch = Truth(net), paramwatch.attach(net, raw_gradients=True)
+    for i in range(2):
+        evaluations = Truth(net)
+
+        def closure(i: int = i, evaluations: Truth = evaluations) -> Tensor:
+            loss = closure_of(net, optimizer, i)()
+            evaluations.take()
+            CLIPS["norm"](net)
+            return loss
+
+        optimizer.step(closure)
+        raw.grads.append(evaluations.grads[-1])
+
+    np.testing.assert_allclose(watch.frame("grad_raw_norm"), raw.norms(), rtol=1e-6)
+
+
+def test_no_gradient_is_kept_alive_between_its_clipping_and_the_step() -> None:
+    net = mlp()
+    watch = paramwatch.attach(net, raw_gradients=True)
+    loss_of(net).backward()
+    CLIPS["norm"](net)
+    grad = weakref.ref(net[0].weight.grad)
+    net.zero_grad()
+
+    assert grad() is None
+    watch.close()
 
 
 def test_raw_gradients_of_a_step_that_is_not_measured_are_not_those_of_the_next() -> None:
