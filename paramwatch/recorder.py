@@ -18,8 +18,9 @@ from torch.optim import Optimizer
 
 from paramwatch.guard import Guard, logger
 from paramwatch.inventory import LiveInventory
-from paramwatch.measure import measure, measure_sampled_update, measure_update, read_scalars, sample
+from paramwatch.measure import Kept, measure, measure_sampled_update, measure_update, read_scalars, sample
 from paramwatch.measure.room import may_copy
+from paramwatch.record import Inventory
 from paramwatch.rounds import Measured, OptimizerStep, Round, Rounds, params_of
 
 UpdateMode: TypeAlias = Literal["auto", "exact", "sampled", "off"]
@@ -97,6 +98,7 @@ class Recorder:
         self._open: Round | None = None
         self._others: list[Measured] = []
         self._others_due = first_step
+        self._awaited: tuple[Inventory | None, set[str]] = (None, set())
         self._overhead_ns = 0
 
     @property
@@ -231,6 +233,7 @@ class Recorder:
             self._measure_end(step)
             opened = self._opened(number, step.time)
             opened.optimizer_steps.append(step)
+            opened.stepped.update(step.names)
             opened.skipped |= skipped
             if self.backwards:
                 opened.steps["backwards"] = opened.steps.get("backwards", 0) + self.backwards
@@ -256,28 +259,33 @@ class Recorder:
         step.tensors = step.tensors + chosen
         if not step.wanted:
             return
-        step.entered.append(Measured("param", names, measure(chosen)))
-        if snapshot:
-            step.before += self._snapshot(chosen, step.number)
+        kept = self._kept(chosen, step.number) if snapshot else None
+        if kept is not None:
+            step.before.append(kept)
+        reading = measure(chosen, kept=kept if isinstance(kept, Kept) else None)
+        step.entered.append(Measured("param", names, reading))
 
-    def _snapshot(self, chosen: Sequence[Tensor], number: int) -> list[Tensor]:
+    def _kept(self, chosen: Sequence[Tensor], number: int) -> Kept | list[Tensor] | None:
+        """What the update is measured against."""
         if self.update == "auto":
             self.update = "exact" if may_copy(self._live.tensors(number)) else "sampled"
         if self.update == "exact":
             try:
-                return [tensor.detach().clone() for tensor in chosen]
+                return Kept(chosen)
             except torch.OutOfMemoryError:
                 logger.warning("no memory is left for a copy of the parameters: updates are estimated from samples from now on")
                 self.update = "sampled"
-        return [sample(tensor) for tensor in chosen] if self.update == "sampled" else []
+        return [sample(tensor) for tensor in chosen] if self.update == "sampled" else None
 
     def _measure_end(self, step: OptimizerStep) -> None:
-        after, names = step.tensors, step.names
-        if step.before and self.update == "exact":
-            reading = measure_update(after, step.before, step.grads, step.scale)
-            step.ended.append(Measured("update", names, reading))
-        elif step.before:
-            step.ended.append(Measured("update", names, measure_sampled_update(after, step.before)))
+        after, names, start = step.tensors, step.names, 0
+        for before in step.before:
+            these = slice(start, start := start + len(before))
+            if isinstance(before, Kept):
+                reading = measure_update(after[these], before, step.grads and step.grads[these], step.scale)
+            else:
+                reading = measure_sampled_update(after[these], before)
+            step.ended.append(Measured("update", names[these], reading))
         if self._full:
             for kind in ("exp_avg", "exp_avg_sq"):
                 step.ended.append(Measured(kind, names, measure(_states(step.optimizers, after, kind))))
@@ -310,8 +318,9 @@ class Recorder:
             self._others = [Measured("param", names, measure([tensors[i] for i in idle]))]
 
     def _all_stepped(self, opened: Round) -> bool:
-        stepped = {name for step in opened.optimizer_steps for name in step.names}
-        return all(row.name in stepped for row in self._live.current.rows if row.trainable or row.owned)
+        if self._awaited[0] is not opened.inventory:
+            self._awaited = opened.inventory, {row.name for row in opened.inventory.rows if row.trainable or row.owned}
+        return opened.stepped >= self._awaited[1]
 
 
 def _address(grad: Tensor) -> int:
@@ -325,7 +334,10 @@ def _version(grad: Tensor) -> int:
 
 def _learning_rates(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor]) -> list[Tensor | float | None]:
     """The rate of each tensor, of the innermost optimizer that holds it: a float, or a tensor that may be on a device."""
-    rates = {id(param): group.get("lr") for optimizer in optimizers for group in optimizer.param_groups for param in group["params"]}
+    rates: dict[int, Any] = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            rates.update(dict.fromkeys(map(id, group["params"]), group.get("lr")))
     found = [rates.get(id(tensor)) for tensor in tensors]
     return [rate if isinstance(rate, int | float | Tensor) else None for rate in found]
 

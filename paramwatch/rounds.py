@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from paramwatch.inventory import LiveInventory
-from paramwatch.measure import Reading
+from paramwatch.measure import Kept, Reading
 from paramwatch.record import Inventory
 
 
@@ -43,7 +43,8 @@ class OptimizerStep:
     optimizers: list[Optimizer]
     names: list[str] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
-    before: list[Tensor] = field(default_factory=list)
+    before: list[Kept | list[Tensor]] = field(default_factory=list)
+    """Copies, or samples, of `tensors`, piece by piece in their order."""
     grads: list[Tensor | None] | None = None
     scale: Tensor | None = None
     found_inf: Tensor | None = None
@@ -79,6 +80,8 @@ class Round:
     steps: dict[str, Any]
     optimizer_steps: list[OptimizerStep] = field(default_factory=list)
     others: list[Measured] = field(default_factory=list)
+    stepped: set[str] = field(default_factory=set)
+    """Names of the rows that an optimizer stepped."""
     skipped: bool = False
     overhead_ns: int = 0
 

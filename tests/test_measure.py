@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paramwatch.columns import PARTS
-from paramwatch.measure import SAMPLE, is_supported, measure, measure_sampled_update, measure_update, read_scalars, sample
+from paramwatch.measure import SAMPLE, Kept, is_supported, measure, measure_sampled_update, measure_update, read_scalars, sample
 from paramwatch.measure.naive import ORDER, as_reals, parts
 from paramwatch.measure.packed import SMALL, fits, flat, packed_parts
 from paramwatch.merging import merge
@@ -193,7 +193,7 @@ def test_what_is_not_plain_is_not_packed(x: Tensor) -> None:
 def test_what_cannot_be_read_is_unsupported_and_nothing_is_known_of_it(x: Tensor) -> None:
     assert not is_supported(x)
     assert np.isnan(measure([x]).numpy()).all()
-    assert np.isnan(measure_update([x], [x]).numpy()).all()
+    assert np.isnan(measure_update([x], Kept([x])).numpy()).all()
     assert np.isnan(measure_sampled_update([x], [sample(x)]).numpy()).all()
 
 
@@ -220,7 +220,7 @@ def test_the_update_is_the_float64_difference(x: Tensor, path: str) -> None:
     before, after = x.detach().clone(), (x.detach().to(torch.float64) * 1.01 + 0.5).to(x.dtype)
     grads = None if path == "packed" else [noise(*x.shape).to(x.dtype)]
 
-    found = measure_update([after], [before], grads).numpy()[0]
+    found = measure_update([after], Kept([before]), grads).numpy()[0]
     difference = as_reals(after) - as_reals(before)
     assert_same_parts(found[: ORDER.index("dot")], truth(difference)[: ORDER.index("dot")], scale_of(difference))
 
@@ -228,15 +228,37 @@ def test_the_update_is_the_float64_difference(x: Tensor, path: str) -> None:
 def test_the_inner_product_of_update_and_gradient_is_over_what_is_finite_in_both() -> None:
     before, after, grad = torch.zeros(5), torch.tensor([1.0, 2.0, NAN, 4.0, 5.0]), torch.tensor([1.0, INF, 3.0, -4.0, 0.5])
 
-    found = measure_update([after], [before], [grad], scale=torch.tensor(2.0)).numpy()[0]
+    found = measure_update([after], Kept([before]), [grad], scale=torch.tensor(2.0)).numpy()[0]
     assert found[ORDER.index("dot")] == (1.0 - 16.0 + 2.5) / 2
 
 
 def test_where_the_shape_changed_there_is_no_update() -> None:
     old, new = noise(4), noise(5)
 
-    for found in (measure_update([new], [old]), measure_update([new], [old], [None]), measure_sampled_update([new], [sample(old)])):
+    for found in (
+        measure_update([new], Kept([old])),
+        measure_update([new], Kept([old]), [None]),
+        measure_sampled_update([new], [sample(old)]),
+    ):
         assert np.isnan(found.numpy()).all()
+
+
+@pytest.mark.parametrize("others", [[], [noise(3)], [noise(SMALL + 1), noise(2).half()]], ids=["alone", "with another", "with others"])
+def test_what_is_kept_is_a_copy_that_later_changes_do_not_reach(others: list[Tensor]) -> None:
+    x = noise(8)
+    kept = Kept([x, *others])
+    expected = measure([x]).numpy()
+    x += 1
+
+    assert torch.equal(kept.tensors([0])[0], noise(8))
+    np.testing.assert_array_equal(measure([x, *others], kept=kept).numpy()[:1], expected)
+    np.testing.assert_allclose(measure_update([x, *others], kept).numpy()[0, ORDER.index("mean")], 1.0, rtol=1e-6)
+
+
+def test_where_one_shape_changed_the_updates_of_the_others_are_known() -> None:
+    found = measure_update([noise(5), noise(6) + 1, torch.zeros(SMALL + 1)], Kept([noise(4), noise(6), torch.ones(SMALL + 1)])).numpy()
+
+    np.testing.assert_allclose(found[:, ORDER.index("mean")], [NAN, 1.0, -1.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("x", [noise(SAMPLE), noise(40, 3).t(), torch.complex(noise(9), noise(9)), torch.tensor(3.0)], ids=str.__call__)
@@ -319,8 +341,8 @@ def everything() -> list[np.ndarray]:
     return [
         measure(tensors).numpy(),
         measure(old, scale=torch.tensor(4.0, dtype=torch.float32, device="cpu")).numpy(),
-        measure_update(moved, old).numpy(),
-        measure_update(moved, old, moved).numpy(),
+        measure_update(moved, Kept(old)).numpy(),
+        measure_update(moved, Kept(old), moved).numpy(),
         measure_sampled_update([*moved, BIG * 2], [sample(x) for x in [*old, BIG]]).numpy(),
         read_scalars([0.1, torch.tensor(0.1, dtype=torch.float32, device="cpu"), None]).numpy(),
     ]
@@ -397,7 +419,7 @@ def test_nothing_measured_is_kept_in_a_graph_or_changed() -> None:
     y = x * 2
     version = y._version
     measure([x, y])
-    measure_update([y], [x])
+    measure_update([y], Kept([x]))
 
     assert y._version == version
     assert torch.equal(y, noise(100) * 2)

@@ -7,6 +7,7 @@ tensors of the CPU together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from paramwatch.columns import Array
 from paramwatch.measure.naive import ORDER, as_reals, parts
-from paramwatch.measure.packed import fits, flat, packed_parts
+from paramwatch.measure.packed import end_to_end, fits, flat, packed_parts, widened
 
 SAMPLE = 4096
 """Elements of a row that the sampled update looks at, at most."""
+
+Positions: TypeAlias = list[int] | slice
+"""Where along the first axis some numbers belong."""
 
 _supported: dict[tuple[type, torch.dtype], bool] = {}
 
@@ -30,10 +34,10 @@ class Reading:
         shape: Shape of the whole.
     """
 
-    def __init__(self, numbers: Sequence[tuple[list[int], Tensor]], shape: tuple[int, ...]) -> None:
+    def __init__(self, numbers: Sequence[tuple[Positions, Tensor]], shape: tuple[int, ...]) -> None:
         self._shape = shape
         self._events: list[torch.cuda.Event] = []
-        self._hosts: list[tuple[list[int], Tensor]] = []
+        self._hosts: list[tuple[Positions, Tensor]] = []
         for positions, tensor in numbers:
             if tensor.is_cuda:
                 # a non-blocking copy to the host lands in pinned memory; the event says when it is there
@@ -62,47 +66,84 @@ class Reading:
         return out
 
 
-def measure(tensors: Sequence[Tensor | None], scale: Tensor | None = None) -> Reading:
+class Kept:
+    """Copies of some tensors as they are now, to measure an update against; the small ones of the CPU lie end to end in one.
+
+    Args:
+        tensors: What is copied.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.shapes = [tensor.shape for tensor in tensors]
+        self.small = _small(tensors)
+        self.laid = end_to_end([tensors[i] for i in self.small]) if self.small else None
+        small = set(self.small)
+        self._others = {i: tensor.detach().clone() for i, tensor in enumerate(tensors) if i not in small}
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def tensors(self, which: Sequence[int]) -> dict[int, Tensor]:
+        """Some of the copies by themselves, by position."""
+        found = dict(self._others)
+        if self.laid is not None and not found.keys() >= set(which):
+            shapes = [self.shapes[i] for i in self.small]
+            pieces = self.laid.split([shape.numel() for shape in shapes])
+            found |= {i: piece.view(shape) for i, piece, shape in zip(self.small, pieces, shapes, strict=True)}
+        return {i: found[i] for i in which}
+
+
+def measure(tensors: Sequence[Tensor | None], scale: Tensor | None = None, kept: Kept | None = None) -> Reading:
     """The parts of each tensor, in the order of `columns.PARTS`; a tensor that is None or unsupported gives NaN throughout.
 
     Args:
         tensors: Of any dtype, layout, device and shape.
         scale: A positive factor the tensors carry and the parts shall not (`GradScaler`'s), on any device.
+        kept: Copies of these tensors, if they were made: spares laying the small ones end to end once more.
     """
-    small = [] if scale is not None else [i for i, t in enumerate(tensors) if t is not None and fits(t)]
-    rest = set(range(len(tensors))) - set(small)
-    found = [
-        parts(_unscaled(as_reals(t), scale)) if i in rest and t is not None and is_supported(t) else None for i, t in enumerate(tensors)
-    ]
-    together = [tensors[i] for i in small]
-    numbers = packed_parts(flat(together), [t.numel() for t in together]) if small else None  # type: ignore[arg-type,union-attr]
-    return _collect(found, packed=(small, numbers))
+    small = _small(tensors) if kept is None and scale is None else [] if kept is None else kept.small
+    found: list[Tensor | None] = [None] * len(tensors)
+    for i in _except(small, len(tensors)):
+        tensor = tensors[i]
+        if tensor is not None and is_supported(tensor):
+            found[i] = parts(_unscaled(as_reals(tensor), scale))
+    if not small:
+        return _collect(found)
+    together: list[Tensor] = [tensors[i] for i in small]  # type: ignore[misc]
+    elements = flat(together) if kept is None or kept.laid is None else widened(kept.laid)
+    return _collect(found, packed=(small, packed_parts(elements, [tensor.numel() for tensor in together])))
 
 
 def measure_update(
-    after: Sequence[Tensor], before: Sequence[Tensor], grads: Sequence[Tensor | None] | None = None, scale: Tensor | None = None
+    after: Sequence[Tensor], before: Kept, grads: Sequence[Tensor | None] | None = None, scale: Tensor | None = None
 ) -> Reading:
     """The parts of `after - before`, and of its inner product with the gradients where these are given.
 
     A tensor whose shape changed in the step has no difference: NaN throughout.
     """
-    small = [] if grads is not None else [i for i, (new, old) in enumerate(zip(after, before, strict=True)) if _comparable(new, old)]
-    rest = set(range(len(after))) - set(small)
+    comparable = grads is None and all(fits(after[i]) and after[i].shape == before.shapes[i] for i in before.small)
+    small = before.small if comparable else []
     found: list[Tensor | None] = [None] * len(after)
-    for i in rest:
-        new, old, grad = after[i], before[i], grads[i] if grads is not None else None
+    for i, old in before.tensors(_except(small, len(after))).items():
+        new, grad = after[i], grads[i] if grads is not None else None
         if is_supported(new) and new.shape == old.shape:
             found[i] = parts(as_reals(new) - as_reals(old), None if grad is None else _unscaled(as_reals(grad), scale))
-    numbers = None
-    if small:
-        with np.errstate(all="ignore"):  # the difference of two infinities is not a number, and is counted as such
-            moved = flat([after[i] for i in small]) - flat([before[i] for i in small])
-        numbers = packed_parts(moved, [after[i].numel() for i in small])
-    return _collect(found, packed=(small, numbers))
+    if not small or before.laid is None:
+        return _collect(found)
+    with np.errstate(all="ignore"):  # the difference of two infinities is not a number, and is counted as such
+        moved = flat([after[i] for i in small]) - widened(before.laid)
+    return _collect(found, packed=(small, packed_parts(moved, [before.shapes[i].numel() for i in small])))
 
 
-def _comparable(new: Tensor, old: Tensor) -> bool:
-    return fits(new) and fits(old) and new.shape == old.shape
+def _small(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [i for i, tensor in enumerate(tensors) if tensor is not None and fits(tensor)]
+
+
+def _except(small: Sequence[int], n: int) -> list[int]:
+    if len(small) == n:
+        return []
+    known = set(small)
+    return [i for i in range(n) if i not in known]
 
 
 def sample(tensor: Tensor) -> Tensor:
@@ -144,13 +185,9 @@ def measure_sampled_update(after: Sequence[Tensor], before: Sequence[Tensor | No
 
 def read_scalars(values: Sequence[Tensor | float | None]) -> Reading:
     """Numbers, some of which may still be on a device, as one reading [n]."""
-    found: list[Tensor | None] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value.detach().to(torch.float64).reshape(()))
-        else:
-            found.append(None if value is None else torch.tensor(value, dtype=torch.float64, device="cpu"))
-    return _collect(found, ())
+    plain = np.array([np.nan if value is None or isinstance(value, Tensor) else value for value in values], dtype=np.float64)
+    tensors = [(i, value.detach().to(torch.float64).reshape(())) for i, value in enumerate(values) if isinstance(value, Tensor)]
+    return Reading([(slice(None), torch.from_numpy(plain)), *_by_device(tensors)], (len(values),))
 
 
 def is_supported(tensor: Tensor) -> bool:
@@ -172,16 +209,14 @@ def _unscaled(x: Tensor, scale: Tensor | None) -> Tensor:
     return x if scale is None else x / scale.detach().to(x.device, torch.float64)
 
 
-def _collect(
-    found: Sequence[Tensor | None], each: tuple[int, ...] = (len(ORDER),), packed: tuple[list[int], Array | None] = ([], None)
-) -> Reading:
+def _collect(found: Sequence[Tensor | None], packed: tuple[list[int], Array] | None = None) -> Reading:
     numbers = _by_device([(i, numbers) for i, numbers in enumerate(found) if numbers is not None])
-    if packed[1] is not None:
-        numbers.append((packed[0], torch.from_numpy(packed[1])))
-    return Reading(numbers, (len(found), *each))
+    if packed is not None:
+        numbers.append((packed[0] if len(packed[0]) < len(found) else slice(None), torch.from_numpy(packed[1])))
+    return Reading(numbers, (len(found), len(ORDER)))
 
 
-def _by_device(numbers: Sequence[tuple[int, Tensor]]) -> list[tuple[list[int], Tensor]]:
+def _by_device(numbers: Sequence[tuple[int, Tensor]]) -> list[tuple[Positions, Tensor]]:
     groups: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
     for i, tensor in numbers:
         positions, tensors = groups.setdefault(tensor.device, ([], []))

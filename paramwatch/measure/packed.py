@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 from paramwatch.columns import Array
 from paramwatch.measure.naive import ORDER
@@ -18,28 +19,37 @@ from paramwatch.measure.naive import ORDER
 SMALL = 1 << 16
 """Elements up to which a tensor goes here; a larger one keeps the processor busy by itself."""
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_TYPES = frozenset((Tensor, torch.nn.Parameter))
+_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
 
 def fits(tensor: Tensor) -> bool:
     """Whether a tensor is of the plain kind that is measured here."""
     return (
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.device.type == "cpu"
+        type(tensor) in _TYPES
+        and tensor.is_cpu
         and tensor.dtype in _DTYPES
         and tensor.layout is torch.strided
         and 0 < tensor.numel() <= SMALL
     )
 
 
+def end_to_end(tensors: Sequence[Tensor]) -> Tensor:
+    """A copy of the elements of all tensors, in a dtype that holds each of them exactly."""
+    laid: Tensor = _flatten_dense_tensors(tensors).detach()
+    # of one tensor alone it is a view
+    return laid if len(tensors) > 1 else laid.clone()
+
+
 def flat(tensors: Sequence[Tensor]) -> Array:
-    """The elements of all tensors end to end, in float64."""
-    vectors = [tensor.detach().reshape(-1) for tensor in tensors]
-    first = vectors[0].dtype
-    if any(vector.dtype is not first for vector in vectors):
-        vectors = [vector.to(torch.float64) for vector in vectors]
-    laid: Array = torch.cat(vectors).to(torch.float64).numpy()
-    return laid
+    """The same in float64."""
+    return widened(end_to_end(tensors))
+
+
+def widened(laid: Tensor) -> Array:
+    """Elements in float64."""
+    wide: Array = laid.to(torch.float64).numpy()
+    return wide
 
 
 def packed_parts(x: Array, sizes: Sequence[int]) -> Array:
