@@ -33,6 +33,12 @@ class Guard:
         """A context in which failures are ours, named by what was being done."""
         return _Contained(self, doing)
 
+    def stop(self) -> None:
+        """Let go without a word: the failure was someone else's, and was reported there."""
+        if not self.failed:
+            self.failed = True
+            self._on_failure()
+
     def _report(self, doing: str, error: BaseException) -> None:
         if self.failed:
             return

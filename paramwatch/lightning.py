@@ -10,15 +10,15 @@ import os
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from paramwatch.arguments import check_options, check_path
+from paramwatch.arguments import check_options, check_path, is_remote
 from paramwatch.attached import beside
 from paramwatch.columns import Detail
+from paramwatch.guard import Guard, logger
 from paramwatch.record import Sink
 from paramwatch.recorder import UpdateMode
 from paramwatch.totals import totals
@@ -118,6 +118,7 @@ class ParamWatch(Callback):
         self._trainer: weakref.ref[Trainer] | None = None
         self._asked: tuple[weakref.ref[Optimizer], int] | None = None
         self._logged = -1
+        self._outlets: dict[int, Guard] = {}
 
     @property
     def state_key(self) -> str:
@@ -135,14 +136,14 @@ class ParamWatch(Callback):
         """Spawned workers get the arguments, not a running Watch."""
         # Lightning puts methods of the module it fits on each callback: they would bring the module along
         kept = {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
-        return {**kept, "watch": None, "_trainer": None, "_asked": None}
+        return {**kept, "watch": None, "_trainer": None, "_asked": None, "_outlets": {}}
 
     # ---- hooks, in the order in which Lightning calls them -----------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach: parameters, optimizers and wrappers are all there now."""
         # resolved on every rank, since a logger's version may be known on the first one only
-        folder = trainer.strategy.broadcast(self._folder(trainer))
+        folder = _local(trainer, trainer.strategy.broadcast(self._folder(trainer)))
         if self._resume is None and self._trainer is not None and self._trainer() is trainer:
             self._resume = self._next_step()
         options = dict(self._options)
@@ -152,48 +153,48 @@ class ParamWatch(Callback):
         others = [other.watch for other in trainer.callbacks if isinstance(other, ParamWatch) and other is not self and other.watch]
         with beside(others):
             self.watch = attach(pl_module, folder, **options)
-        self.watch._recorder.raw = True
+        self.watch.recorder.raw = True
         here = self._trainer = weakref.ref(trainer)
         # Lightning takes all callbacks away while it searches for a learning rate or a batch size, and restores the weights after it
-        self.watch._recorder.idle = lambda: (fitting := here()) is not None and self not in fitting.callbacks
-        self._asked, self._logged = None, -1
+        self.watch.recorder.idle = lambda: (fitting := here()) is not None and self not in fitting.callbacks
+        self._asked, self._logged, self._outlets = None, -1, {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.watch is not None:
             where = {"epoch": trainer.current_epoch, "batch_idx": batch_idx, "global_step": trainer.global_step}
-            self.watch._recorder.context.update(where)
+            self.watch.recorder.context.update(where)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._settle()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.watch is not None:
-            self.watch._recorder.backwards += 1
+            self.watch.recorder.backwards += 1
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure raw gradients, where something may still change them: elsewhere raw is what is used."""
         self._settle()
         watch = self.watch
-        if watch is None or watch._guard.failed:
+        if watch is None or watch.recorder.guard.failed:
             return
-        with watch._guard.contain("looking at gradients before clipping"):
+        with watch.recorder.guard.contain("looking at gradients before clipping"):
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             if scaler is not None:
-                self._asked = (weakref.ref(optimizer), watch._recorder.steps_seen)
+                self._asked = (weakref.ref(optimizer), watch.recorder.steps_seen)
                 # the scaler changes its scale in place when the step is over
                 scale = scaler._scale
-                watch._recorder.amp_scale = scale.clone() if isinstance(scale, Tensor) else None
+                watch.recorder.amp_scale = scale.clone() if isinstance(scale, Tensor) else None
             # a fused optimizer divides by the scale itself, so these are not yet the gradients; Lightning refuses to clip them
             fused = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
             if pl_module.automatic_optimization and not fused and self._may_change(trainer, pl_module, optimizer):
                 grads = [p.grad for group in optimizer.param_groups for p in group["params"] if isinstance(p.grad, Tensor)]
-                watch._recorder.raw_gradients(grads, replace=True)
+                watch.recorder.raw_gradients(grads, replace=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._settle()
         watch = self.watch
-        if watch is not None and not watch._guard.failed:
-            with watch._guard.contain("logging the totals of a step"):
+        if watch is not None and not watch.recorder.guard.failed:
+            with watch.recorder.guard.contain("logging the totals of a step"):
                 self._log_totals(trainer, watch)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -209,15 +210,15 @@ class ParamWatch(Callback):
         """A `GradScaler` that was asked for a step and did not make it has met an infinity."""
         asked, self._asked = self._asked, None
         watch = self.watch
-        if asked is None or watch is None or watch._guard.failed or watch._recorder.steps_seen != asked[1]:
+        if asked is None or watch is None or watch.recorder.guard.failed or watch.recorder.steps_seen != asked[1]:
             return
-        with watch._guard.contain("recording a skipped step"):
+        with watch.recorder.guard.contain("recording a skipped step"):
             optimizer = asked[0]()
             if optimizer is not None:
-                watch._recorder.skipped(optimizer)
+                watch.recorder.skipped(optimizer)
 
     def _next_step(self) -> int | None:
-        return self._resume if self.watch is None else self.watch._recorder.next_step
+        return self._resume if self.watch is None else self.watch.recorder.next_step
 
     def _close(self) -> None:
         if self.watch is not None:
@@ -231,12 +232,13 @@ class ParamWatch(Callback):
         if not loggers or getattr(trainer, "barebones", False):
             return None
         first = loggers[0]
-        log_dir: str | None = getattr(first, "log_dir", None)
+        log_dir: str | os.PathLike[str] | None = getattr(first, "log_dir", None)
         if log_dir:
-            return log_dir
+            return os.fspath(log_dir)
         version = first.version if isinstance(first.version, str) else f"version_{first.version}"
         save_dir = first.save_dir if first.save_dir is not None else trainer.default_root_dir
-        return str(Path(save_dir) / str(first.name) / version)
+        # as text, since a path object takes a slash from an address
+        return os.path.join(save_dir, str(first.name), version)
 
     def _may_change(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> bool:
         """Whether anything that runs after this hook may change gradients."""
@@ -255,17 +257,38 @@ class ParamWatch(Callback):
         due = interval and (axis + 1) % interval == 0
         if not due or not trainer.loggers or not trainer.is_global_zero:
             return
-        record = watch._latest()
+        record = watch.latest()
         if record is not None and record.step != self._logged:
             self._logged = record.step
             prefix = "/".join(("paramwatch", *([self._options["name"]] if self._options["name"] else [])))
             metrics = {f"{prefix}/{name}": value for name, value in totals(record).items() if name != "lr"}
-            _log_metrics(trainer, metrics, axis)
+            self._log_metrics(trainer, metrics, axis)
+
+    def _log_metrics(self, trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
+        """Each logger under a guard of its own: what one of them cannot take is no matter of the others."""
+        for each in trainer.loggers:
+            name = type(each).__name__
+            guard = self._outlets.setdefault(id(each), Guard(f"No more totals go to {name}; recording and training go on.", _nothing))
+            if not guard.failed:
+                with guard.contain(f"logging totals to {name}"):
+                    each.log_metrics(dict(metrics), step=step)
 
 
-def _log_metrics(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
-    for logger in trainer.loggers:
-        logger.log_metrics(dict(metrics), step=step)
+def _local(trainer: Trainer, folder: str | None) -> str | None:
+    """The folder, unless it is an address, where nothing can be written."""
+    if folder is None or not is_remote(folder):
+        return folder
+    if trainer.is_global_zero:
+        logger.warning(
+            "paramwatch: the logger's folder %s is not a local one, so nothing is written and the records stay in memory; "
+            "pass ParamWatch(log_dir=...) a local folder to keep them",
+            folder,
+        )
+    return None
+
+
+def _nothing() -> None:
+    pass
 
 
 def _overrides(owner: Any, hook: str) -> bool:

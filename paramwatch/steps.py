@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ import torch
 import torch.optim.optimizer as torch_optimizer
 from torch.optim import Optimizer
 
+from paramwatch.callstack import caller, is_only_step, is_running, steps_running
 from paramwatch.guard import Guard
 
 
@@ -65,9 +66,16 @@ _lock = threading.Lock()
 _stack = _Stack()
 
 
-def _stop_all() -> None:
+def _forget_all() -> None:
     global _watchers
     _watchers = ()
+
+
+def _stop_all() -> None:
+    stopped = _watchers
+    _forget_all()
+    for watcher in stopped:
+        watcher.guard.stop()
 
 
 _guard = Guard("Recording has stopped; training goes on.", _stop_all)
@@ -87,17 +95,44 @@ def register(watcher: Watcher) -> None:
 
 
 def unregister(watcher: Watcher) -> None:
-    """Forget a watcher. After the last one torch's registries are as before, unless a step is running just now: then at the next call."""
+    """Forget a watcher. After the last one torch's registries are as before.
+
+    Where a step is running torch may be walking them: then it is so once the steps of now are over, at the latest after the next one.
+    """
     global _watchers
     _watchers = tuple(other for other in _watchers if other is not watcher)
     # a collector may call this while the lock is held by the same thread: then the hooks stay, idle, until the next call
     if _lock.acquire(blocking=False):
         try:
-            if not _watchers and not _step_is_running():
-                while _handles:
-                    _handles.pop().remove()
+            if not _watchers and not steps_running():
+                _take_away_hooks()
         finally:
             _lock.release()
+
+
+def _take_away_hooks() -> None:
+    while _handles:
+        _handles.pop().remove()
+
+
+def _retire(registry: dict[int, Any], ours: int) -> None:
+    """From inside a hook of ours, after the last watcher: take both away, if nobody is walking the registry of the other.
+
+    The registry that is being walked may only lose its last entry: the iterator of an `OrderedDict` is then past the end, and does not look
+    for changes. So when others come after us on the way in, our other hook is made the last of its registry, and does this on the way out.
+    """
+    following = torch_optimizer._global_optimizer_post_hooks
+    if not isinstance(registry, OrderedDict) or not isinstance(following, OrderedDict) or not _lock.acquire(blocking=False):
+        return
+    try:
+        if _watchers or not _handles or not is_only_step():
+            return
+        if next(reversed(registry)) == _handles[ours].id:
+            _take_away_hooks()
+        elif registry is not following:
+            following.move_to_end(_handles[1].id)
+    finally:
+        _lock.release()
 
 
 @contextlib.contextmanager
@@ -121,10 +156,11 @@ def explicit(watcher: Watcher, optimizer: Optimizer) -> Iterator[None]:
 
 def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     if not _watchers:
+        _retire(torch_optimizer._global_optimizer_pre_hooks, 0)
         return None
     with _guard.contain("entering an optimizer step"), torch.no_grad():
         _drop_left_by_exception()
-        entry = _open(optimizer, _caller(), _watchers)
+        entry = _open(optimizer, caller(__file__), _watchers)
         if not entry.seen:
             _stack.entries.pop()
             return None
@@ -142,12 +178,13 @@ def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if not _stack.entries:
-        return
-    with _guard.contain("leaving an optimizer step"), torch.no_grad():
-        entry = next((entry for entry in reversed(_stack.entries) if entry.optimizer is optimizer), None)
-        if entry is not None:
-            _close(entry)
+    if _stack.entries:
+        with _guard.contain("leaving an optimizer step"), torch.no_grad():
+            entry = next((entry for entry in reversed(_stack.entries) if entry.optimizer is optimizer), None)
+            if entry is not None:
+                _close(entry)
+    if not _watchers:
+        _retire(torch_optimizer._global_optimizer_post_hooks, 1)
 
 
 class ReportingClosure:
@@ -216,7 +253,7 @@ def _drop_from(entry: _Entry) -> None:
 def _drop_left_by_exception() -> None:
     """Forget steps whose call is no longer running: they raised, so torch's post-hook never came."""
     for entry in list(_stack.entries):
-        if entry.caller is not None and not _is_running(entry.caller):
+        if entry.caller is not None and not is_running(entry.caller):
             _drop_from(entry)
 
 
@@ -243,40 +280,6 @@ def _report_gradients(seen: list[tuple[Watcher, Any]], optimizer: Optimizer, eva
             watcher.gradients(token, optimizer, evaluation)
 
 
-# ---- call stacks ----------------------------------------------------------------------------
-
-
-def _caller() -> FrameType | None:
-    """The nearest frame that is neither ours nor dynamo's: the one that runs the step."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and (frame.f_code.co_filename == __file__ or _DYNAMO in frame.f_code.co_filename):
-        frame = frame.f_back
-    return frame
-
-
-def _is_running(wanted: FrameType) -> bool:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame is wanted:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _step_is_running() -> bool:
-    """Whether any thread is inside `Optimizer.step`, where torch may be walking the registry we want to change."""
-    for top in sys._current_frames().values():
-        frame: FrameType | None = top
-        while frame is not None:
-            if frame.f_code.co_filename == torch_optimizer.__file__:
-                return True
-            frame = frame.f_back
-    return False
-
-
-_DYNAMO = os.path.join("torch", "_dynamo", "")
-
-
 if hasattr(os, "register_at_fork"):
     # a forked child inherits the hooks but not the thread that would take the records
-    os.register_at_fork(after_in_child=_stop_all)
+    os.register_at_fork(after_in_child=_forget_all)

@@ -23,7 +23,7 @@ from paramwatch import attached, clipping, steps
 from paramwatch.arguments import Options, check_folder, check_options
 from paramwatch.columns import LAYOUTS, Detail
 from paramwatch.folder import DiskFolder, MemoryFolder, Until
-from paramwatch.guard import Guard, ParamWatchError, logger
+from paramwatch.guard import Guard, ParamWatchError
 from paramwatch.inventory import LiveInventory
 from paramwatch.record import Finding, Inventory, Record, Sink
 from paramwatch.recorder import Recorder, UpdateMode
@@ -105,7 +105,14 @@ def attach(
 
 
 class Watch(Run):
-    """What `attach` returns: reads like a `Run`, while the run is going on and after it."""
+    """What `attach` returns: reads like a `Run`, while the run is going on and after it.
+
+    A module may hold its Watch. In a copy or a pickle of that module the Watch has become a `Run` on the same folder; where there was no
+    folder, a `Run` that holds nothing, since the records stay in the memory of the Watch itself.
+    """
+
+    recorder: Recorder
+    """For the Lightning callback, which tells it what only Lightning knows."""
 
     def __init__(self, module: nn.Module, live: LiveInventory, folder: Path | None, options: Options) -> None:
         """Use `attach`."""
@@ -123,9 +130,10 @@ class Watch(Run):
         self._worker = Worker([*own, *options.sinks], [FirstNonFinite(), SharedStorage()], self._report, self._guard)
         self._waiting: deque[Round] = deque()
         self._closing = threading.RLock()
-        self._closed = False
+        self._closed = self._gave_way = False
+        self._measured = 0, 0, 0
         self._all_rows = AllRows(live)
-        self._recorder = Recorder(
+        self.recorder = Recorder(
             live,
             self._guard,
             self._publish,
@@ -137,8 +145,8 @@ class Watch(Run):
         )
         self._listens = options.raw_gradients
         if self._listens:
-            clipping.listen(self._recorder)
-        steps.register(self._recorder)
+            clipping.listen(self.recorder)
+        steps.register(self.recorder)
         attached.opened.append(self)
 
     # ---- what users call ---------------------------------------------------------------------
@@ -149,7 +157,7 @@ class Watch(Run):
             # after its model was collected, the thread may still be writing
             self._worker.stop(wait=True)
         else:
-            self._recorder.close_round()
+            self.recorder.close_round()
             self._hand_over(wait=True)
             self._worker.flush()
 
@@ -183,11 +191,20 @@ class Watch(Run):
         if self._closed or self._guard.failed:
             yield
             return
-        with steps.explicit(self._recorder, self._all_rows if optimizer is None else optimizer):  # type: ignore[arg-type]
+        with steps.explicit(self.recorder, self._all_rows if optimizer is None else optimizer):  # type: ignore[arg-type]
             yield
 
     def __enter__(self) -> Watch:
         return self
+
+    def __repr__(self) -> str:
+        """As that of a `Run`, without waiting or reading: the steps are those this Watch has measured, before any were thinned."""
+        if not self._closed:
+            self.recorder.close_round()
+        return self._described(self._live.current, *self._measured)
+
+    def __reduce__(self) -> tuple[type[Run], tuple[Path | None]]:
+        return Run, (self.path,)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
@@ -201,9 +218,9 @@ class Watch(Run):
     def _inventory(self) -> Inventory:
         return self._live.now()
 
-    def _latest(self) -> Record | None:
-        """The newest record whose readings have arrived; waits for the background thread, never for a device."""
-        self._recorder.close_round()
+    def latest(self) -> Record | None:
+        """For the callback: the newest record whose readings have arrived; waits for the background thread, never for a device."""
+        self.recorder.close_round()
         self._hand_over(wait=False)
         self._worker.call(lambda: None)
         return self._worker.last
@@ -211,12 +228,15 @@ class Watch(Run):
     # ---- the pipe --------------------------------------------------------------------------------
 
     def _publish(self, closed: Round) -> None:
+        steps, first, last = self._measured
+        if not steps or closed.step != last:
+            self._measured = steps + 1, first if steps else closed.step, closed.step
         self._waiting.append(closed)
         self._hand_over(wait=False)
 
     def _hand_over(self, wait: bool) -> None:
         """Give the thread every round whose readings have arrived, in order."""
-        with self._recorder.lock:
+        with self.recorder.lock:
             while self._waiting:
                 first = self._waiting.popleft()
                 if wait:
@@ -225,7 +245,7 @@ class Watch(Run):
                 elif not first.ready:
                     self._waiting.appendleft(first)
                     return
-                self._worker.submit(first, self._recorder.update)
+                self._worker.submit(first, self.recorder.update)
 
     def _report(self, findings: list[Finding]) -> None:
         log_findings(findings)
@@ -235,9 +255,14 @@ class Watch(Run):
 
     def _let_go(self) -> None:
         """No more calls from torch: at the end, or after a failure of ours. What was recorded can still be read."""
-        steps.unregister(self._recorder)
+        steps.unregister(self.recorder)
         if self._listens:
-            clipping.unlisten(self._recorder)
+            clipping.unlisten(self.recorder)
+
+    def give_way(self) -> None:
+        """Close, since the module is attached again."""
+        self._gave_way = True
+        self.close()
 
     def abandon(self) -> None:
         """In a forked child, which has not the thread that would write."""
@@ -248,7 +273,7 @@ class Watch(Run):
         """Hand the last rounds to the thread, for which nobody waits here."""
         self._let_go()
         with self._guard.contain(doing):
-            self._recorder.finish()
+            self.recorder.finish()
             self._hand_over(wait=True)
         self._closed = True
         if self in attached.opened:
@@ -256,30 +281,13 @@ class Watch(Run):
 
     def _module_is_gone(self) -> None:
         """Called by the collector, in any thread and at any time: must not wait for the thread."""
-        if not self._closed and hasattr(self, "_recorder"):
+        if not self._closed and hasattr(self, "recorder"):
             self._finish("closing after the model is gone")
             self._worker.later(self._say_goodbye)
             self._worker.stop(wait=False)
 
     def _say_goodbye(self) -> None:
-        seen = self._recorder.steps_seen
-        where = f", written to {self.path}" if self.path is not None else ""
-        if seen:
-            logger.info("paramwatch: %d optimizer steps of %s seen, %d rows%s", seen, self._model, len(self._live.current.rows), where)
-        elif not self._guard.failed:
-            logger.warning("paramwatch: 0 optimizer steps of %s seen. %s", self._model, self._likely_reason())
-
-    @property
-    def _model(self) -> str:
-        return self._live.current.model
-
-    def _likely_reason(self) -> str:
-        if self._recorder.foreign_steps:
-            return (
-                f"{self._recorder.foreign_steps} optimizer steps were made, but of tensors that are not in this model: "
-                "was it replaced, moved or wrapped after the optimizer was made?"
-            )
-        return "No torch optimizer stepped while it was attached; for one that torch's hooks cannot see use `with watch.step(optimizer):`."
+        attached.say_goodbye(self.recorder, self._live.current, self.path, self._gave_way)
 
 
 def _rank() -> int:

@@ -376,6 +376,49 @@ def test_a_logger_without_a_folder_gets_one_by_its_name_and_version(save_dir: st
     assert watch_of(callback).path == tmp_path / (save_dir or "root") / "listed" / "version_7" / "paramwatch"
 
 
+@pytest.mark.parametrize("kind", ["by_name", "log_dir", "root"])
+def test_a_remote_folder_of_a_logger_keeps_the_records_in_memory_and_says_so(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback, logger = ParamWatch(), list_logger()
+    remote = "s3://bucket/run"
+    if kind == "root":
+        monkeypatch.setattr(lightning.pytorch.Trainer, "default_root_dir", remote)
+    else:
+        monkeypatch.setattr(type(logger), "save_dir" if kind == "by_name" else "log_dir", remote, raising=False)
+    fit(module(), callback, logger=logger, max_steps=2)
+
+    assert watch_of(callback).path is None
+    assert len(watch_of(callback).steps) == 2
+    assert not [path for path in tmp_path.iterdir() if ":" in path.name]
+    (said,) = [record.message for record in caplog.records if record.name == "paramwatch" and record.levelno >= logging.WARNING]
+    where = remote if kind == "log_dir" else f"{remote}/listed/version_7"
+    assert said.startswith(f"paramwatch: the logger's folder {where} is not a local one, so nothing is written")
+    assert "pass ParamWatch(log_dir=...)" in said
+
+
+def test_a_logger_that_fails_is_left_out_by_name_and_the_others_get_theirs(caplog: pytest.LogCaptureFixture) -> None:
+    callback, failing_one, sound = ParamWatch(), list_logger(), list_logger()
+
+    class Failing(type(failing_one)):  # type: ignore[misc]
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            super().log_metrics(metrics, step)
+            if "paramwatch/grad_norm" in metrics:
+                raise OSError("no network")
+
+    failing_one.__class__ = Failing
+    fit(module(), callback, logger=[failing_one, sound], log_every_n_steps=1)
+
+    assert len(watch_of(callback).steps) == BATCHES
+    got = [len([metrics for _, metrics in each.found if "paramwatch/grad_norm" in metrics]) for each in (failing_one, sound)]
+    assert got == [1, BATCHES]
+    (said,) = [record.message for record in caplog.records if record.name == "paramwatch"]
+    assert said == (
+        "paramwatch failed while logging totals to Failing (OSError: no network). "
+        "No more totals go to Failing; recording and training go on."
+    )
+
+
 @pytest.mark.parametrize(("every", "accumulate"), [(1, 1), (2, 1), (1, 2), (2, 2)])
 def test_totals_reach_every_logger_at_the_steps_at_which_lightning_logs(every: int, accumulate: int, tmp_path: Path) -> None:
     from lightning.pytorch.loggers import CSVLogger
@@ -508,6 +551,8 @@ def test_the_callback_takes_what_attach_takes() -> None:
 def test_misuse_is_refused_when_the_callback_is_made_or_before_training_starts() -> None:
     with pytest.raises(ParamWatchError, match="every must be a whole number of at least 1"):
         ParamWatch(every=0)
+    with pytest.raises(ParamWatchError, match="log_dir must be a local folder, not 's3:/bucket/run'"):
+        ParamWatch(Path("s3://bucket/run"))
     trained = module()
     with pytest.raises(ParamWatchError, match="no row matches"):
         fit(trained, ParamWatch(include="layer*"))

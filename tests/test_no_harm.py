@@ -6,7 +6,9 @@ import copy
 import io
 import logging
 import pickle
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,12 +20,16 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad
 
 import paramwatch
-from paramwatch import assemble, attached, inventory, measure, recorder, rules, worker
+from paramwatch import assemble, attached, inventory, measure, recorder, rules, steps, worker
 from paramwatch.store import Store
 from paramwatch.testing import ListSink
 
 Loop = Callable[[nn.Module], list[float]]
 """Trains a model, and gives the loss of each step."""
+
+
+Step = Callable[..., None]
+"""Makes a step, and calls something during it."""
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +131,7 @@ def outcome(loop: Loop, options: dict[str, Any] | None) -> list[Any]:
     if watch is not None:
         assert len(watch.frame()) > 0
         watch.close()
-        assert not watch._guard.failed
+        assert not watch.recorder.guard.failed
     return [losses, *(t.clone() for t in net.state_dict().values()), *(p.grad for p in net.parameters()), torch.get_rng_state()]
 
 
@@ -198,6 +204,132 @@ def test_after_close_torch_is_as_before() -> None:
     theirs.remove()
 
 
+def closed_in_a_closure(watch: paramwatch.Watch, step: Step) -> None:
+    step(lambda: watch.close())
+
+
+def closed_in_an_own_hook(watch: paramwatch.Watch, step: Step) -> None:
+    step(None, lambda *_: watch.close())
+
+
+def closed_from_another_thread(watch: paramwatch.Watch, step: Step) -> None:
+    def closing() -> None:
+        thread = threading.Thread(target=watch.close)
+        thread.start()
+        thread.join()
+
+    step(closing)
+
+
+def closed_in_a_step_inside(watch: paramwatch.Watch, step: Step) -> None:
+    step(lambda: step(lambda: watch.close()))
+
+
+CLOSINGS = {
+    "closure": closed_in_a_closure,
+    "hook": closed_in_an_own_hook,
+    "thread": closed_from_another_thread,
+    "inside": closed_in_a_step_inside,
+}
+
+
+@pytest.mark.parametrize("strangers", ["none", "pre", "post", "both"])
+@pytest.mark.parametrize("close", CLOSINGS.values(), ids=CLOSINGS)
+def test_after_close_inside_a_step_torch_is_as_before_by_itself(close: Callable[..., None], strangers: str) -> None:
+    net, calls = mlp(), [0, 0]
+
+    def step(during: Callable[[], object] | None, hook: Callable[..., object] | None = None) -> None:
+        def closure() -> Tensor:
+            loss = loss_of(net)
+            loss.backward()
+            if during is not None:
+                during()
+            return loss
+
+        optimizer = sgd(net)
+        if hook is not None:
+            optimizer.register_step_pre_hook(hook)
+        optimizer.step(closure)
+
+    def count(i: int) -> Callable[..., None]:
+        def called(*_: Any) -> None:
+            calls[i] += 1
+
+        return called
+
+    watch = paramwatch.attach(net)
+    theirs = []
+    if strangers in ("pre", "both"):
+        theirs.append(torch_optimizer.register_optimizer_step_pre_hook(count(0)))
+    if strangers in ("post", "both"):
+        theirs.append(torch_optimizer.register_optimizer_step_post_hook(count(1)))
+    close(watch, step)
+    seen = tuple(calls)
+    step(None)
+
+    registries = (torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks)
+    assert [len(registry) for registry in registries] == [strangers in ("pre", "both"), strangers in ("post", "both")]
+    assert [after - before for before, after in zip(seen, calls, strict=True)] == [len(registry) for registry in registries]
+    for handle in theirs:
+        handle.remove()
+
+
+# a deprecation inside torch
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+def test_after_close_inside_a_compiled_step_torch_is_as_before_by_itself() -> None:
+    net = mlp()
+    watch, optimizer = paramwatch.attach(net), sgd(net)
+    theirs = torch_optimizer.register_optimizer_step_post_hook(lambda *_: None)
+
+    @torch.compile(backend="eager")
+    def compiled() -> None:
+        optimizer.step()
+
+    for i in range(4):
+        loss_of(net, i).backward()
+        if i == 2:
+            optimizer.register_step_pre_hook(torch.compiler.disable(lambda *_: watch.close()))
+        compiled()
+
+    assert len(torch_optimizer._global_optimizer_pre_hooks) == 0
+    assert len(torch_optimizer._global_optimizer_post_hooks) == 1
+    theirs.remove()
+
+
+def test_hooks_are_not_taken_away_while_another_thread_is_inside_a_step() -> None:
+    net, inside, go_on = mlp(), threading.Event(), threading.Event()
+
+    def waiting(*_: Any) -> None:
+        inside.set()
+        go_on.wait(30)
+
+    watch = paramwatch.attach(net)
+    first = torch_optimizer._global_optimizer_pre_hooks
+    theirs = torch_optimizer.register_optimizer_step_pre_hook(waiting)
+    # the other thread is held by a hook that comes before ours
+    first.move_to_end(theirs.id, last=False)
+    failures: list[BaseException] = []
+    stranger = mlp(1)
+
+    def stepping() -> None:
+        try:
+            sgd(stranger).step()
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+
+    thread = threading.Thread(target=stepping)
+    thread.start()
+    inside.wait(30)
+    watch.close()
+    go_on.set()
+    thread.join()
+    theirs.remove()
+    sgd(stranger).step()
+
+    assert not failures
+    assert not first
+
+
 def test_a_clip_helper_that_someone_else_wrapped_in_turn_goes_on_working(monkeypatch: pytest.MonkeyPatch) -> None:
     net = mlp()
     watch = paramwatch.attach(net, raw_gradients=True)
@@ -251,6 +383,26 @@ def test_a_watched_model_can_be_copied_saved_compiled_and_exported(copied: Calla
     assert torch.equal(other(x), net(x))
     LOOPS["adam"](net)
     assert len(watch.steps) == 2 * STEPS
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("log_dir", [None, "run"])
+def test_a_module_that_holds_its_watch_can_be_copied(copied: Callable[[nn.Module], nn.Module], log_dir: str | None, tmp_path: Path) -> None:
+    net = mlp()
+    net.watch = paramwatch.attach(net, None if log_dir is None else tmp_path / log_dir)
+    LOOPS["sgd"](net)
+    net.watch.flush()
+    copy_of = copied(net).watch
+
+    assert type(copy_of) is paramwatch.Run
+    assert copy_of.path == net.watch.path
+    assert len(copy_of.steps) == STEPS if log_dir else repr(copy_of) == "<Run in memory: no steps yet>"
+    if log_dir is None:
+        assert copy_of.findings.empty
+        with pytest.raises(paramwatch.ParamWatchError, match="its records stayed with the Watch itself"):
+            copy_of.frame()
+    LOOPS["sgd"](net)
+    assert len(net.watch.steps) == 2 * STEPS
 
 
 def test_a_copy_is_not_watched() -> None:
@@ -352,13 +504,30 @@ def test_a_failure_before_clipping_is_contained(monkeypatch: pytest.MonkeyPatch,
 def test_a_failure_of_one_watch_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     nets, sink = (mlp(0), mlp(1)), ListSink()
     first, second = paramwatch.attach(nets[0]), paramwatch.attach(nets[1], sinks=[sink])
-    monkeypatch.setattr(first._recorder, "begin", failing)
+    monkeypatch.setattr(first.recorder, "begin", failing)
     for net in nets:
         LOOPS["sgd"](net)
     second.close()
 
     assert len(sink.records) == STEPS
-    assert first._guard.failed
+    assert first.recorder.guard.failed
+
+
+def test_a_failure_that_stops_all_watches_is_known_to_each(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    nets = net, _ = mlp(0), mlp(1)
+    watches = [paramwatch.attach(each, raw_gradients=True) for each in nets]
+    LOOPS["sgd"](net)
+    monkeypatch.setattr(steps, "_open", failing)
+    LOOPS["sgd"](net)
+    for watch in watches:
+        watch.close()
+
+    assert [watch.recorder.guard.failed for watch in watches] == [True, True]
+    failure, report = (record.message for record in caplog.records)
+    assert failure.endswith("Recording has stopped; training goes on.")
+    assert report == f"paramwatch: {STEPS} optimizer steps of Sequential seen before the failure, 4 rows"
+    assert vars(clip_grad)["_group_tensors_by_device_and_dtype"].__module__.startswith("torch.")
 
 
 def test_what_was_recorded_before_a_failure_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,10 +535,10 @@ def test_what_was_recorded_before_a_failure_can_be_read(monkeypatch: pytest.Monk
     watch = paramwatch.attach(net)
     LOOPS["sgd"](net)
     before = watch.frame()
-    monkeypatch.setattr(watch._recorder, "begin", failing)
+    monkeypatch.setattr(watch.recorder, "begin", failing)
     LOOPS["sgd"](net)
 
-    assert watch._guard.failed
+    assert watch.recorder.guard.failed
     assert watch.frame().equals(before)
     watch.close()
     assert not torch_optimizer._global_optimizer_pre_hooks
@@ -377,7 +546,7 @@ def test_what_was_recorded_before_a_failure_can_be_read(monkeypatch: pytest.Monk
 
 def test_after_a_failure_the_model_can_be_attached_again(monkeypatch: pytest.MonkeyPatch) -> None:
     net = mlp()
-    monkeypatch.setattr(paramwatch.attach(net)._recorder, "begin", failing)
+    monkeypatch.setattr(paramwatch.attach(net).recorder, "begin", failing)
     LOOPS["sgd"](net)
     watch = paramwatch.attach(net)
     LOOPS["sgd"](net)
@@ -392,11 +561,11 @@ def test_an_interrupt_inside_our_code_passes(method: str, monkeypatch: pytest.Mo
 
     net = mlp()
     watch = paramwatch.attach(net)
-    monkeypatch.setattr(watch._recorder, method, interrupted)
+    monkeypatch.setattr(watch.recorder, method, interrupted)
     with pytest.raises(KeyboardInterrupt):
         LOOPS["sgd"](net)
     monkeypatch.undo()
     LOOPS["sgd"](net)
 
-    assert not watch._guard.failed
+    assert not watch.recorder.guard.failed
     assert list(watch.steps.index) == list(range(STEPS))

@@ -37,6 +37,8 @@ def nothing_open() -> Iterator[None]:
     yield
     for watch in tuple(attached.opened):
         watch.close()
+    # what they say of models that are gone belongs to this test
+    worker.wait_for_all()
 
 
 def train(net: nn.Module, steps: int = 3, first: int = 0) -> None:
@@ -482,6 +484,32 @@ def test_no_step_seen_is_a_warning_with_the_likely_reason(
     assert said.message.startswith(f"paramwatch: 0 optimizer steps of Sequential seen. {reason}")
 
 
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (0, "paramwatch: the Watch of Sequential was closed before its first step, because its model was attached again"),
+        (1, "paramwatch: 1 optimizer step of Sequential seen, 4 rows; closed because its model was attached again"),
+        (2, "paramwatch: 2 optimizer steps of Sequential seen, 4 rows; closed because its model was attached again"),
+    ],
+)
+def test_a_watch_whose_model_is_attached_again_says_so(steps: int, message: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "paramwatch")
+    net = mlp()
+    paramwatch.attach(net)
+    train(net, steps)
+    paramwatch.attach(net)
+
+    assert caplog.record_tuples == [("paramwatch", logging.INFO, message)]
+
+
+def test_one_step_of_another_model_is_said_in_the_singular(caplog: pytest.LogCaptureFixture) -> None:
+    net = mlp()
+    with paramwatch.attach(net):
+        train(mlp(seed=5), 1)
+
+    assert "1 optimizer step was made, but of tensors" in caplog.text
+
+
 def test_a_finding_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     net = mlp()
     watch = paramwatch.attach(net)
@@ -499,6 +527,19 @@ def test_a_repr_says_where_of_what_and_how_much(tmp_path: Path) -> None:
     assert repr(watch) == f"<Watch {tmp_path / 'paramwatch'}: Sequential, 8 rows (10 names), no steps yet>"
     train(net)
     assert repr(watch) == f"<Watch {tmp_path / 'paramwatch'}: Sequential, 8 rows (10 names), 3 steps (0 to 2)>"
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_repr_waits_for_nothing_and_reads_nothing(every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = shared()
+    watch = paramwatch.attach(net, tmp_path, every=every, first_step=10)
+    train(net, 5)
+    watch.close()
+    run = repr(paramwatch.load(tmp_path)).replace("Run", "Watch", 1)
+    for method in ("flush", "_read", "_hand_over"):
+        monkeypatch.delattr(Watch, method)
+
+    assert repr(watch) == run
 
 
 def test_frames_of_a_lazy_model_are_empty_before_its_first_step() -> None:
