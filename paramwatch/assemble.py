@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from paramwatch.columns import ABSENT, PARTS, Array, kinds_of
+from paramwatch.columns import ABSENT, PARTS, Array
 from paramwatch.record import GRAD_STATES, Inventory, Record
 from paramwatch.rounds import Measured, OptimizerStep, Round
 
 _SCALE, _FOUND_INF = 0, 1
+_WHOLE, _REAL = ([i for i, part in enumerate(PARTS.values()) if part.integer == integer] for integer in (True, False))
 
 
 def assemble(done: Round, update_mode: str) -> Record:
     """Put the readings of a round into arrays [kinds, rows]; what was measured later overrides what was measured before."""
     inventory = done.inventory
-    position = {row.name: i for i, row in enumerate(inventory.rows)}
-    kinds = kinds_of(inventory.layout)
-    wide = np.full((len(PARTS), len(kinds), len(position)), np.nan)
-    stepped = np.zeros(len(position), dtype=bool)
-    lr = np.full(len(position), np.nan)
+    kinds = inventory.kinds
+    wide = np.full((len(PARTS), len(kinds), len(inventory.rows)), np.nan)
+    stepped = np.zeros(len(inventory.rows), dtype=bool)
+    lr = np.full(len(inventory.rows), np.nan)
     state = _idle_states(inventory)
     skipped, scale = done.skipped, None
     for measured in done.others:
-        _fill(wide, measured, kinds, position)
+        _fill(wide, measured, inventory)
     for step in done.optimizer_steps:
         amp = step.amp.numpy() if step.amp is not None else np.full(2, np.nan)
         inf_found = amp[_FOUND_INF] > 0
@@ -32,14 +33,11 @@ def assemble(done: Round, update_mode: str) -> Record:
         scale = scale if np.isnan(amp[_SCALE]) else float(amp[_SCALE])
         for measured in step.measured:
             if not (inf_found and measured.kind == "update"):
-                _fill(wide, measured, kinds, position)
-        rows = [position.get(name, -1) for name in step.names]
-        rates = step.rates.numpy() if step.rates is not None else np.full(len(rows), np.nan)
-        kept = [i for i, row in enumerate(rows) if row >= 0]
-        here = [rows[i] for i in kept]
+                _fill(wide, measured, inventory)
+        kept, here = _rows(step.names, inventory)
         stepped[here] = True
-        lr[here] = rates[kept]
-        state[here] = _states(step, inventory, here, kept, wide[:, kinds.index("grad")])
+        lr[here] = step.rates.numpy()[kept] if step.rates is not None else np.nan
+        state[here] = _states(step, inventory, kept, here, wide[:, kinds.index("grad")])
     evaluations = [step.evaluations for step in done.optimizer_steps if step.evaluations]
     steps: dict[str, Any] = {
         "skipped": skipped,
@@ -53,12 +51,17 @@ def assemble(done: Round, update_mode: str) -> Record:
     return Record(done.step, done.time, inventory, steps, _held(wide), stepped, lr, state)
 
 
-def _fill(wide: Array, measured: Measured, kinds: tuple[str, ...], position: dict[str, int]) -> None:
-    if measured.kind not in kinds:
-        return
-    numbers = measured.reading.numpy()
-    known = [i for i, name in enumerate(measured.names) if name in position]
-    wide[:, kinds.index(measured.kind), [position[measured.names[i]] for i in known]] = numbers[known].T
+def _fill(wide: Array, measured: Measured, inventory: Inventory) -> None:
+    if measured.kind in inventory.kinds:
+        known, rows = _rows(measured.names, inventory)
+        wide[:, inventory.kinds.index(measured.kind), rows] = measured.reading.numpy()[known].T
+
+
+def _rows(names: Sequence[str], inventory: Inventory) -> tuple[Array, Array]:
+    """Which of these names are rows, and which rows."""
+    found = np.array([inventory.position.get(name, -1) for name in names], dtype=np.intp)
+    known = np.flatnonzero(found >= 0)
+    return known, found[known]
 
 
 def _idle_states(inventory: Inventory) -> Array:
@@ -68,29 +71,28 @@ def _idle_states(inventory: Inventory) -> Array:
     return np.array(idle, dtype=np.int8)
 
 
-def _states(step: OptimizerStep, inventory: Inventory, here: list[int], kept: list[int], grad: Array) -> list[int]:
-    count, zero = grad[list(PARTS).index("count")], grad[list(PARTS).index("zero")]
+def _states(step: OptimizerStep, inventory: Inventory, kept: Array, here: Array, grad: Array) -> Array:
+    count, zero = (grad[list(PARTS).index(part)][here] for part in ("count", "zero"))
+    had, required = np.zeros(len(step.names), dtype=bool), np.array([row.trainable for row in inventory.rows])[here]
     # an optimizer inside the step may have brought rows after the gradients were measured
-    had = [*step.had_grad, *([False] * len(step.names))]
-    required = dict(enumerate(step.required_grad))
-    found = []
-    for row, i in zip(here, kept, strict=True):
-        if not had[i]:
-            found.append(GRAD_STATES.index("none" if required.get(i, inventory.rows[row].trainable) else "frozen"))
-        else:
-            found.append(GRAD_STATES.index("zero" if zero[row] == count[row] and count[row] > 0 else "used"))
-    return found
+    seen = kept < len(step.had_grad)
+    had[: len(step.had_grad)] = step.had_grad
+    required[seen] = np.array(step.required_grad, dtype=bool)[kept[seen]]
+    used, nothing, none, frozen = (GRAD_STATES.index(state) for state in ("used", "zero", "none", "frozen"))
+    with_gradient = np.where((zero == count) & (count > 0), nothing, used)
+    return np.where(had[kept], with_gradient, np.where(required, none, frozen)).astype(np.int8)
 
 
 def _held(wide: Array) -> dict[str, Array]:
     """float64 as measured -> parts as they are kept: whole numbers as int64, the rest as float32."""
-    held: dict[str, Array] = {}
     absent = np.isnan(wide[list(PARTS).index("count")])
+    whole = np.where(absent | np.isnan(wide[_WHOLE]), 0, wide[_WHOLE]).astype(np.int64)
     with np.errstate(over="ignore", under="ignore"):
-        for i, (name, part) in enumerate(PARTS.items()):
-            if part.integer:
-                filled = np.where(np.isnan(wide[i]), ABSENT if name == "count" else 0, wide[i])
-                held[name] = np.where(absent, ABSENT if name == "count" else 0, filled).astype(np.int64)
-            else:
-                held[name] = np.where(absent, np.nan, wide[i]).astype(np.float32)
+        real = np.where(absent, np.nan, wide[_REAL]).astype(np.float32)
+    held = dict(zip((*_names(_WHOLE), *_names(_REAL)), (*whole, *real), strict=True))
+    held["count"][absent] = ABSENT
     return held
+
+
+def _names(which: Sequence[int]) -> list[str]:
+    return [list(PARTS)[i] for i in which]

@@ -82,6 +82,11 @@ class Inventory:
         """The kinds recorded: the first axis of `Record.values`."""
         return kinds_of(self.layout)
 
+    @cached_property
+    def position(self) -> Mapping[str, int]:
+        """Where the row of each canonical name is in `rows`."""
+        return {row.name: i for i, row in enumerate(self.rows)}
+
 
 @dataclass(frozen=True)
 class Record:
@@ -89,7 +94,7 @@ class Record:
 
     step: int
     time: float
-    """Seconds since the epoch when the step's first optimizer was entered."""
+    """Seconds since the epoch when the first optimizer in it was entered; where none is in it, when it was made."""
     inventory: Inventory
     steps: Mapping[str, Any]
     """What is known of the step as a whole: skipped, amp_scale, evaluations, backwards, update_mode, overhead_us, ..."""
