@@ -91,7 +91,7 @@ class Recorder:
         self.idle: Callable[[], bool] = bool
         self._live = live
         self._publish = publish
-        self._rounds = Rounds(first_step)
+        self._rounds = Rounds(first_step, live.holds)
         self._every = every
         self._full = full
         self._raw_seen: dict[str, _Raw] = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -110,10 +110,15 @@ class Rounds:
 
     An optimizer that holds a tensor of an earlier one (it was made anew, or they take turns) has the earlier one's place, so that no
     tensor steps twice in a round.
+
+    Args:
+        first_step: Number of the first step.
+        holds: Whether the model has a tensor of this identity. Of others what is known is forgotten with the optimizers that held them.
     """
 
-    def __init__(self, first_step: int) -> None:
+    def __init__(self, first_step: int, holds: Callable[[int], bool] = lambda identity: False) -> None:
         self.step = first_step
+        self._holds = holds
         self._known: dict[int, _Known] = {}
         self._place_of: dict[int, int] = {}
         self._places = 0
@@ -134,7 +139,9 @@ class Rounds:
         """Count a step of this optimizer, and give its number."""
         known = self._find(optimizer)
         if known is None:
-            known = self._known[id(optimizer)] = _Known(weakref.ref(optimizer), self._place(optimizer))
+            known = _Known(weakref.ref(optimizer), self._place(optimizer))
+            self._forget_what_is_gone()
+            self._known[id(optimizer)] = known
             self._places = max(self._places, known.place + 1)
             for param in params_of(optimizer):
                 self._place_of.setdefault(id(param), known.place)
@@ -142,6 +149,12 @@ class Rounds:
         self.step += known.place <= self._last
         self._last = known.place
         return self.step
+
+    def _forget_what_is_gone(self) -> None:
+        self._known = {key: known for key, known in self._known.items() if known.optimizer() is not None}
+        living = (known.optimizer() for known in self._known.values())
+        held = {id(param) for optimizer in living if optimizer is not None for param in params_of(optimizer)}
+        self._place_of = {key: place for key, place in self._place_of.items() if key in held or self._holds(key)}
 
     def _find(self, optimizer: Optimizer) -> _Known | None:
         known = self._known.get(id(optimizer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from torch.optim import Optimizer
 
 import paramwatch
 from paramwatch import attached
+from paramwatch.rounds import Rounds
 from paramwatch.testing import ListSink
 
 HOOKS = (torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks)
@@ -468,6 +470,21 @@ def test_an_optimizer_made_anew_goes_on_with_the_next_step() -> None:
         train(sgd(net), net, truth, steps=2)
 
     assert_recorded(watch, truth)
+
+
+def test_what_is_known_of_optimizers_and_tensors_that_are_gone_does_not_pile_up() -> None:
+    net = mlp()
+    rounds = Rounds(0, {id(param) for param in net.parameters()}.__contains__)
+    kept = []
+    for _ in range(20):
+        strangers = [torch.zeros(1) for _ in range(5)]
+        kept.append(strangers)
+        rounds.take(sgd([*net.parameters(), *strangers]))
+        gc.collect()
+
+    assert len(rounds._known) <= 2
+    assert len(rounds._place_of) <= 4 + 2 * 5
+    assert rounds.step == 19
 
 
 def test_optimizers_that_take_turns_over_the_same_parameters_make_one_step_each() -> None:
