@@ -41,10 +41,7 @@ def totals_of(values: Mapping[str, Array], kinds: Sequence[str], stepped: Array,
     axis = {kind: i for i, kind in enumerate(kinds)}
     count, nan = values["count"], values["nan"]
     infinite = values["posinf"] + values["neginf"]
-    rows, some = stepped, stepped.any(-1, keepdims=True)
-    if not some.all() and "grad" in axis:
-        rows = np.where(some, stepped, count[..., axis["grad"], :] >= 0)
-    used = (count >= 0) & rows[..., None, :]
+    used = (count >= 0) & counted(count, kinds, stepped)[..., None, :]
     n = count - nan - infinite
     nans, infinities = (np.add.reduce(column, -1, where=used) for column in (nan, infinite))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -60,6 +57,14 @@ def totals_of(values: Mapping[str, Array], kinds: Sequence[str], stepped: Array,
     out["nonfinite"] = np.where(used[..., seen, :].any((-2, -1)), spoilt, np.nan)
     out["lr"] = common(lr, stepped)
     return out
+
+
+def counted(count: Array, kinds: Sequence[str], stepped: Array) -> Array:
+    """The rows that totals are over, bool [..., rows]: those that stepped, or in a step in which none did those with a gradient."""
+    some = stepped.any(-1, keepdims=True)
+    if some.all() or "grad" not in kinds:
+        return stepped
+    return np.where(some, stepped, count[..., list(kinds).index("grad"), :] >= 0)
 
 
 def common(column: Array, among: Array) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 from paramwatch.columns import ABSENT, STATISTICS, Array, ratio
 from paramwatch.merging import merge
 from paramwatch.record import Inventory, Record
-from paramwatch.totals import TOTALS, totals
+from paramwatch.totals import TOTALS, counted, totals
 
 MOST_LINES = 64
 """Rows with curves of their own, and blocks where there are more rows: TensorBoard's tabs are of little use with many more tags."""
@@ -71,7 +71,7 @@ class Curves:
             return
         values = {part: record.values[part] for part in _PARTS}
         if self.blocks:
-            values["count"] = np.where(_counted(record, axis), values["count"], ABSENT)
+            values["count"] = np.where(counted(record.values["count"], record.inventory.kinds, record.stepped), values["count"], ABSENT)
             values = merge(values, self.blocks)
         numbers = np.array([values[part] for part in _PARTS], dtype=np.float64)
         numbers[:, numbers[0] < 0] = np.nan
@@ -103,17 +103,9 @@ def _spoilt(record: Record, axis: Mapping[str, int], name: str) -> bool:
     if not needed.issubset(axis):
         return False
     kinds = [axis[kind] for kind in needed]
-    measured = (record.values["count"] >= 0) & _counted(record, axis)
+    measured = (record.values["count"] >= 0) & counted(record.values["count"], record.inventory.kinds, record.stepped)
     special = measured & (record.values["nan"] + record.values["posinf"] + record.values["neginf"] > 0)
     return bool(measured[kinds].any(axis=1).all() and special[kinds].any())
-
-
-def _counted(record: Record, axis: Mapping[str, int]) -> Array:
-    """The rows that totals are over: those that stepped, or in a skipped step those with a gradient."""
-    if record.stepped.any() or "grad" not in axis:
-        return record.stepped
-    gradients: Array = record.values["count"][axis["grad"]] >= 0
-    return gradients
 
 
 def _blocks(inventory: Inventory) -> tuple[int, dict[str, dict[int, None]]]:
