@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,9 @@ STEP_COLUMNS: Mapping[str, Any] = {
 }
 """Types of the known keys of `Record.steps`; those of other keys follow from their values."""
 
-_SUMMED = ("evaluations", "backwards", "overhead_us")
+SUMMED = ("evaluations", "backwards", "overhead_us")
+"""Keys of `Record.steps` that add up over the parts of a step."""
+
 _OWN = ("step", "time", "full_rate")
 _MAKE: Mapping[Any, type] = {pa.bool_(): bool, pa.int64(): int, pa.float64(): float, pa.string(): str}
 _WIDENING = tuple(_MAKE)
@@ -73,42 +75,90 @@ class Block:
 
 
 def one_per_step(block: Block) -> Block:
-    """Put the steps in order, and merge what was recorded of one step in several parts: each number is the last one measured.
+    """Put the steps in order, and merge what was recorded of one step in several parts, as `Parts` says.
 
     Counts and times of the parts add up, and the step was skipped if any part was.
     """
     if (np.diff(block.step) > 0).all():
         return block
     block = block.at(np.argsort(block.step, kind="stable"))
-    n = len(block.step)
-    first = np.flatnonzero(np.diff(block.step, prepend=block.step[0] - 1))
-
-    def last(known: Array) -> Array:
-        position = np.where(known, np.arange(n).reshape(-1, *[1] * (known.ndim - 1)), -1)
-        found = np.maximum.reduceat(position, first)
-        return np.where(found < 0, first.reshape(-1, *[1] * (found.ndim - 1)), found)
-
-    measured, rows = last(block.values["count"] >= 0), last(block.stepped)
-    states = np.where(np.logical_or.reduceat(block.stepped, first), rows, last(block.grad_state >= 0))
+    parts = Parts(np.flatnonzero(np.diff(block.step, prepend=block.step[0] - 1)), block)
+    first = parts.first
     steps = {}
     for key, column in block.steps.items():
         known = column.is_valid().to_numpy(zero_copy_only=False)
-        if key in (*_SUMMED, "skipped"):
+        if key in (*SUMMED, "skipped"):
             merge = np.logical_or if key == "skipped" else np.add
             summed = merge.reduceat(column.fill_null(False if key == "skipped" else 0).to_numpy(zero_copy_only=False), first)
             steps[key] = pa.array(summed, column.type, mask=~np.logical_or.reduceat(known, first))
         else:
-            steps[key] = column.take(pa.array(last(known)))
-    return replace(
-        block,
-        step=block.step[first],
-        time=block.time[first],
-        values={part: np.take_along_axis(array, measured, 0) for part, array in block.values.items()},
-        stepped=np.logical_or.reduceat(block.stepped, first),
-        lr=np.take_along_axis(block.lr, rows, 0),
-        grad_state=np.take_along_axis(block.grad_state, states, 0),
-        steps=steps,
-    )
+            steps[key] = column.take(pa.array(parts.last(known)))
+    return replace(block, step=block.step[first], time=block.time[first], steps=steps, **parts.joined())
+
+
+class Rows(Protocol):
+    """What is known of the rows of some steps, or of parts of steps: arrays [n, ...]."""
+
+    @property
+    def values(self) -> Mapping[str, Array]: ...
+    @property
+    def stepped(self) -> Array: ...
+    @property
+    def lr(self) -> Array: ...
+    @property
+    def grad_state(self) -> Array: ...
+
+
+class Parts:
+    """How the parts in which some steps were recorded become one each: a number is the last one measured.
+
+    A row that stepped stays as it was then, since a later part saw it after its step.
+
+    Args:
+        first: Where the parts of each step begin.
+        rows: The parts.
+    """
+
+    def __init__(self, first: Array, rows: Rows) -> None:
+        self.first = first
+        self._rows = rows
+
+    def last(self, known: Array) -> Array:
+        """The position of the last part of each step in which something is known, of the first part where it never is: [n, ...]."""
+        after = [1] * (known.ndim - 1)
+        position = np.where(known, np.arange(len(known)).reshape(-1, *after), -1)
+        found = np.maximum.reduceat(position, self.first)
+        return np.where(found < 0, self.first.reshape(-1, *after), found)
+
+    def joined(self) -> dict[str, Any]:
+        """`values`, `stepped`, `lr` and `grad_state` of whole steps."""
+        rows = self._rows
+        measured, stepped = rows.values["count"] >= 0, np.logical_or.reduceat(rows.stepped, self.first)
+        stepping = self.last(rows.stepped)
+        then = np.take_along_axis(measured, stepping[:, None], 0) & stepped[:, None]
+        chosen = np.where(then, stepping[:, None], self.last(measured))
+        states = np.where(stepped, stepping, self.last(rows.grad_state >= 0))
+        return {
+            "values": {part: np.take_along_axis(array, chosen, 0) for part, array in rows.values.items()},
+            "stepped": stepped,
+            "lr": np.take_along_axis(rows.lr, stepping, 0),
+            "grad_state": np.take_along_axis(rows.grad_state, states, 0),
+        }
+
+
+def joined_record(earlier: Record, later: Record) -> Record:
+    """The one record of a step that came in two parts of the same rows, as `one_per_step` has it in a block."""
+    two = (earlier, later)
+    stacked: dict[str, Any] = {name: np.stack([getattr(part, name) for part in two]) for name in ("stepped", "lr", "grad_state")}
+    values = {part: np.stack([each.values[part] for each in two]) for part in later.values}
+    joined = Parts(np.array([0]), replace(later, **stacked, values=values)).joined()
+    steps = {**earlier.steps, **{key: value for key, value in later.steps.items() if value is not None}}
+    for key in (*SUMMED, "skipped"):
+        known = [part.steps[key] for part in two if part.steps.get(key) is not None]
+        if known:
+            steps[key] = any(known) if key == "skipped" else sum(known)
+    whole: dict[str, Any] = {name: array[0] for name, array in joined.items() if name != "values"}
+    return replace(later, time=earlier.time, steps=steps, values={part: array[0] for part, array in joined["values"].items()}, **whole)
 
 
 def null_of(part: str) -> float:

@@ -14,7 +14,9 @@ import pytest
 from records import inventory, record
 from tensorboard.backend.event_processing import event_accumulator, plugin_event_accumulator
 
+from paramwatch.block import joined_record
 from paramwatch.record import Record
+from paramwatch.store import MemoryFolder, Store, read
 from paramwatch.tensorboard import recordfile
 from paramwatch.tensorboard.events import EventFile
 from paramwatch.tensorboard.tables import inventory_text, ties_text
@@ -247,6 +249,28 @@ def test_a_row_keeps_what_was_measured_before_its_own_step(tmp_path: Path) -> No
     scalars = read_scalars(tmp_path)
     assert scalars["param_norm/d"] == [(4, pytest.approx(norm(before, "param", "d"), rel=1e-6))]
     assert scalars["param_norm/g"] == [(4, pytest.approx(norm(after, "param", "g"), rel=1e-6))]
+
+
+def test_the_parts_of_a_step_become_what_the_store_makes_of_them(tmp_path: Path) -> None:
+    inv, tensors, later = inventory("g", "d", "e"), random_tensors("g", "d", "e"), random_tensors("g", "d", "e", seed=1)
+    keys = {"evaluations": 2, "overhead_us": 3.0, "skipped": True, "amp_scale": 8.0}
+    first = record(4, inv, tensors, stepped=["d"], **keys, backwards=1)
+    second = record(4, inv, {**only(later, "g"), "param": later["param"]}, stepped=["g"], **{**keys, "skipped": False, "amp_scale": None})
+    folder = MemoryFolder()
+    store = Store(folder, max_bytes=1 << 30)
+    for part in (first, second):
+        store.write(part)
+    store.close()
+    (block,) = read(folder).blocks
+    joined = joined_record(first, second)
+    steps = {key: column[0].as_py() for key, column in block.steps.items() if key != "full_rate"}
+    assert steps == joined.steps == {"evaluations": 4, "overhead_us": 6.0, "skipped": True, "amp_scale": 8.0, "backwards": 1}
+    for name in ("stepped", "lr", "grad_state"):
+        np.testing.assert_array_equal(getattr(block, name)[0], getattr(joined, name))
+    for kind, part in inv.layout:
+        i = inv.kinds.index(kind)
+        measured = joined.values["count"][i] >= 0
+        np.testing.assert_array_equal(block.values[part][0, i][measured], joined.values[part][i][measured])
 
 
 def test_a_run_from_a_lower_step_replaces_and_a_resumed_one_continues(tmp_path: Path) -> None:

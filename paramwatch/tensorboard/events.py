@@ -7,14 +7,12 @@ of TensorBoard read that right, and so does its `EventAccumulator.Scalars`.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tensorboard.compat.proto import event_pb2, summary_pb2, types_pb2
 
-from paramwatch.columns import ABSENT
+from paramwatch.block import joined_record
 from paramwatch.record import Inventory, Record
 from paramwatch.schedule import Schedule
 from paramwatch.tensorboard.curves import Curves
@@ -75,7 +73,7 @@ class EventFile:
             self._file.flush()
 
     def tick(self) -> None:
-        """Called when there was nothing to write for a while."""
+        """Called about every second, whether or not something was written."""
         self.flush()
 
     def close(self) -> None:
@@ -124,23 +122,9 @@ def _text_event(record: Record, tag: str, text: str) -> bytes:
 
 
 def _merged(earlier: Record, later: Record) -> Record:
-    """The one record of a step that came in two: what either half measured, the later one where both did.
-
-    A row that stepped in the earlier half only stays as it was there, since the later half saw it after its step. Where the rows
-    themselves changed in between, the halves have no common shape and the later one stands alone.
-    """
+    """The one record of a step that came in two. Where the rows themselves changed in between, the later half stands alone."""
     if [row.name for row in earlier.inventory.rows] != [row.name for row in later.inventory.rows]:
         return later
     if earlier.inventory.layout != later.inventory.layout:
         return later
-    done = earlier.stepped & ~later.stepped
-    newer = (later.values["count"] >= 0) & ~(done & (earlier.values["count"] >= 0))
-    return replace(
-        later,
-        time=earlier.time,
-        steps={**earlier.steps, **later.steps},
-        values={part: np.where(newer, later.values[part], earlier.values[part]) for part in later.values},
-        stepped=earlier.stepped | later.stepped,
-        lr=np.where(later.stepped, later.lr, earlier.lr),
-        grad_state=np.where(done | (later.grad_state == ABSENT), earlier.grad_state, later.grad_state),
-    )
+    return joined_record(earlier, later)
