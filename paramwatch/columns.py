@@ -33,7 +33,6 @@ class Part:
 
     name: str
     integer: bool
-    meaning: str
 
     @property
     def dtype(self) -> type[np.generic]:
@@ -44,17 +43,17 @@ class Part:
 PARTS: Mapping[str, Part] = {
     part.name: part
     for part in (
-        Part("count", True, "elements measured, non-finite ones included (a complex element counts as two reals)"),
-        Part("nan", True, "elements that are not a number"),
-        Part("posinf", True, "elements that are +infinity"),
-        Part("neginf", True, "elements that are -infinity"),
-        Part("zero", True, "elements equal to zero, of either sign"),
-        Part("mean", False, "mean of the finite elements"),
-        Part("std", False, "population standard deviation of the finite elements"),
-        Part("rms", False, "root mean square of the finite elements"),
-        Part("min", False, "least finite element"),
-        Part("max", False, "greatest finite element"),
-        Part("dot", False, "inner product of update and gradient over the finite elements of both"),
+        Part("count", True),  # elements measured, non-finite ones included (a complex element counts as two reals)
+        Part("nan", True),  # elements that are not a number
+        Part("posinf", True),  # elements that are +infinity
+        Part("neginf", True),  # elements that are -infinity
+        Part("zero", True),  # elements equal to zero, of either sign
+        Part("mean", False),  # mean of the finite elements
+        Part("std", False),  # population standard deviation of the finite elements
+        Part("rms", False),  # root mean square of the finite elements
+        Part("min", False),  # least finite element
+        Part("max", False),  # greatest finite element
+        Part("dot", False),  # inner product of update and gradient over the finite elements of both
     )
 }
 

@@ -12,7 +12,7 @@ from paramwatch.columns import ABSENT, SPECIALS, Array, ratio
 def merge(values: Mapping[str, Array], members: Sequence[Sequence[int]]) -> dict[str, Array]:
     """Merge rows into groups: the parts of each group are those of its members' elements taken together.
 
-    Sums and second moments are rebuilt in float64 around the common mean (Chan, Golub and LeVeque 1979, for the second moment). A member
+    Sums and second moments are rebuilt in float64 around the common mean (Chan, Golub and LeVeque 1983, for the second moment). A member
     without a measurement (`count` is -1) adds nothing; a group of only such members is itself not measured.
 
     Args:
