@@ -57,8 +57,8 @@ class ParamWatch(Callback):
     `paramwatch/grad_norm` and so on. The step counter is saved with the checkpoint, and a resumed fit goes on at the next number.
 
     Args:
-        log_dir: Write under `<log_dir>/paramwatch/`. By default that is the folder of the trainer's first logger; without a logger
-            nothing is written and the records stay in memory.
+        log_dir: Write under `<log_dir>/paramwatch/`. By default that is the folder of the trainer's first logger; without a logger,
+            or where that folder is remote, nothing is written and the records stay in memory.
         name: See `paramwatch.attach`, as for all that follow.
         every: Measure each N-th step of each optimizer.
         include: Glob patterns over row names and aliases.
