@@ -19,6 +19,7 @@ from paramwatch.measure.naive import ORDER
 SMALL = 1 << 16
 """Elements up to which a tensor goes here; a larger one keeps the processor busy by itself."""
 
+_SPECIAL = [ORDER.index(part) for part in ("nan", "posinf", "neginf")]
 _TYPES = frozenset((Tensor, torch.nn.Parameter))
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
@@ -65,17 +66,16 @@ def packed_parts(x: Array, sizes: Sequence[int]) -> Array:
     column = {part: out[:, i] for i, part in enumerate(ORDER)}
 
     def total(of: Array) -> Array:
-        return np.add.reduceat(of, starts, dtype=np.int64 if of.dtype == bool else np.float64)
+        return np.add.reduceat(of, starts, dtype=np.int64) if of.dtype == bool else np.add.reduceat(of, starts)
 
     with np.errstate(all="ignore"):
         column["count"][:] = n
-        column["zero"][:] = total(x == 0)
+        column["zero"][:] = 0 if x.all() else total(x == 0)
         low, high = np.minimum.reduceat(x, starts), np.maximum.reduceat(x, starts)
-        for part in ("nan", "posinf", "neginf"):
-            column[part][:] = 0
+        out[:, _SPECIAL] = 0
         finite: Array | None = None
         # an extreme shows whatever is not finite, so that looking for it costs nothing
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        if not np.isfinite(low + high).all():
             finite = np.isfinite(x)
             column["nan"][:], column["posinf"][:], column["neginf"][:] = total(np.isnan(x)), total(x == np.inf), total(x == -np.inf)
             low = np.minimum.reduceat(np.where(finite, x, np.inf), starts)
