@@ -26,7 +26,7 @@ def access() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
 
     lesson("Access: one layer", "A layer's parameters are its state: names and tensors.")
-    say("net[2].state_dict()", {name: tuple(tensor.shape) for name, tensor in net[2].state_dict().items()})
+    print(net[2].state_dict())
 
     lesson("Access: one target", "A parameter is an object with a value and a gradient; before the first backward there is no gradient.")
     say("type(net[2].bias)", type(net[2].bias).__name__)
@@ -46,8 +46,8 @@ def access() -> None:
     say("rows", len(watch.parameters))
     say("names", ", ".join(map(repr, watch.parameters.index[:2])) + ", ...")
     row = watch.frame(parameters="0.block 1.0.bias").iloc[0]
-    say("norm of 0.block 1.0.bias, before the step", f"{row['param_norm']:.6f}")
-    say("change of rgnet[0][1][0].bias in the step", f"{row['update_norm']:.6f} = 0.1 x {row['grad_norm']:.6f}")
+    say("norm of rgnet[0][1][0].bias.grad", f"{rgnet[0][1][0].bias.grad.norm():.6f}")
+    say("grad_norm of '0.block 1.0.bias'", f"{row['grad_norm']:.6f}, and the step moved it by {row['update_norm']:.6f}")
     table = watch.frame("grad_norm", by=2).round(6)
     print("\nThe gradient norm of each block, from watch.frame('grad_norm', by=2):\n")
     print(table.to_string())

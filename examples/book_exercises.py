@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pandas as pd
 import torch
 from book_initialisation import WAYS
-from book_pages import lesson
+from book_pages import lesson, say
 from shared_mlp import batches, loss_of
 from torch import Tensor, nn
 
@@ -44,6 +46,12 @@ def all_layers_of_a_fancy_net() -> None:
     torch.manual_seed(0)
     net = FancyMLP()
     print(paramwatch.summary(net))
+    first, second = gradients_of_the_uses(net, torch.rand(2, 20))
+    print()
+    say("gradient norm of the first use", f"{first.norm():.4f}")
+    say("gradient norm of the second use", f"{second.norm():.4f}")
+    say("gradient norm of their sum", f"{(first + second).norm():.4f}")
+    say("gradient norm of linear.weight", f"{net.linear.weight.grad.norm():.4f}")
     with paramwatch.attach(net) as watch:
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
         for _ in range(3):
@@ -52,6 +60,19 @@ def all_layers_of_a_fancy_net() -> None:
             optimizer.step()
     print()
     print(watch.frame(by="layer")[["param_norm", "grad_norm", "update_ratio"]].to_string())
+
+
+def gradients_of_the_uses(net: FancyMLP, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What each use of the layer adds to its weight's gradient: the uses get a copy each, and the net its own gradient."""
+    net(x).backward()
+    uses = [copy.deepcopy(net.linear), copy.deepcopy(net.linear)]
+    x = torch.relu(uses[0](x) @ net.constant + 1)
+    x = uses[1](x)
+    while x.abs().sum() > 1:
+        x = x / 2
+    x.sum().backward()
+    # the copies were made with the gradient that was there
+    return uses[0].weight.grad - net.linear.weight.grad, uses[1].weight.grad - net.linear.weight.grad
 
 
 def initialisers_compared() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
-from book_pages import lesson, say
+from book_pages import WIDTH, lesson, say
 from torch import nn
 
 import paramwatch
@@ -76,5 +76,5 @@ def initialisation() -> None:
         for name, row in seen.frame.iterrows():
             expected = "" if math.isnan(row["theoretical_std"]) else f", expected {row['theoretical_std']:.3g}"
             say(f"{name}  std {row['std']:.3g}{expected}", row["looks_like"])
-        for warning in dict.fromkeys(seen.frame.loc[seen.frame["warning"] != "", "warning"]):
-            print(textwrap.fill(f"warning: {warning}", 96, initial_indent="  ", subsequent_indent="    "))
+        for name, warning in seen.warnings.items():
+            print(textwrap.fill(f"{name}: {warning}", WIDTH, initial_indent="  ", subsequent_indent="    "))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
+
+WIDTH = min(shutil.get_terminal_size().columns, 96)
 
 
 def lesson(title: str, learned: str) -> None:
     print(f"\n{title}\n{'-' * len(title)}")
-    print(textwrap.fill(learned, 96), end="\n\n")
+    print(textwrap.fill(learned, WIDTH), end="\n\n")
 
 
 def say(what: str, value: object) -> None:

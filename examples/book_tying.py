@@ -6,7 +6,7 @@ import textwrap
 
 import torch
 import torch.nn.functional as F
-from book_pages import lesson, say
+from book_pages import WIDTH, lesson, say
 from torch import Tensor, nn
 
 import paramwatch
@@ -44,33 +44,45 @@ def one_layer_twice() -> None:
 
 
 def one_parameter_in_two_layers() -> None:
-    lesson("Tying: two layers that hold one Parameter", "The layers are two, the tensor is one; the bias of each is its own.")
+    lesson(
+        "Tying: two layers that hold one Parameter",
+        "Two layers, one set of tensors: the Gluon notebook's way, with `params=shared.params`.",
+    )
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-    net[2].weight = net[0].weight
+    net[2].weight, net[2].bias = net[0].weight, net[0].bias
+    say("net[0] is net[2]", net[0] is net[2])
     print(*paramwatch.tie_groups(net), sep="\n")
 
 
 def lazily_sized_layers() -> None:
     lesson(
         "Tying: before the shape is known",
-        "The tie of two lazy layers is there before their first forward; the row enters then.",
+        "Lazy layers are tied before their first forward; their row enters at the first step.",
     )
     net = nn.Sequential(nn.LazyLinear(8, bias=False), nn.ReLU(), nn.LazyLinear(8, bias=False))
     net[2].weight = net[0].weight
-    print(*paramwatch.tie_groups(net), sep="\n")
-    net(torch.rand(2, 8))
-    print(*paramwatch.tie_groups(net), sep="\n")
+    with paramwatch.attach(net) as watch:
+        say("rows before the first forward", len(watch.parameters))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        net(torch.rand(2, 8)).sum().backward()
+        optimizer.step()
+    say("rows after the first step", len(watch.parameters))
+    print(*watch.ties, sep="\n")
 
 
 def equal_but_not_tied() -> None:
-    lesson("Tying: equal values are not a tie", "A copy has the same values and goes its own way at the first step.")
+    lesson("Tying: equal values are not a tie", "A copy has the same values, and goes its own way as soon as one of the two is changed.")
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
     net[2].load_state_dict(net[0].state_dict())
     say("equal values", torch.equal(net[0].weight, net[2].weight))
     say("tie groups", paramwatch.tie_groups(net))
+    with torch.no_grad():
+        net[0].weight[0, 0] = 100
+    say("net[0].weight[0, 0], set to 100", net[0].weight[0, 0].item())
+    say("net[2].weight[0, 0]", f"{net[2].weight[0, 0].item():.4f}")
     net[2].weight.data = net[0].weight.data
     print("\nAnd one piece of memory under two parameters is another thing again:")
-    print(textwrap.fill(str(paramwatch.tie_groups(net)[0]), 96))
+    print(textwrap.fill(str(paramwatch.tie_groups(net)[0]), WIDTH))
 
 
 def why_sharing_is_a_good_idea() -> None:
@@ -81,15 +93,14 @@ def why_sharing_is_a_good_idea() -> None:
     )
     language = nn.ModuleDict({"embed": nn.Embedding(1000, 64), "head": nn.Linear(64, 1000, bias=False)})
     language["head"].weight = language["embed"].weight
-    cases = {
-        "CNN: Conv2d(3, 16, 3) on 32 x 32, or dense": (nn.Conv2d(3, 16, 3), 3 * 32 * 32 * 16 * 30 * 30),
-        "RNN: RNNCell(32, 64), 20 times": (nn.RNNCell(32, 64), 20 * paramwatch.summary(nn.RNNCell(32, 64)).totals.parameters),
+    cases: dict[str, tuple[nn.Module, int]] = {
+        "CNN: Conv2d(3, 16, 3) on 32 x 32, or dense": (nn.Conv2d(3, 16, 3, bias=False), 3 * 32 * 32 * 16 * 30 * 30),
+        "RNN: RNNCell(32, 64), or 20 cells": (nn.RNNCell(32, 64), 20 * 64 * (32 + 64 + 2)),
         "autoencoder 64-16-64, decoder = encoder^T": (Autoencoder(), 2 * 64 * 16),
         "language model, embedding = output": (language, 2 * 1000 * 64),
     }
     for case, (net, without) in cases.items():
-        seen = paramwatch.summary(net)
-        saved = f": {seen.totals.bytes_saved:,} bytes saved" if seen.totals.bytes_saved else ""
-        say(case, f"{seen.totals.parameters:,} numbers instead of {without:,}{saved}")
+        shared = paramwatch.summary(net).totals.parameters
+        say(case, f"{shared:,} numbers for {without:,}: {4 * (without - shared):,} bytes saved")
     for net, _ in cases.values():
         print(f"\n{paramwatch.summary(net)}")

@@ -48,8 +48,10 @@ def test_a_parameter_has_no_gradient_before_the_first_backward(tour: str) -> Non
 
 def test_nested_blocks_are_reached_by_index_and_by_name(tour: str) -> None:
     shown = stop(tour, "Access: nested blocks")
-    update, gradient = re.search(r"rgnet\[0\]\[1\]\[0\]\.bias in the step +([\d.]+) = 0.1 x ([\d.]+)", shown).groups()
-    assert float(update) == pytest.approx(0.1 * float(gradient), rel=0.01)
+    by_index = re.search(r"norm of rgnet\[0\]\[1\]\[0\]\.bias\.grad +([\d.]+)", shown)[1]
+    by_name, update = re.search(r"grad_norm of '0.block 1.0.bias' +([\d.]+), and the step moved it by ([\d.]+)", shown).groups()
+    assert by_index == by_name
+    assert float(update) == pytest.approx(0.1 * float(by_name), rel=0.01)
     assert "'0.block 0.0.weight'" in shown
 
 
@@ -75,20 +77,25 @@ def test_ties_are_told_from_copies_and_from_shared_memory(tour: str) -> None:
     assert "0.weight = 2.weight: one tensor" in stop(tour, "Tying: two layers that hold one Parameter")
     assert "64 elements" in stop(tour, "Tying: before the shape is known")
     unequal = stop(tour, "Tying: equal values are not a tie")
-    assert re.search(r"equal values +True\ntie groups +\(\)", unequal)
+    assert re.search(r"equal values +True\ntie groups +\(\)\n.* 100\.0\n", unequal)
+    assert "0.bias = 2.bias: one tensor" in stop(tour, "Tying: two layers that hold one Parameter")
+    assert re.search(r"rows before the first forward +0\nrows after the first step +1\n", stop(tour, "Tying: before the shape is known"))
     assert "This is not tying" in " ".join(unequal.split())
 
 
 def test_sharing_saves_what_the_inventory_counts(tour: str) -> None:
     shown = stop(tour, "Tying: why sharing is a good idea")
-    assert "448 numbers instead of 44,236,800" in shown
-    assert "64,000 numbers instead of 128,000: 256,000 bytes saved" in shown
+    assert "432 numbers for 44,236,800: 176,945,472 bytes saved" in shown
+    assert "64,000 numbers for 128,000: 256,000 bytes saved" in shown
+    assert len(re.findall(r"(?:Conv2d|RNNCell|Autoencoder|ModuleDict): \d parameter tensor", tour)) == 4
 
 
 def test_a_constant_is_no_parameter_and_a_layer_used_twice_is_one(tour: str) -> None:
     shown = stop(tour, "Exercise: access the parameters of every layer")
     assert "1 buffer of 400 elements" in shown
     assert shown.count("    linear    ") == 3
+    summed, whole = (re.search(rf"gradient norm of {of} +([\d.]+)", shown)[1] for of in ("their sum", r"linear\.weight"))
+    assert summed == whole
 
 
 def test_notebook_runs_and_shows_the_watch() -> None:
