@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import torch
-from book_pages import lesson, say
+from book_pages import WIDTH, lesson, say
 from torch import nn
 
 import paramwatch
@@ -26,7 +28,7 @@ def access() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
 
     lesson("Access: one layer", "A layer's parameters are its state: names and tensors.")
-    print(net[2].state_dict())
+    print(textwrap.fill(str(net[2].state_dict()), WIDTH))
 
     lesson("Access: one target", "A parameter is an object with a value and a gradient; before the first backward there is no gradient.")
     say("type(net[2].bias)", type(net[2].bias).__name__)
