@@ -104,8 +104,10 @@ def unregister(watcher: Watcher) -> None:
     # a collector may call this while the lock is held by the same thread: then the hooks stay, idle, until the next call
     if _lock.acquire(blocking=False):
         try:
-            if not _watchers and not steps_running():
-                _take_away_hooks()
+            # the stacks of threads that go on meanwhile are read here
+            with _guard.contain("taking away the hooks"):
+                if not _watchers and not steps_running():
+                    _take_away_hooks()
         finally:
             _lock.release()
 
@@ -125,12 +127,13 @@ def _retire(registry: dict[int, Any], ours: int) -> None:
     if not isinstance(registry, OrderedDict) or not isinstance(following, OrderedDict) or not _lock.acquire(blocking=False):
         return
     try:
-        if _watchers or not _handles or not is_only_step():
-            return
-        if next(reversed(registry)) == _handles[ours].id:
-            _take_away_hooks()
-        elif registry is not following:
-            following.move_to_end(_handles[1].id)
+        with _guard.contain("taking away the hooks"):
+            if _watchers or not _handles or not is_only_step():
+                return
+            if next(reversed(registry)) == _handles[ours].id:
+                _take_away_hooks()
+            elif registry is not following:
+                following.move_to_end(_handles[1].id)
     finally:
         _lock.release()
 

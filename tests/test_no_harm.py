@@ -513,6 +513,23 @@ def test_a_failure_of_one_watch_leaves_the_others_alone(monkeypatch: pytest.Monk
     assert first.recorder.guard.failed
 
 
+def test_a_failure_to_read_the_stacks_of_other_threads_is_contained(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = mlp()
+    watch = paramwatch.attach(net)
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "steps_running", failing)
+        patch.setattr(steps, "is_only_step", failing)
+        LOOPS["sgd"](net)
+        watch.close()
+        LOOPS["sgd"](net)
+    LOOPS["sgd"](net)
+
+    assert caplog.text.count("paramwatch failed while taking away the hooks") == 1
+    assert not torch_optimizer._global_optimizer_pre_hooks
+
+
 def test_a_failure_that_stops_all_watches_is_known_to_each(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     nets = net, _ = mlp(0), mlp(1)
