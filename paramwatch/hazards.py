@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from torch.nn.modules.conv import _ConvTransposeNd
+
 from paramwatch.laws import Numbers
 from paramwatch.rows import Place
 from paramwatch.standards import is_norm_scale, scale_range
@@ -40,8 +42,11 @@ def _of_weight(found: Sequence[Place], shape: tuple[int, ...], x: Numbers) -> It
     if not ranges:
         return
     place, (least, most) = ranges[0]
-    if x.low == x.high and shape[0] // _groups(place) > 1:
-        yield "constant: all units compute the same and get the same gradient, so they stay the same (symmetry is not broken)"
+    if x.low == x.high and _units(place, shape) > 1:
+        yield (
+            "constant: all units start the same, and stay the same unless their bias or their outgoing weights differ"
+            " (symmetry is not broken by this weight)"
+        )
     size = math.sqrt(x.square(0.0))
     # of fewer than four elements the size says little: a tenth comes by chance in more than one case of 10,000
     if x.n < 4:
@@ -54,6 +59,9 @@ def _of_weight(found: Sequence[Place], shape: tuple[int, ...], x: Numbers) -> It
         yield f"{of} is {least / size:,.0f} times below Xavier and Kaiming {theirs}: signals fade"
 
 
-def _groups(place: Place) -> int:
+def _units(place: Place, shape: tuple[int, ...]) -> int:
+    """How many units see the same inputs: those of one group. A transposed convolution has its outputs second."""
+    if isinstance(place.holder, _ConvTransposeNd):
+        return shape[1]
     groups = getattr(place.holder, "groups", 1)
-    return groups if isinstance(groups, int) and groups > 0 else 1
+    return shape[0] // groups if isinstance(groups, int) and groups > 0 else shape[0]

@@ -164,6 +164,25 @@ def test_a_constant_weight_does_not_break_the_symmetry_and_one_unit_has_none_to_
     assert "symmetry is not broken" in warnings["0.weight"]
 
 
+@pytest.mark.parametrize(
+    ("layer", "several"),
+    [
+        (nn.ConvTranspose2d(1, 8, 3), True),
+        (nn.ConvTranspose2d(8, 1, 3), False),
+        (nn.ConvTranspose2d(8, 8, 3, groups=8), False),
+        (nn.ConvTranspose2d(2, 8, 3, groups=2), True),
+        (nn.Conv2d(8, 8, 3, groups=8), False),
+        (nn.Conv2d(8, 1, 3), False),
+        (nn.Conv2d(1, 8, 3), True),
+    ],
+    ids=str,
+)
+def test_the_units_of_a_convolution_are_the_outputs_of_a_group(layer: nn.Module, several: bool) -> None:
+    nn.init.constant_(layer.weight, 0.2)
+
+    assert ("symmetry" in summary(layer).warnings.get("weight", "")) == several
+
+
 def test_a_scale_ten_times_off_is_called_out() -> None:
     small, large = summary(book(normal)).warnings, summary(book(lambda layer: nn.init.constant_(layer.weight, 42))).warnings
 
