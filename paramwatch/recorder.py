@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -20,35 +19,11 @@ from paramwatch.guard import Guard, logger
 from paramwatch.inventory import LiveInventory
 from paramwatch.measure import Kept, measure, measure_sampled_update, measure_update, read_scalars, sample
 from paramwatch.measure.room import may_copy
+from paramwatch.raw import RawGradients
 from paramwatch.record import Inventory
 from paramwatch.rounds import Measured, OptimizerStep, Round, Rounds, params_of
 
 UpdateMode: TypeAlias = Literal["auto", "exact", "sampled", "off"]
-
-_CLIP_WRITES = 2
-"""How often a clip function writes a gradient, at most: by norm once, by value once or twice."""
-
-
-@dataclass
-class _Raw:
-    """A row's gradient before clipping. The gradient itself is not held: it may be gone before the row steps."""
-
-    measured: Measured
-    address: int
-    version: int
-    """How often the gradient had been written when it was last about to be clipped."""
-    certain: bool
-    """Whether it is that of the next step whatever happens."""
-
-    def became(self, grad: Tensor | None) -> bool:
-        """Whether this gradient is the same one, clipped since.
-
-        A loop may throw away a clipped gradient and compute the next one. That one is another tensor, or a new one at the old address that
-        has been written as often as this one then, or the same one after two writes more (set to zero, added to).
-        """
-        if self.certain:
-            return True
-        return grad is not None and self.address == _address(grad) and 0 < _version(grad) - self.version <= _CLIP_WRITES
 
 
 class Recorder:
@@ -94,7 +69,7 @@ class Recorder:
         self._rounds = Rounds(first_step, live.holds)
         self._every = every
         self._full = full
-        self._raw_seen: dict[str, _Raw] = {}
+        self._raw = RawGradients()
         self._open: Round | None = None
         self._others: list[Measured] = []
         self._others_due = first_step
@@ -143,7 +118,7 @@ class Recorder:
         step.had_grad = [grad is not None for grad in grads]
         step.required_grad = [tensor.requires_grad for tensor in step.tensors]
         step.used = Measured("grad", step.names, measure(grads, step.scale))
-        step.raw = self._raw_of(step.names, grads) if self._raw_seen else []
+        step.raw = self._raw.of(step.names, grads)
         if self._full:
             step.grads = [None if grad is None else grad.detach().clone() for grad in grads]
         self._overhead_ns += time.perf_counter_ns() - started
@@ -170,20 +145,8 @@ class Recorder:
             started = time.perf_counter_ns()
             wanted = {id(grad) for grad in grads}
             tensors = self._live.tensors(self._rounds.step)
-            new: dict[str, Tensor] = {}
-            for row, tensor in zip(self._live.current.rows, tensors, strict=False):
-                grad = tensor.grad
-                if grad is None or id(grad) not in wanted:
-                    continue
-                seen = self._raw_seen.get(row.name)
-                if seen is not None and not replace and seen.became(grad):
-                    # it was clipped before: the first clipping saw the raw gradient
-                    seen.version = _version(grad)
-                else:
-                    new[row.name] = grad
-            if new:
-                measured = Measured("grad_raw", list(new), measure(list(new.values())))
-                self._raw_seen |= {name: _Raw(measured, _address(grad), _version(grad), replace) for name, grad in new.items()}
+            held = zip(self._live.current.rows, tensors, strict=False)
+            self._raw.see({row.name: t.grad for row, t in held if t.grad is not None and id(t.grad) in wanted}, replace)
             self._overhead_ns += time.perf_counter_ns() - started
 
     def skipped(self, optimizer: Optimizer) -> None:
@@ -293,17 +256,9 @@ class Recorder:
         step.amp = read_scalars([self.amp_scale if step.scale is None else step.scale, step.found_inf])
         self.amp_scale = None
 
-    def _raw_of(self, names: Sequence[str], grads: Sequence[Tensor | None]) -> list[Measured]:
-        """What these gradients were before they were clipped, where they were."""
-        seen = ((name, self._raw_seen.get(name), grad) for name, grad in zip(names, grads, strict=True))
-        found = {name: raw.measured for name, raw, grad in seen if raw is not None and raw.became(grad)}
-        distinct = {id(measured): measured for measured in found.values()}
-        return [measured.only(name for name, other in found.items() if other is measured) for measured in distinct.values()]
-
     def _take_raw(self, step: OptimizerStep) -> None:
         """Gradients before clipping where they were seen; elsewhere nothing was clipped, and raw is what was used."""
-        for name in step.names if self._raw_seen else ():
-            self._raw_seen.pop(name, None)
+        self._raw.forget(step.names)
         if self.raw and step.used is not None:
             step.entered.append(Measured("grad_raw", step.used.names, step.used.reading))
 
@@ -321,15 +276,6 @@ class Recorder:
         if self._awaited[0] is not opened.inventory:
             self._awaited = opened.inventory, {row.name for row in opened.inventory.rows if row.trainable or row.owned}
         return opened.stepped >= self._awaited[1]
-
-
-def _address(grad: Tensor) -> int:
-    """Where its elements are; of what has no memory of its own (sparse, a subclass around others), where it is itself."""
-    return grad.data_ptr() if type(grad) is Tensor and grad.layout is torch.strided else id(grad)
-
-
-def _version(grad: Tensor) -> int:
-    return 0 if grad.is_inference() else grad._version
 
 
 def _learning_rates(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor]) -> list[Tensor | float | None]:

@@ -19,7 +19,7 @@ LAYERS = (
     "lightning",
     "watch",
     "attached",
-    "worker assemble recorder rounds inventory clipping arguments",
+    "worker assemble recorder raw rounds inventory clipping arguments",
     "tensorboard steps callstack measure run overview",
     "frames table initial wording laws standards hazards sheet",
     "store block folder schedule totals rules ties testing",

@@ -1,0 +1,82 @@
+"""Gradients before clipping, remembered from the clipping to the step. The gradients themselves are not held: they may be gone by then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paramwatch.measure import measure
+from paramwatch.rounds import Measured
+
+_CLIP_WRITES = 2
+"""How often a clip function writes a gradient, at most: by norm once, by value once or twice."""
+
+
+class RawGradients:
+    """What each row's gradient was before it was clipped, since the row last stepped."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, _Raw] = {}
+
+    def see(self, grads: Mapping[str, Tensor], replace: bool) -> None:
+        """Measure gradients, by the name of their row, that are about to be clipped.
+
+        Args:
+            grads: A gradient that was clipped before, and is the same, is not measured again: the first clipping saw it raw.
+            replace: Whether these are the next step's for certain, whatever was seen before.
+        """
+        new: dict[str, Tensor] = {}
+        for name, grad in grads.items():
+            seen = self._seen.get(name)
+            if seen is not None and not replace and seen.became(grad):
+                seen.version = _version(grad)
+            else:
+                new[name] = grad
+        if new:
+            measured = Measured("grad_raw", list(new), measure(list(new.values())))
+            self._seen |= {name: _Raw(measured, _address(grad), _version(grad), replace) for name, grad in new.items()}
+
+    def of(self, names: Sequence[str], grads: Sequence[Tensor | None]) -> list[Measured]:
+        """What these gradients were before they were clipped, where they were."""
+        if not self._seen:
+            return []
+        seen = ((name, self._seen.get(name), grad) for name, grad in zip(names, grads, strict=True))
+        found = {name: raw.measured for name, raw, grad in seen if raw is not None and raw.became(grad)}
+        distinct = {id(measured): measured for measured in found.values()}
+        return [measured.only(name for name, other in found.items() if other is measured) for measured in distinct.values()]
+
+    def forget(self, names: Iterable[str]) -> None:
+        """These rows have stepped."""
+        for name in names if self._seen else ():
+            self._seen.pop(name, None)
+
+
+@dataclass
+class _Raw:
+    measured: Measured
+    address: int
+    version: int
+    """How often the gradient had been written when it was last about to be clipped."""
+    certain: bool
+
+    def became(self, grad: Tensor | None) -> bool:
+        """Whether this gradient is the same one, clipped since.
+
+        A loop may throw away a clipped gradient and compute the next one. That one is another tensor, or a new one at the old address that
+        has been written as often as this one then, or the same one after two writes more (set to zero, added to).
+        """
+        if self.certain:
+            return True
+        return grad is not None and self.address == _address(grad) and 0 < _version(grad) - self.version <= _CLIP_WRITES
+
+
+def _address(grad: Tensor) -> int:
+    """Where its elements are; of what has no memory of its own (sparse, a subclass around others), where it is itself."""
+    return grad.data_ptr() if type(grad) is Tensor and grad.layout is torch.strided else id(grad)
+
+
+def _version(grad: Tensor) -> int:
+    return 0 if grad.is_inference() else grad._version
