@@ -7,23 +7,20 @@ up when they run.
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections.abc import Sequence
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad
 
+from paramwatch.callstack import caller
+
 _HELPER = "_group_tensors_by_device_and_dtype"
 
 _ONLY_LOOKS = "_get_total_norm"
 """The one caller of the helper that changes nothing."""
-
-_DYNAMO = os.path.join("torch", "_dynamo", "")
 
 # reentrant: a collector may end a Watch while this thread holds it
 _lock = threading.RLock()
@@ -64,7 +61,8 @@ def unlisten(listener: RawListener) -> None:
 
 
 def _report_first(tensorlistlist: Any, *args: Any, **kwargs: Any) -> Any:
-    if _listeners and _caller() != _ONLY_LOOKS:
+    running = caller(__file__)
+    if _listeners and (running is None or running.f_code.co_name != _ONLY_LOOKS):
         grads = [tensor for tensors in tensorlistlist for tensor in tensors if isinstance(tensor, Tensor)]
         for listener in _listeners:
             listener.raw_gradients(grads)
@@ -73,10 +71,3 @@ def _report_first(tensorlistlist: Any, *args: Any, **kwargs: Any) -> Any:
 
 # a compiled loop must call this as it is and not trace it
 _reporting: Any = torch.compiler.disable(_report_first)
-
-
-def _caller() -> str:
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and _DYNAMO in frame.f_code.co_filename:
-        frame = frame.f_back
-    return "" if frame is None else frame.f_code.co_name
