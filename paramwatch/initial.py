@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from paramwatch.columns import Array
-from paramwatch.laws import Kind, Law, Numbers, agrees, law_of, log_likelihood, scales, two_sided
+from paramwatch.laws import Kind, Law, Numbers, agrees, law_of, log_likelihood, scales, spread, two_sided
 from paramwatch.standards import DEFAULT, Standard, standards
 from paramwatch.wording import plain, plain_std, words
 
@@ -27,6 +27,9 @@ _SMALL = "too small to tell"
 _AT_HAND = 1 << 15
 """Elements looked at to see whether rows are orthogonal, at most."""
 
+_LESS_LIKELY = 7.5
+"""Nats that a true law loses to another one in less than 1 draw of 1000: what loses more is not mentioned."""
+
 _STRAY_ZEROS = 0.01
 """Share of zeros below which they say nothing: bfloat16 draws one in 256 by itself."""
 
@@ -38,7 +41,7 @@ class Look:
     text: str
     family: str
     """`zeros`, `ones`, `constant`, `identity`, `orthogonal`, `uniform`, `normal`, `truncated`, `two-sided`, `sparse`, `unlike`, `small`,
-    or `unknown` where there are no values to look at."""
+    or `unknown` where there are no values to look at; two of them with `or` where the text names laws of both."""
     std: float
     """The standard deviation that the first law named in the text has, NaN where none is named."""
 
@@ -188,16 +191,21 @@ def _of_law(seen: Seen) -> Look:
     if x.n < ENOUGH:
         return _small(seen)
     elements = seen.elements()
-    laws = law_of(replace(x, some=np.sort(elements[elements != 0])))
+    laws = law_of(replace(x, some=spread(np.sort(elements[elements != 0]), x.grain)))
     if not laws:
         return Look(UNLIKE + _stray(np.sort(elements)), "unlike", math.nan)
-    first = laws[0]
-    named = _named(seen, {first.kind})
-    told, std = (_grouped(named), named[0].law.std) if named else ([plain(x, first)], plain_std(x, first))
-    # a named bound that is met to one part in n says more than a slight curve
-    if not (named and first.kind == "uniform"):
-        told += [plain(x, law) for law in laws[1:]]
-    return Look(" or ".join(told), first.kind, std)
+    told: list[str] = []
+    stds: list[float] = []
+    kinds: list[str] = []
+    for law in laws:
+        named = _named(seen, {law.kind})
+        told += _grouped(named) if named else [plain(x, law)]
+        stds.append(named[0].law.std if named else plain_std(x, law))
+        kinds.append(law.kind)
+        # a named bound that is met to one part in n says more than a slight curve
+        if named and law.kind == "uniform":
+            break
+    return Look(" or ".join(told), " or ".join(kinds), stds[0])
 
 
 def _small(seen: Seen) -> Look:
@@ -224,7 +232,7 @@ def _named(seen: Seen, kinds: Set[Kind]) -> list[Standard]:
     x = seen.numbers
     known: Sequence[Standard] = standards(seen.shape)
     if seen.default is not None:
-        known = (Standard(DEFAULT, seen.default, -1), *known)
+        known = (Standard(DEFAULT, seen.default, -2), *known)
         if len(seen.shape) == 1 and seen.default.kind in kinds and agrees(x, seen.default):
             # no other law has a name for a vector
             return [known[0]]
@@ -236,11 +244,11 @@ def _named(seen: Seen, kinds: Set[Kind]) -> list[Standard]:
     fitting = [standard for standard in near if agrees(x, standard.law)]
     if not fitting:
         return []
-    # one rank is worth two nats; what is less likely by e^4 is not mentioned
-    score = {id(standard): log_likelihood(x, standard.law) - 2 * standard.rank for standard in fitting}
-    best = max(score.values())
-    near = [standard for standard in fitting if score[id(standard)] >= best - 4]
-    return sorted(near, key=lambda standard: (standard.name != DEFAULT, -score[id(standard)]))
+    likelihood = {id(standard): log_likelihood(x, standard.law) for standard in fitting}
+    best = max(likelihood.values())
+    near = [standard for standard in fitting if likelihood[id(standard)] >= best - _LESS_LIKELY]
+    # in the order, one rank is worth two nats
+    return sorted(near, key=lambda standard: 2 * standard.rank - likelihood[id(standard)])
 
 
 def _grouped(named: Sequence[Standard], brief: bool = False) -> list[str]:
@@ -250,16 +258,15 @@ def _grouped(named: Sequence[Standard], brief: bool = False) -> list[str]:
         key = (standard.law.kind, round(math.log(standard.law.scale), 6))
         groups.setdefault(key, []).append(standard)
     texts = []
-    for group in list(groups.values())[:3]:
-        names = [standard.name for standard in group if standard.name]
-        if not names:
-            texts.append(words(group[0].law))
-        elif names[0] == DEFAULT:
-            same = [name for name in names[1:] if not name.endswith("a=sqrt(5)")][:1]
-            aside = f" (= {same[0]})" if same else f" ({words(group[0].law)})"
-            texts.append(DEFAULT + ("" if brief else aside))
+    for group in list(groups.values())[: 3 if brief else None]:
+        first, *others = group
+        names = [standard.name for standard in others if standard.name and not standard.name.endswith("a=sqrt(5)")]
+        rounds = [words(standard.law) for standard in others if not standard.name]
+        if first.name == DEFAULT:
+            texts.append(DEFAULT if brief else f"{DEFAULT} (= {names[0]})" if names else f"{DEFAULT} ({words(first.law)})")
         else:
-            texts.append(names[0] + (f" (= {names[1]})" if len(names) > 1 else ""))
+            same = [*names[:1], *rounds[:1]]
+            texts.append((first.name or words(first.law)) + (f" (= {' = '.join(same)})" if same else ""))
     return texts
 
 

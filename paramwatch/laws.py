@@ -28,11 +28,21 @@ SURE = 4.0
 _FULLY_KNOWN = 8.2
 """The Anderson-Darling statistic of a law without estimated parameters exceeds this in 1 case of 10,000."""
 
+_UNEVEN = 29.9
+"""Pearson's chi-square of eight equal parts exceeds this in 1 case of 10,000: it sees a hole in the middle."""
+
+_COARSE = 1e-4
+"""Dtypes of a coarser grain (float16, bfloat16) repeat their values, and torch draws in their precision, too."""
+
 _PARTLY_KNOWN = 1.85
 """The same where mean and standard deviation of a normal law are estimated (D'Agostino and Stephens, 1986, table 4.9)."""
 
 _NATS = -math.log(LEVEL)
 """A cut at the largest of n normal numbers gains Exp(1) nats in likelihood, so that more than this comes in `LEVEL` of cases."""
+
+
+_FOR_A_CUT = 2.5
+"""Nats that a cut at two standard deviations must gain to be named first: of 256 elements, either law is then second in 1 draw of 100."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,13 @@ class Numbers:
     grain: float
     """Distance from 1 to the next number of their dtype: nothing finer can be told."""
     some: Array | None = None
+    total: int = 0
+    """How many elements the extremes are those of, if more than n; mean and spread are those of n."""
+
+    @property
+    def extent(self) -> int:
+        """How many elements the extremes are those of."""
+        return max(self.total, self.n)
 
     @classmethod
     def of(cls, elements: Array, grain: float) -> Numbers:
@@ -79,7 +96,8 @@ class Numbers:
 
     def square(self, centre: float) -> float:
         """Mean square of the distance from a centre."""
-        return self.std**2 + (self.mean - centre) ** 2
+        # products: a power that is too large raises
+        return self.std * self.std + (self.mean - centre) * (self.mean - centre)
 
     def reach(self, centre: float) -> float:
         """Largest distance from a centre."""
@@ -91,23 +109,24 @@ def agrees(x: Numbers, law: Law) -> bool:
     reach = x.reach(law.centre)
     if law.kind == "constant":
         return reach <= x.grain * abs(law.centre)
-    if abs(x.mean - law.centre) > SURE * law.std / math.sqrt(x.n):
+    # in coarse dtypes torch draws uniform numbers that are rounded down
+    if abs(x.mean - law.centre) > SURE * law.std / math.sqrt(x.n) + x.grain * (law.scale + abs(law.centre)):
         return False
     if law.kind == "uniform":
         # the largest of n is below the share q of its bound with probability q^n; the variance of (x/a)^2 is 4/45
-        inside = law.scale * (LEVEL ** (1 / x.n) - 2 * x.grain) <= reach <= law.scale * (1 + x.grain)
-        return inside and abs(x.square(law.centre) / law.scale**2 - 1 / 3) <= SURE * math.sqrt(4 / 45 / x.n)
+        inside = law.scale * (LEVEL ** (1 / x.extent) - 2 * x.grain) <= reach <= law.scale * (1 + x.grain)
+        return inside and abs(x.square(law.centre) / law.scale**2 - 1 / 3) <= SURE * math.sqrt(4 / 45 / x.n) + x.grain
     # Wilson and Hilferty: the cube root of a chi-square over its degrees of freedom is nearly normal, also for few of them
     ratio, width = x.square(law.centre) / law.scale**2, 2 / (9 * x.n)
-    return abs(ratio ** (1 / 3) - (1 - width)) <= SURE * math.sqrt(width) and _extreme_is_normal(x.n, reach / law.scale)
+    return abs(ratio ** (1 / 3) - (1 - width)) <= SURE * math.sqrt(width) + x.grain and _extreme_is_normal(x, reach / law.scale)
 
 
 def scales(x: Numbers, kind: Kind) -> tuple[float, float]:
     """Between which two scales a uniform or normal law about zero must lie to agree: what is outside need not be asked about."""
     if kind == "uniform":
-        return x.reach(0.0) / (1 + x.grain), x.reach(0.0) / max(LEVEL ** (1 / x.n) - 2 * x.grain, 1e-300)
+        return x.reach(0.0) / (1 + x.grain), x.reach(0.0) / max(LEVEL ** (1 / x.extent) - 2 * x.grain, 1e-300)
     width, rms = 2 / (9 * x.n), math.sqrt(x.square(0.0))
-    narrow, wide = 1 - width - SURE * math.sqrt(width), 1 - width + SURE * math.sqrt(width)
+    narrow, wide = 1 - width - SURE * math.sqrt(width) - x.grain, 1 - width + SURE * math.sqrt(width) + x.grain
     return rms / wide**1.5, rms / narrow**1.5 if narrow > 0 else math.inf
 
 
@@ -129,16 +148,33 @@ def law_of(x: Numbers) -> Sequence[Law]:
     if uniform is not None:
         # twice the gain of a curved law over a flat one is chi-square, of one degree of freedom: over 2 nats in 2 % of uniform draws
         gain = x.n * _gain_over_uniform(cut.cut, math.sqrt(x.square(cut.centre)) / x.reach(cut.centre))
-        if gain > 2 and _follows(x, cut):
+        if gain > 2 and x.grain < _COARSE and _follows(x, cut):
+            if _may_be_cut_at_two(x, cut.centre):
+                cut = _cut_at_two(x, cut)
             return [cut] if gain > SURE**2 / 2 else [uniform, cut]
         return [uniform]
     normal = Law("normal", cut.centre, math.sqrt(x.square(cut.centre)))
-    gain = x.n * _gain_over_normal(cut.cut, normal.scale / x.reach(cut.centre))
-    if gain <= _NATS and _is_normal(x) and _extreme_is_normal(x.n, x.reach(cut.centre) / normal.scale):
-        return [normal, _cut_at_two(x, cut)] if _may_be_cut_at_two(x, cut.centre) else [normal]
-    if gain > _NATS and _follows(x, cut):
-        return [_cut_at_two(x, cut) if _may_be_cut_at_two(x, cut.centre) else cut]
+    ratio = normal.scale / x.reach(cut.centre)
+    two = _cut_at_two(x, cut) if _may_be_cut_at_two(x, cut.centre) else None
+    uncut = x.n * _gain_over_normal(cut.cut, ratio) <= _NATS or _is_as_far_as_drawn(x, 1 / ratio)
+    if uncut and _is_normal(x) and _extreme_is_normal(x, 1 / ratio):
+        first = two is not None and x.n * _gain_over_normal(2.0, ratio) > _FOR_A_CUT
+        return [normal] if two is None else [two, normal] if first else [normal, two]
+    if not uncut and _follows(x, cut):
+        return [cut if two is None else two]
     return two_sided(x)
+
+
+def spread(ascending: Array, grain: float) -> Array:
+    """Equal values of a coarse dtype laid evenly over the interval that rounds to them: tests of a smooth law expect no repetitions."""
+    if grain < _COARSE:
+        return ascending
+    values, counts = np.unique(ascending, return_counts=True)
+    middles = (values[1:] + values[:-1]) / 2
+    low, high = np.concatenate(([values[0]], middles)), np.concatenate((middles, [values[-1]]))
+    place = np.arange(len(ascending)) - np.repeat(np.cumsum(counts) - counts, counts)
+    laid: Array = np.repeat(low, counts) + (place + 0.5) / np.repeat(counts, counts) * np.repeat(high - low, counts)
+    return laid
 
 
 def two_sided(x: Numbers) -> Sequence[Law]:
@@ -153,7 +189,7 @@ def two_sided(x: Numbers) -> Sequence[Law]:
     if (1 - inner / outer) ** (m - 1) > LEVEL or abs(int((x.some > 0).sum()) - m / 2) > SURE * math.sqrt(m) / 2:
         return []
     within = far[(far > inner) & (far < outer)]
-    if len(within) < 8 or _anderson_darling((within - inner) / (outer - inner), x.grain) > _FULLY_KNOWN:
+    if len(within) < 8 or not _is_even((within - inner) / (outer - inner), x.grain):
         return []
     return [Law("two-sided", 0.0, outer, inner)]
 
@@ -168,11 +204,11 @@ def _uniform(x: Numbers) -> Law | None:
     if not 1.4 < (x.high - x.low) / 2 / x.std < 2.1:
         return None
     within = x.some[(x.some > x.low) & (x.some < x.high)]
-    if len(within) < 8 or _anderson_darling((within - x.low) / (x.high - x.low), x.grain) > _FULLY_KNOWN:
+    if len(within) < 8 or not _is_even((within - x.low) / (x.high - x.low), x.grain):
         return None
     # the two extremes of a symmetric law differ by more than t/n of its width with probability exp(-t)
     apart, width = abs(x.high + x.low), x.high - x.low
-    if apart <= width * _NATS / x.n + 2 * x.grain * width:
+    if apart <= width * _NATS / x.extent + 2 * x.grain * width:
         return Law("uniform", 0.0, x.reach(0.0))
     return Law("uniform", (x.high + x.low) / 2, width / 2)
 
@@ -185,9 +221,15 @@ def _is_normal(x: Numbers) -> bool:
     return statistic <= _PARTLY_KNOWN
 
 
-def _extreme_is_normal(n: int, reach: float) -> bool:
-    """Whether the largest of n, in standard deviations, is neither too far out nor too near."""
-    return n * math.erfc(reach / math.sqrt(2)) > LEVEL and math.erf(reach / math.sqrt(2)) ** n > LEVEL
+def _extreme_is_normal(x: Numbers, reach: float) -> bool:
+    """Whether the largest, in standard deviations, is neither too far out nor too near."""
+    near = math.erf(reach / math.sqrt(2)) ** x.extent <= LEVEL
+    return x.extent * math.erfc(reach / math.sqrt(2)) > LEVEL and (not near or _is_as_far_as_drawn(x, reach))
+
+
+def _is_as_far_as_drawn(x: Numbers, reach: float) -> bool:
+    """Whether coarse numbers end where Box and Muller's do: at the radius that the largest uniform number of their precision gives."""
+    return x.grain > _COARSE and reach >= 0.95 * math.sqrt(-2 * math.log(x.grain / 2))
 
 
 def _mean(x: Numbers) -> float:
@@ -208,7 +250,7 @@ def _follows(x: Numbers, law: Law) -> bool:
     z = (x.some - law.centre) / law.scale
     z = z[np.abs(z) < law.cut * (1 - x.grain)]
     edge = _below(np.array([-law.cut]))[0]
-    return len(z) > 8 and _anderson_darling((_below(z) - edge) / (1 - 2 * edge), x.grain) <= _FULLY_KNOWN
+    return len(z) > 8 and _is_even((_below(z) - edge) / (1 - 2 * edge), x.grain)
 
 
 def _may_be_cut_at_two(x: Numbers, centre: float) -> bool:
@@ -225,6 +267,15 @@ def _cut_at_two(x: Numbers, cut: Law) -> Law:
 
 
 # ---- formulas -------------------------------------------------------------------------------
+
+
+def _is_even(u: Array, grain: float) -> bool:
+    """Whether ascending values are uniform on (0, 1), with nothing estimated."""
+    parts = np.diff(np.searchsorted(u, _EIGHTHS), prepend=0, append=len(u))
+    wanted = len(u) / 8
+    if float(parts @ parts) / wanted - len(u) > _UNEVEN:
+        return False
+    return _anderson_darling(u, grain) <= _FULLY_KNOWN
 
 
 def _anderson_darling(u: Array, grain: float) -> float:
@@ -266,6 +317,8 @@ def _gain_over_normal(cut: float, ratio: float) -> float:
 _CUTS = np.geomspace(0.05, 12.0, 2000)
 _RATIOS = np.array([_variance_within(cut) / cut**2 for cut in _CUTS])
 """Mean square over squared reach, for each cut: falls from 1/3 (uniform) on."""
+
+_EIGHTHS = np.arange(1, 8) / 8
 
 _GRID = np.linspace(-9.0, 9.0, 18001)
 _SHARES = np.array([math.erfc(-z / math.sqrt(2)) / 2 for z in _GRID])

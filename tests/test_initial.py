@@ -93,7 +93,7 @@ def looks(make: Layer, fill: Callable[[Tensor], object], draws: int = DRAWS) -> 
 
 def is_named(text: str, names: Iterable[str]) -> bool:
     """Whether one of the laws that a verdict names has one of these names."""
-    said = re.split(r" or | \(= |\)$| \((?=uniform)", text)
+    said = re.split(r" or | \(= | = |\)$| \((?=uniform)", text)
     return any(fnmatch.fnmatchcase(word, name) for word in said for name in names)
 
 
@@ -143,6 +143,77 @@ def test_other_distributions_are_unlike_any(draw: Callable[[int], Tensor], name:
     found = looks(LAYERS["linear 64x64"], lambda w: w.data.copy_(draw(w.numel())[torch.randperm(w.numel())].reshape(w.shape)), 50)
 
     assert all(text.startswith("unlike any standard one") for text in found), Counter(found)
+
+
+def test_two_humps_that_overlap_are_not_uniform() -> None:
+    found = looks(LAYERS["linear 16x16"], lambda w: w.data.copy_(torch.randn_like(w).sign() + 0.3 * torch.randn_like(w)))
+
+    assert set(found) == {"unlike any standard one"}
+
+
+@pytest.mark.parametrize(
+    ("make", "std", "expected"),
+    [
+        (lambda: nn.Linear(2, 128), 1.0, "Kaiming normal, fan_in (= normal(0, 1))"),
+        (lambda: nn.Linear(128, 2), 1.0, "Kaiming normal, fan_out (= normal(0, 1))"),
+        (lambda: nn.Linear(1, 300), 1.0, "Kaiming normal, linear gain (= normal(0, 1))"),
+        (lambda: nn.Linear(200, 30), 0.1, "Kaiming normal, fan_in (= normal(0, 0.1))"),
+    ],
+)
+def test_a_round_law_is_named_beside_a_named_one_of_the_same_scale(make: Layer, std: float, expected: str) -> None:
+    found = looks(make, lambda w: init.normal_(w, std=std))
+
+    assert sum(expected in text for text in found) >= 99, Counter(found)
+
+
+@pytest.mark.parametrize(
+    ("make", "fill", "name"),
+    [
+        (lambda: nn.Linear(8, 39), init.xavier_uniform_, "Xavier uniform"),
+        (lambda: nn.Conv2d(64, 64, 3, groups=64), partial(init.kaiming_uniform_, mode="fan_out"), "Kaiming uniform, fan_out"),
+        (lambda: nn.Linear(16, 17), init.xavier_normal_, "Xavier normal"),
+    ],
+    ids=["xavier uniform", "fan_out", "xavier normal"],
+)
+def test_the_true_law_is_always_among_those_named(make: Layer, fill: Callable[[Tensor], object], name: str) -> None:
+    found = looks(make, fill, 1000)
+
+    assert sum(is_named(text, [name]) for text in found) >= 998, Counter(found)
+
+
+def test_a_cut_at_two_standard_deviations_and_none_are_told_apart_and_the_family_says_what_is_open() -> None:
+    torch.manual_seed(0)
+    cut, uncut = (nn.ModuleList([nn.Linear(16, 16, bias=False) for _ in range(500)]) for _ in range(2))
+    for one, other in zip(cut, uncut, strict=True):
+        init.trunc_normal_(one.weight)
+        init.normal_(other.weight)
+
+    for layers, family in ((cut, "truncated"), (uncut, "normal")):
+        frame = summary(layers).frame
+        first = frame["family"].str.split(" or ").str[0]
+        # one in a hundred; seen in 6000 draws of each
+        assert (first == family).mean() >= 0.97
+        assert frame["family"].str.contains(family).all()
+        assert ((frame["family"].str.contains(" or ")) == frame["looks_like"].str.contains(r"normal.* or .*normal")).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("fill", "expected"),
+    [
+        (lambda w: None, "PyTorch default (uniform ±0.05)"),
+        (init.uniform_, "uniform(0, 1)"),
+        (lambda w: init.uniform_(w, -0.07, 0.07), "uniform ±0.07"),
+        (init.normal_, "normal(0, 1)"),
+    ],
+    ids=["default", "uniform", "symmetric", "normal"],
+)
+def test_tensors_that_were_drawn_in_low_precision_are_recognised(
+    fill: Callable[[Tensor], object], expected: str, dtype: torch.dtype
+) -> None:
+    found = Counter(looks(lambda: nn.Linear(400, 300, dtype=dtype), fill, 30))
+
+    assert found[expected] == 30, found
 
 
 def test_the_books_own_initialisation_is_a_mixture_of_zeros_and_two_sided_uniform() -> None:
@@ -270,9 +341,9 @@ def test_a_true_law_is_rejected_in_less_than_one_case_of_a_hundred(kind: str, n:
         "normal": lambda: random.normal(0, 3, n),
         "two-sided": lambda: random.uniform(1, 3, n) * random.choice([-1.0, 1.0], n),
     }
-    found = Counter(law.kind if laws else "none" for laws in (law_of(numbers(draws[kind]())) for _ in range(300)) for law in laws[:1])
+    found = Counter(" or ".join(law.kind for law in law_of(numbers(draws[kind]()))) for _ in range(300))
 
-    assert found[kind] >= 298, found
+    assert sum(times for kinds, times in found.items() if kind in kinds.split(" or ")) >= 298, found
 
 
 def test_numbers_agree_with_their_law_and_not_with_one_a_fifth_wider() -> None:
