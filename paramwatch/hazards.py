@@ -48,15 +48,17 @@ def _of_weight(found: Sequence[Place], shape: tuple[int, ...], x: Numbers) -> It
             " (symmetry is not broken by this weight)"
         )
     size = math.sqrt(x.square(0.0))
+    if not 0 < size < math.inf:  # its square is no number: the largest element tells the size as well
+        size = x.reach(0.0)
     # of fewer than four elements the size says little: a tenth comes by chance in more than one case of 10,000
     if x.n < 4:
         return
     of = "its size" if place is found[0] else f"{place.name} as a weight of {type(place.holder).__name__}"
     theirs = f"(rms {size:.3g}, theirs {least:.3g} to {most:.3g})"
     if size > FAR * most:
-        yield f"{of} is {size / most:,.0f} times above Xavier and Kaiming {theirs}: signals blow up"
+        yield f"{of} is {_factor(size / most)} times above Xavier and Kaiming {theirs}: signals blow up"
     elif size < least / FAR:
-        yield f"{of} is {least / size:,.0f} times below Xavier and Kaiming {theirs}: signals fade"
+        yield f"{of} is {_factor(least / size)} times below Xavier and Kaiming {theirs}: signals fade"
 
 
 def _units(place: Place, shape: tuple[int, ...]) -> int:
@@ -65,3 +67,7 @@ def _units(place: Place, shape: tuple[int, ...]) -> int:
         return shape[1]
     groups = getattr(place.holder, "groups", 1)
     return shape[0] // groups if isinstance(groups, int) and groups > 0 else shape[0]
+
+
+def _factor(value: float) -> str:
+    return f"{value:,.0f}" if value < 1e6 else f"{value:.0e}"

@@ -59,6 +59,8 @@ class Seen:
     """Gives a sample of the elements, all of them if they are few."""
     lines: Callable[[Sequence[int]], Array] | None = None
     """Gives some rows of the tensor as a matrix, columns where it has more rows than columns; None where it is no matrix of reals."""
+    column_zeros: Callable[[], Array] | None = None
+    """Gives how many elements of each column are zero; None where it is no matrix of reals."""
     default: Law | None = None
     default_zeros: int = 0
     """Zeros that belong to the default (the padding row of an embedding)."""
@@ -69,6 +71,10 @@ def look(seen: Seen) -> Look:
     x = seen.numbers
     if x.low == x.high and (x.n > 1 or x.low in (0.0, 1.0) or _is_default(seen)):
         return _constant(seen, x.low)
+    if x.std == 0 and x.extent > x.n:
+        return Look(f"{UNLIKE}: nearly all elements are {x.mean:.4g}", "unlike", math.nan)
+    if not (x.std > 0 and x.square(0.0) < math.inf):
+        return Look(f"{UNLIKE} (too far from 1 to square)", "unlike", math.nan)
     exact = _diagonal(seen) or _orthogonal(seen)
     if exact:
         return exact
@@ -158,17 +164,17 @@ def _are_orthonormal(rows: Array, near: float) -> bool:
 
 def _nonzero(seen: Seen) -> Numbers:
     """The numbers of the elements that are not zero, from those of all."""
-    x, n = seen.numbers, int(seen.numbers.n - seen.zeros)
+    x, n = seen.numbers, max(int(seen.numbers.n - seen.zeros), 1)
     mean = x.mean * x.n / n
-    return replace(x, n=n, mean=mean, std=math.sqrt(max(x.square(0.0) * x.n / n - mean**2, 0.0)))
+    return replace(x, n=n, total=round(x.extent * n / x.n), mean=mean, std=math.sqrt(max(x.square(0.0) * x.n / n - mean**2, 0.0)))
 
 
 def _sparse(seen: Seen, share: float) -> Look:
     """Zeros, and a law for the rest. As many in every column is what `sparse_` does."""
     rest = _nonzero(seen)
     even = False
-    if seen.lines is not None and len(seen.shape) == 2 and seen.numbers.n <= _AT_HAND and seen.shape[1] > 1:
-        even = int(np.ptp((_whole(seen) == 0).sum(axis=0))) == 0
+    if seen.column_zeros is not None and seen.shape[1] > 1:
+        even = int(np.ptp(seen.column_zeros())) == 0
     zeros = f"{share:.0%} zeros{' in each column' if even else ''}".replace("%", " %")
     value = rest.high or rest.low
     # rounding leaves a little spread where all are equal
@@ -191,7 +197,8 @@ def _of_law(seen: Seen) -> Look:
     if x.n < ENOUGH:
         return _small(seen)
     elements = seen.elements()
-    laws = law_of(replace(x, some=spread(np.sort(elements[elements != 0]), x.grain)))
+    some = spread(np.sort(elements[elements != 0]), x.grain)
+    laws = law_of(replace(x, some=some)) if len(some) >= ENOUGH // 2 else []
     if not laws:
         return Look(UNLIKE + _stray(np.sort(elements)), "unlike", math.nan)
     told: list[str] = []

@@ -29,7 +29,10 @@ from paramwatch.standards import default_of
 from paramwatch.ties import find_ties
 
 EXACT = 1 << 20
-"""Elements up to which all of a tensor is measured, at 0.1 microseconds each; of a larger one it is a sample, and `exact` says so."""
+"""Elements up to which all of a tensor is measured, at 0.1 microseconds each; of a larger one extremes are exact, the rest a sample's."""
+
+
+_PLAIN = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 
 def summary(module: nn.Module) -> Summary:
@@ -64,13 +67,33 @@ class _Row:
     """Why there are no values to look at, "" if there are."""
 
     @property
-    def looked_at(self) -> Tensor | None:
-        """What is measured: all of a tensor, or a sample; all of it where something is not finite, so that none is missed."""
+    def looked_at(self) -> tuple[Tensor | None, _Whole | None]:
+        """What is measured: all of a tensor, or a sample beside what is known of all; all of it where something is not finite."""
         if self.unreadable:
-            return None
-        if self.numel <= EXACT or not bool(torch.isfinite(self.tensor.detach().sum())):
-            return self.tensor
-        return sample(self.tensor)
+            return None, None
+        if self.numel <= EXACT:
+            return self.tensor, None
+        whole = _whole(self.tensor)
+        finite = math.isfinite(whole.low) and math.isfinite(whole.high)
+        return (sample(self.tensor), whole) if finite else (self.tensor, None)
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """What is cheap to know of all elements of a large tensor."""
+
+    n: int
+    low: float
+    high: float
+    zeros: int
+
+
+def _whole(tensor: Tensor) -> _Whole:
+    x = tensor.detach()
+    if type(tensor) not in (Tensor, nn.Parameter) or x.layout is not torch.strided or x.dtype not in _PLAIN:
+        x = as_reals(tensor)
+    low, high = x.aminmax()
+    return _Whole(x.numel(), float(low), float(high), x.numel() - int(x.count_nonzero()))
 
 
 def _row(found: Sequence[Place], tensor: nn.Parameter) -> _Row:
@@ -88,11 +111,18 @@ def _row(found: Sequence[Place], tensor: nn.Parameter) -> _Row:
 def _frame(rows: Sequence[_Row], ties: Sequence[TieGroup]) -> pd.DataFrame:
     group_of = {name: i for i, tie in reversed(list(enumerate(ties))) for name in tie.names}
     first = [row.places[0] for row in rows]
-    looked_at = [row.looked_at for row in rows]
+    looked_at, wholes = zip(*(row.looked_at for row in rows), strict=True) if rows else ((), ())
     reading = measure(looked_at)
     reading.wait()
     numbers = reading.numpy().T
-    judged = [_judge(row, column) for row, column in zip(rows, numbers.T, strict=True)]
+    totals = numbers[ORDER.index("count")].copy()
+    for i, whole in enumerate(wholes):
+        if whole is not None:
+            totals[i] = whole.n
+            share = numbers[ORDER.index("count"), i] / whole.n
+            for part, value in (("min", whole.low), ("max", whole.high), ("zero", whole.zeros * share)):
+                numbers[ORDER.index(part), i] = value
+    judged = [_judge(row, column, total) for row, column, total in zip(rows, numbers.T, totals.tolist(), strict=True)]
     statistics = _statistics(numbers)
     index = pd.Index([place.name for place in first], name="parameter", dtype="object")
     columns = {
@@ -135,7 +165,7 @@ def _gradient(tensor: Tensor) -> str:
 # ---- how it looks initialised ---------------------------------------------------------------
 
 
-def _judge(row: _Row, numbers: Array) -> tuple[Look, str]:
+def _judge(row: _Row, numbers: Array, total: float) -> tuple[Look, str]:
     """The verdict on a row, and what to warn of."""
     if row.unreadable or row.shape is None:
         return Look(row.unreadable, "unknown", math.nan), ""
@@ -146,9 +176,9 @@ def _judge(row: _Row, numbers: Array) -> tuple[Look, str]:
         verdict = Look("unlike any standard one (NaN or infinite elements)", "unlike", math.nan)
         return verdict, hazards(row.places, shape, tensor.requires_grad, None, bad)
     grain = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() or tensor.is_complex() else 0.0
-    x = Numbers(int(part["count"]), part["mean"], part["std"], part["min"], part["max"], grain)
+    x = Numbers(int(part["count"]), part["mean"], part["std"], part["min"], part["max"], grain, None, int(total))
     default, padding = _default(row)
-    seen = Seen(shape, x, part["zero"], lambda: sample(tensor).cpu().numpy(), _lines(tensor), default, padding)
+    seen = Seen(shape, x, part["zero"], lambda: sample(tensor).cpu().numpy(), _lines(tensor), _column_zeros(tensor), default, padding)
     return look(seen), hazards(row.places, shape, tensor.requires_grad, x, 0)
 
 
@@ -159,8 +189,23 @@ def _default(row: _Row) -> tuple[Law | None, int]:
     return default_of(place.holder, place.key, shape), shape[1] if padded else 0
 
 
+def _is_real_matrix(tensor: Tensor) -> bool:
+    return tensor.dim() > 1 and not tensor.is_complex() and tensor.layout is torch.strided and not hasattr(tensor, "to_local")
+
+
+def _column_zeros(tensor: Tensor) -> Callable[[], Array] | None:
+    if tensor.dim() != 2 or not _is_real_matrix(tensor):
+        return None
+
+    def column_zeros() -> Array:
+        found: Array = (tensor.detach() == 0).sum(0).cpu().numpy()
+        return found
+
+    return column_zeros
+
+
 def _lines(tensor: Tensor) -> Callable[[Sequence[int]], Array] | None:
-    if tensor.dim() < 2 or tensor.is_complex() or tensor.layout is not torch.strided or hasattr(tensor, "to_local"):
+    if not _is_real_matrix(tensor):
         return None
 
     def lines(at: Sequence[int]) -> Array:

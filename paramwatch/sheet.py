@@ -94,7 +94,7 @@ def text(summary: Summary) -> str:
     out = [*_wrap(_heading(summary), width), "", layout.header(), "─" * width]
     for line in shown:
         if line.row is None:
-            out.append(_shorten_middle(f"{line.label}  {line.note}".rstrip(), width))
+            out.append(_shorten_middle(f"{line.label}  {printable(line.note)}".rstrip(), width))
         else:
             out.append(layout.tied(line) if line.note else layout.row(line, position[line.row]))
     if len(summary.tree) > LINES:
@@ -137,14 +137,17 @@ def _cells(frame: pd.DataFrame) -> dict[str, list[str]]:
     def made(column: str, how: Callable[[Any], str]) -> list[str]:
         return [how(value) for value in frame[column]]
 
+    def estimated(column: str) -> list[str]:
+        return [f"~{said}" if said and not exact else said for said, exact in zip(made(column, _number), frame["exact"], strict=True)]
+
     return {
         "shape": made("shape", lambda shape: "?" if shape is None else "x".join(map(str, shape)) or "scalar"),
         "elements": made("numel", lambda numel: "?" if numel is pd.NA else f"{numel:,}"),
         "dtype": made("dtype", str),
         "trained": made("trainable", lambda trainable: "yes" if trainable else "frozen"),
         "gradient": made("gradient", str),
-        "mean": made("mean", _number),
-        "std": made("std", _number),
+        "mean": estimated("mean"),
+        "std": estimated("std"),
         "expected": made("theoretical_std", _number),
         "min": made("min", _number),
         "max": made("max", _number),
@@ -205,8 +208,8 @@ def _number(value: float) -> str:
 def _heading(summary: Summary) -> str:
     frame = summary.frame
     if frame.empty:
-        return f"{summary.model}: no parameters"
-    said = [f"{summary.model}: {_count(len(frame), 'parameter tensor')}"]
+        return f"{printable(summary.model)}: no parameters"
+    said = [f"{printable(summary.model)}: {_count(len(frame), 'parameter tensor')}"]
     if frame["dtype"].nunique() == 1:
         said.append(str(frame["dtype"].iloc[0]))
     if frame["trainable"].nunique() == 1:

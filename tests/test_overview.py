@@ -139,6 +139,50 @@ def test_a_large_tensor_is_looked_at_through_a_sample_and_says_so() -> None:
     assert row["std"] == pytest.approx(reals(net.weight).std(), rel=0.03)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extremes_and_constants_of_a_large_tensor_are_exact(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = nn.ModuleList([nn.Linear(1024, EXACT // 1024 + 1, bias=False, dtype=dtype) for _ in range(3)])
+    nn.init.zeros_(net[0].weight).data[5, 7] = 1
+    nn.init.constant_(net[1].weight, 0.5).data[77, 5] = 0.25
+    net[2].weight.data[3, 3] = -7
+    frame = summary(net).frame
+
+    assert "all zeros" not in summary(net).warnings.get("0.weight", "")
+    assert "symmetry" not in summary(net).warnings.get("1.weight", "")
+    assert list(frame["max"])[:2] == [1, 0.5]
+    assert list(frame["min"])[1:] == [0.25, -7]
+    assert frame["looks_like"]["2.weight"].startswith("unlike any standard one")
+    assert not frame["exact"].any()
+
+
+def test_what_is_estimated_from_a_sample_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    torch.manual_seed(0)
+
+    assert re.search(r"~0\.018\d?\b", str(summary(nn.Linear(1024, EXACT // 1024 + 1))))
+    assert "~" not in str(summary(nn.Linear(1024, 64)))
+
+
+@pytest.mark.parametrize("shape", [(200, 300), (1100, 1000)], ids=["measured", "sampled"])
+def test_sparse_is_told_by_its_columns_whatever_the_size(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(*shape, bias=False)
+    nn.init.sparse_(net.weight, 0.3)
+
+    assert re.search(r"30 % zeros in each column, else normal\(0, 0.01\)", summary(net).frame["looks_like"]["weight"])
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200, 1e-60, 1e60], ids=str)
+def test_a_scale_that_is_absurd_is_said_shortly(scale: float) -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(30, 30, bias=False, dtype=torch.float64)
+    net.weight.data *= scale
+    warning = summary(net).warnings["weight"]
+
+    assert re.match(r"its size is (inf|\de\+\d+) times (above|below)", warning)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("size", [4, 1100], ids=["small", "sampled"])
 def test_an_element_that_is_not_finite_is_never_missed(size: int, value: float) -> None:
@@ -329,6 +373,14 @@ def test_a_tree_too_long_to_read_is_cut_and_the_frame_is_not() -> None:
 
     assert "… and 800 more lines" in str(found)
     assert len(found.frame) == 1200
+
+
+def test_a_class_name_stays_on_its_line() -> None:
+    odd = type("Two\nlines\x1b[31m", (nn.Sequential,), {})
+    said = str(summary(odd(odd(nn.Linear(2, 2)))))
+
+    assert "\x1b" not in said
+    assert said.count("Two\\nlines") == 2
 
 
 def test_html_escapes_every_name() -> None:
