@@ -73,7 +73,7 @@ def look(seen: Seen) -> Look:
         return _constant(seen, x.low)
     if x.std == 0 and x.extent > x.n:
         return Look(f"{UNLIKE}: nearly all elements are {x.mean:.4g}", "unlike", math.nan)
-    if not (x.std > 0 and x.square(0.0) < math.inf):
+    if x.low < x.high and not (x.std > 0 and x.square(0.0) < math.inf):
         return Look(f"{UNLIKE} (too far from 1 to square)", "unlike", math.nan)
     exact = _diagonal(seen) or _orthogonal(seen)
     if exact:

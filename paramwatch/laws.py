@@ -271,9 +271,10 @@ def _cut_at_two(x: Numbers, cut: Law) -> Law:
 
 def _is_even(u: Array, grain: float) -> bool:
     """Whether ascending values are uniform on (0, 1), with nothing estimated."""
-    parts = np.diff(np.searchsorted(u, _EIGHTHS), prepend=0, append=len(u))
-    wanted = len(u) / 8
-    if float(parts @ parts) / wanted - len(u) > _UNEVEN:
+    m, up_to = len(u), np.searchsorted(u, _EIGHTHS)
+    inner = up_to[1:] - up_to[:-1]
+    squares = int(up_to[0]) ** 2 + int(inner @ inner) + (m - int(up_to[-1])) ** 2
+    if 8 * squares / m - m > _UNEVEN:
         return False
     return _anderson_darling(u, grain) <= _FULLY_KNOWN
 

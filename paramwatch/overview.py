@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -178,7 +179,8 @@ def _judge(row: _Row, numbers: Array, total: float) -> tuple[Look, str]:
     grain = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() or tensor.is_complex() else 0.0
     x = Numbers(int(part["count"]), part["mean"], part["std"], part["min"], part["max"], grain, None, int(total))
     default, padding = _default(row)
-    seen = Seen(shape, x, part["zero"], lambda: sample(tensor).cpu().numpy(), _lines(tensor), _column_zeros(tensor), default, padding)
+    elements = cache(lambda: (as_reals(tensor) if tensor.numel() <= SAMPLE else sample(tensor)).cpu().numpy())
+    seen = Seen(shape, x, part["zero"], elements, _lines(tensor, elements), _column_zeros(tensor), default, padding)
     return look(seen), hazards(row.places, shape, tensor.requires_grad, x, 0)
 
 
@@ -204,17 +206,18 @@ def _column_zeros(tensor: Tensor) -> Callable[[], Array] | None:
     return column_zeros
 
 
-def _lines(tensor: Tensor) -> Callable[[Sequence[int]], Array] | None:
+def _lines(tensor: Tensor, elements: Callable[[], Array]) -> Callable[[Sequence[int]], Array] | None:
     if not _is_real_matrix(tensor):
         return None
 
     def lines(at: Sequence[int]) -> Array:
+        if tensor.numel() <= SAMPLE:
+            # all are at hand
+            whole = elements().reshape(tensor.shape[0], -1)
+            chosen: Array = (whole if whole.shape[0] <= whole.shape[1] else whole.T)[list(at)]
+            return chosen
         w = tensor.detach().reshape(tensor.shape[0], -1)
         w = w if w.shape[0] <= w.shape[1] else w.T
-        if tensor.numel() <= SAMPLE:
-            # of a small tensor it takes longer to choose rows than to copy them all
-            whole: Array = w.to(torch.float64).cpu().numpy()
-            return whole[list(at)]
         found: Array = as_reals(w[list(at)]).reshape(len(at), -1).cpu().numpy()
         return found
 
