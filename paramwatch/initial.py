@@ -197,7 +197,7 @@ def _of_law(seen: Seen) -> Look:
     if x.n < ENOUGH:
         return _small(seen)
     elements = seen.elements()
-    some = spread(np.sort(elements[elements != 0]), x.grain)
+    some = spread(np.sort(elements[elements != 0] if seen.zeros else elements), x.grain)
     laws = law_of(replace(x, some=some)) if len(some) >= ENOUGH // 2 else []
     if not laws:
         return Look(UNLIKE + _stray(np.sort(elements)), "unlike", math.nan)
@@ -210,7 +210,7 @@ def _of_law(seen: Seen) -> Look:
         stds.append(named[0].law.std if named else plain_std(x, law))
         kinds.append(law.kind)
         # a named bound that is met to one part in n says more than a slight curve
-        if named and law.kind == "uniform":
+        if law.kind == "uniform" and any(standard.name for standard in named):
             break
     return Look(" or ".join(told), " or ".join(kinds), stds[0])
 

@@ -281,7 +281,7 @@ def _is_even(u: Array, grain: float) -> bool:
 
 def _anderson_darling(u: Array, grain: float) -> float:
     """A squared, of ascending values that should be uniform on (0, 1)."""
-    u = np.clip(u, grain / 4, 1 - grain / 4)
+    u = np.minimum(np.maximum(u, grain / 4), 1 - grain / 4)
     m = len(u)
     return float(-m - (_odd(m) @ (np.log(u) + np.log1p(-u[::-1]))) / m)
 
