@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from paramwatch.columns import Array
+from paramwatch.formulas import CUTS, RATIOS, anderson_darling, below, gain_over_normal, gain_over_uniform, is_even, variance_within
 
 Kind: TypeAlias = Literal["constant", "uniform", "normal", "truncated", "two-sided"]
 
@@ -24,12 +24,6 @@ LEVEL = 1e-4
 
 SURE = 4.0
 """Standard errors between a mean or a variance and its law: normal numbers are farther off in 6 cases of 100,000."""
-
-_FULLY_KNOWN = 8.2
-"""The Anderson-Darling statistic of a law without estimated parameters exceeds this in 1 case of 10,000."""
-
-_UNEVEN = 29.9
-"""Pearson's chi-square of eight equal parts exceeds this in 1 case of 10,000: it sees a hole in the middle."""
 
 _COARSE = 1e-4
 """Dtypes of a coarser grain (float16, bfloat16) repeat their values, and torch draws in their precision, too."""
@@ -62,7 +56,7 @@ class Law:
         if self.kind == "uniform":
             return self.scale / math.sqrt(3)
         if self.kind == "truncated":
-            return self.scale * math.sqrt(_variance_within(self.cut))
+            return self.scale * math.sqrt(variance_within(self.cut))
         if self.kind == "two-sided":
             return math.sqrt((self.scale**2 + self.scale * self.cut + self.cut**2) / 3)
         return self.scale if self.kind == "normal" else 0.0
@@ -147,7 +141,7 @@ def law_of(x: Numbers) -> Sequence[Law]:
     cut = _truncated(x, _mean(x) if uniform is None else uniform.centre)
     if uniform is not None:
         # twice the gain of a curved law over a flat one is chi-square, of one degree of freedom: over 2 nats in 2 % of uniform draws
-        gain = x.n * _gain_over_uniform(cut.cut, math.sqrt(x.square(cut.centre)) / x.reach(cut.centre))
+        gain = x.n * gain_over_uniform(cut.cut, math.sqrt(x.square(cut.centre)) / x.reach(cut.centre))
         if gain > 2 and x.grain < _COARSE and _follows(x, cut):
             if _may_be_cut_at_two(x, cut.centre):
                 cut = _cut_at_two(x, cut)
@@ -156,9 +150,9 @@ def law_of(x: Numbers) -> Sequence[Law]:
     normal = Law("normal", cut.centre, math.sqrt(x.square(cut.centre)))
     ratio = normal.scale / x.reach(cut.centre)
     two = _cut_at_two(x, cut) if _may_be_cut_at_two(x, cut.centre) else None
-    uncut = x.n * _gain_over_normal(cut.cut, ratio) <= _NATS or _is_as_far_as_drawn(x, 1 / ratio)
+    uncut = x.n * gain_over_normal(cut.cut, ratio) <= _NATS or _is_as_far_as_drawn(x, 1 / ratio)
     if uncut and _is_normal(x) and _extreme_is_normal(x, 1 / ratio):
-        first = two is not None and x.n * _gain_over_normal(2.0, ratio) > _FOR_A_CUT
+        first = two is not None and x.n * gain_over_normal(2.0, ratio) > _FOR_A_CUT
         return [normal] if two is None else [two, normal] if first else [normal, two]
     if not uncut and _follows(x, cut):
         return [cut if two is None else two]
@@ -189,7 +183,7 @@ def two_sided(x: Numbers) -> Sequence[Law]:
     if (1 - inner / outer) ** (m - 1) > LEVEL or abs(int((x.some > 0).sum()) - m / 2) > SURE * math.sqrt(m) / 2:
         return []
     within = far[(far > inner) & (far < outer)]
-    if len(within) < 8 or not _is_even((within - inner) / (outer - inner), x.grain):
+    if len(within) < 8 or not is_even((within - inner) / (outer - inner), x.grain):
         return []
     return [Law("two-sided", 0.0, outer, inner)]
 
@@ -204,7 +198,7 @@ def _uniform(x: Numbers) -> Law | None:
     if not 1.4 < (x.high - x.low) / 2 / x.std < 2.1:
         return None
     within = x.some[(x.some > x.low) & (x.some < x.high)]
-    if len(within) < 8 or not _is_even((within - x.low) / (x.high - x.low), x.grain):
+    if len(within) < 8 or not is_even((within - x.low) / (x.high - x.low), x.grain):
         return None
     # the two extremes of a symmetric law differ by more than t/n of its width with probability exp(-t)
     apart, width = abs(x.high + x.low), x.high - x.low
@@ -217,7 +211,7 @@ def _is_normal(x: Numbers) -> bool:
     assert x.some is not None
     m = len(x.some)
     mean, std = float(x.some.mean()), float(x.some.std())
-    statistic = _anderson_darling(_below((x.some - mean) / std), x.grain) * (1 + 0.75 / m + 2.25 / m**2)
+    statistic = anderson_darling(below((x.some - mean) / std), x.grain) * (1 + 0.75 / m + 2.25 / m**2)
     return statistic <= _PARTLY_KNOWN
 
 
@@ -240,7 +234,7 @@ def _mean(x: Numbers) -> float:
 def _truncated(x: Numbers, centre: float) -> Law:
     """The likeliest normal law with a symmetric cut. The cut is at the extreme, the rest follows from the mean square."""
     reach = x.reach(centre)
-    cut = float(np.interp(-x.square(centre) / reach**2, -_RATIOS, _CUTS))
+    cut = float(np.interp(-x.square(centre) / reach**2, -RATIOS, CUTS))
     return Law("truncated", centre, reach / cut, cut)
 
 
@@ -249,77 +243,18 @@ def _follows(x: Numbers, law: Law) -> bool:
     assert x.some is not None
     z = (x.some - law.centre) / law.scale
     z = z[np.abs(z) < law.cut * (1 - x.grain)]
-    edge = _below(np.array([-law.cut]))[0]
-    return len(z) > 8 and _is_even((_below(z) - edge) / (1 - 2 * edge), x.grain)
+    edge = below(np.array([-law.cut]))[0]
+    return len(z) > 8 and is_even((below(z) - edge) / (1 - 2 * edge), x.grain)
 
 
 def _may_be_cut_at_two(x: Numbers, centre: float) -> bool:
     """Whether the cut may be at two standard deviations, which is where people put it."""
     kurtosis = 2.3656
-    ratio = x.reach(centre) / math.sqrt(x.square(centre)) * math.sqrt(_variance_within(2.0)) / 2.0
+    ratio = x.reach(centre) / math.sqrt(x.square(centre)) * math.sqrt(variance_within(2.0)) / 2.0
     error = SURE * math.sqrt((kurtosis - 1) / (4 * x.n))
     # the extreme itself stays off its bound: the density there is 0.113 on each side
     return 1 - error - _NATS / (0.226 * 2 * x.n) - x.grain <= ratio <= 1 + error + x.grain
 
 
 def _cut_at_two(x: Numbers, cut: Law) -> Law:
-    return Law("truncated", cut.centre, math.sqrt(x.square(cut.centre) / _variance_within(2.0)), 2.0)
-
-
-# ---- formulas -------------------------------------------------------------------------------
-
-
-def _is_even(u: Array, grain: float) -> bool:
-    """Whether ascending values are uniform on (0, 1), with nothing estimated."""
-    m, up_to = len(u), np.searchsorted(u, _EIGHTHS)
-    inner = up_to[1:] - up_to[:-1]
-    squares = int(up_to[0]) ** 2 + int(inner @ inner) + (m - int(up_to[-1])) ** 2
-    if 8 * squares / m - m > _UNEVEN:
-        return False
-    return _anderson_darling(u, grain) <= _FULLY_KNOWN
-
-
-def _anderson_darling(u: Array, grain: float) -> float:
-    """A squared, of ascending values that should be uniform on (0, 1)."""
-    u = np.minimum(np.maximum(u, grain / 4), 1 - grain / 4)
-    m = len(u)
-    return float(-m - (_odd(m) @ (np.log(u) + np.log1p(-u[::-1]))) / m)
-
-
-@lru_cache(maxsize=64)
-def _odd(m: int) -> Array:
-    return np.arange(1.0, 2 * m, 2)
-
-
-def _below(z: Array) -> Array:
-    """Share of a normal law below z, to five digits in both tails."""
-    found: Array = np.interp(z, _GRID, _SHARES)
-    return found
-
-
-def _variance_within(cut: float) -> float:
-    """Variance of a standard normal law between -cut and cut."""
-    if cut < 0.05:  # the difference below loses its digits; this is its series
-        return cut**2 / 3 * (1 - 2 * cut**2 / 15)
-    density = math.exp(-(cut**2) / 2) / math.sqrt(2 * math.pi)
-    return 1 - 2 * cut * density / math.erf(cut / math.sqrt(2))
-
-
-def _gain_over_uniform(cut: float, ratio: float) -> float:
-    """Nats an element, of a normal law with a cut over a uniform one; `ratio` is root mean square over reach."""
-    return math.log(2 * cut) - 0.5 * math.log(2 * math.pi) - math.log(math.erf(cut / math.sqrt(2))) - (ratio * cut) ** 2 / 2
-
-
-def _gain_over_normal(cut: float, ratio: float) -> float:
-    """Nats an element, over a normal law without a cut."""
-    return math.log(ratio * cut) - math.log(math.erf(cut / math.sqrt(2))) - (ratio * cut) ** 2 / 2 + 0.5
-
-
-_CUTS = np.geomspace(0.05, 12.0, 2000)
-_RATIOS = np.array([_variance_within(cut) / cut**2 for cut in _CUTS])
-"""Mean square over squared reach, for each cut: falls from 1/3 (uniform) on."""
-
-_EIGHTHS = np.arange(1, 8) / 8
-
-_GRID = np.linspace(-9.0, 9.0, 18001)
-_SHARES = np.array([math.erfc(-z / math.sqrt(2)) / 2 for z in _GRID])
+    return Law("truncated", cut.centre, math.sqrt(x.square(cut.centre) / variance_within(2.0)), 2.0)

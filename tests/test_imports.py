@@ -22,7 +22,7 @@ LAYERS = (
     "worker assemble recorder raw rounds inventory clipping arguments",
     "tensorboard steps callstack measure run overview",
     "frames table initial wording laws standards hazards sheet",
-    "store block folder schedule totals rules ties testing",
+    "store block folder schedule totals rules ties testing formulas",
     "rows",
     "record merging",
     "columns guard",
