@@ -30,7 +30,7 @@ from paramwatch.standards import default_of
 from paramwatch.ties import find_ties
 
 EXACT = 1 << 20
-"""Elements up to which all of a tensor is measured, at 0.1 microseconds each; of a larger one extremes are exact, the rest a sample's."""
+"""Elements up to which all of a tensor is measured; of a larger one extremes are exact, the rest a sample's."""
 
 
 _PLAIN = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))

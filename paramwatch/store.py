@@ -32,7 +32,7 @@ from paramwatch.schedule import Schedule
 
 VERSION = 1
 BATCH_STEPS, BATCH_BYTES, BATCH_SECONDS = 256, 8_000_000, 5.0
-"""A batch is written when it holds that much or is that old: a small step written alone costs 800 microseconds, most for the batch."""
+"""A batch is written when it holds that much or is that old: a small step written alone costs many times its share."""
 
 _FINDINGS = pa.schema([("step", pa.int64()), ("rule", pa.string()), ("parameter", pa.string()), ("message", pa.string())])
 _OPENING = b"\xff\xff\xff\xff"
