@@ -12,6 +12,7 @@ loop believes in, must arrive at the same bits) or in `by_closure` (the same for
 from __future__ import annotations
 
 import copy
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,12 @@ class Used(truth.Truth):
 
     slack: truth.Numbers = field(default_factory=dict)
     """How far each element of a gradient that was found from an update may be off."""
+
+    @functools.cached_property
+    def update(self) -> truth.Numbers:
+        """Parameter after minus before, of the rows that stepped."""
+        with np.errstate(invalid="ignore"):
+            return {name: after - self.param[name] for name, after in self.after.items()}
 
 
 class Lab:
@@ -202,10 +209,11 @@ def differences(watch: Watch, rounds: list[Used], first_step: int = 0) -> list[s
 
 def _line(used: Used, name: str, line: Any, raw: bool) -> Iterator[str]:
     stepped = name in used.after
-    whole = used if stepped else Used(used.param, {}, used.param, {})
+    param = {name: used.param[name]}
+    whole = used if stepped else Used(param, {}, param, {})
     expected = truth.columns(whole, name)
     for column, found in line.items():
-        value = np.nan if found is None or found != found or str(found) == "<NA>" else float(found)
+        value = np.nan if found is None or str(found) == "<NA>" else float(found)
         want = expected.get(column, np.nan)
         if not stepped and (column.startswith(("grad", "update", "clip", "exp")) or np.isnan(value)):
             # a row that did not step has its parameter at most

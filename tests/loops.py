@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,14 @@ from paramwatch import Watch
 
 LR = 0.125
 """A power of two, so that dividing an update by it rounds nothing."""
+
+OPTIONS: dict[str, dict[str, Any]] = {"default": {}, "full": {"detail": "full", "raw_gradients": True}}
+"""What the loops of the truth harness are watched with."""
+
+
+def by_name(*loops: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """Loops under their names, for parameters and their ids."""
+    return {loop.__name__: loop for loop in loops}
 
 
 def mlp(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -32,6 +40,18 @@ def loss_of(model: nn.Module, i: int = 0) -> Tensor:
     weight = next(model.parameters())
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(i)).to(weight.dtype)
     return (model(x) - x.sum(1, keepdim=True)).square().mean()
+
+
+def closure_of(model: nn.Module, optimizer: Any, i: int = 0) -> Callable[[], Tensor]:
+    """What `optimizer.step(closure)` evaluates: the loss on batch number i, and its gradients from zero."""
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(model, i)
+        loss.backward()
+        return loss
+
+    return closure
 
 
 class Truth:
