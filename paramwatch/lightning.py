@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor
 from torch.optim import Optimizer
 
-from paramwatch.arguments import check_options, check_path, is_remote
+from paramwatch.arguments import check_options, check_path
 from paramwatch.attached import beside
 from paramwatch.columns import Detail
-from paramwatch.guard import Guard, logger
+from paramwatch.guard import ParamWatchError, logger
+from paramwatch.loggers import Outlets, folder_of, local
 from paramwatch.record import Sink
 from paramwatch.recorder import UpdateMode
 from paramwatch.totals import totals
@@ -70,7 +71,8 @@ class ParamWatch(Callback):
         uses_of: Which rows `uses` is about.
         raw_gradients: Also look for clipping by torch's own functions, as in a plain loop.
         max_bytes: What one session may write to the store.
-        first_step: Number of the first step of a fit that is not resumed.
+        first_step: Number of the first step of a fit that is not resumed, or is resumed from a checkpoint that has no step counter of
+            this `name`; where it is not given, such a fit goes on at the trainer's own count.
         sinks: More places to send records to.
     """
 
@@ -118,46 +120,70 @@ class ParamWatch(Callback):
         self._trainer: weakref.ref[Trainer] | None = None
         self._asked: tuple[weakref.ref[Optimizer], int] | None = None
         self._logged = -1
-        self._outlets: dict[int, Guard] = {}
+        self._outlets = Outlets()
 
     @property
     def state_key(self) -> str:
         """Under which the step counter is saved: one for each `name`."""
         return f"ParamWatch{{'name': {self._options['name']!r}}}"
 
-    def state_dict(self) -> dict[str, Any]:
-        """The number the next step has."""
-        return {"next_step": self._next_step()}
+    # not state_dict and load_state_dict: these lack the trainer, and end in Lightning's own words where two callbacks have one name
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resume = state_dict["next_step"]
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the number the next step has."""
+        number = self._next_step()
+        if number is not None:
+            checkpoint.setdefault("callbacks", {})[self.state_key] = {"next_step": number}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on at the number that was saved, or, where none was, at the trainer's own count."""
+        # a checkpoint that is only tested does not move the fit
+        if trainer.state.fn != "fit":
+            return
+        saved = checkpoint.get("callbacks", {}).get(self.state_key)
+        if saved is not None:
+            self._resume = saved["next_step"]
+        elif not self._options["first_step"]:
+            self._resume = _steps_made(checkpoint)
+            logger.info(
+                "paramwatch: the checkpoint has no step counter of %s, so steps are numbered from %d on, which is what the trainer "
+                "has counted; pass first_step= for another number",
+                self.state_key,
+                self._resume,
+            )
+        if trainer.strategy.restore_checkpoint_after_setup:
+            # sharded models are restored when the Watch has already begun
+            self.on_fit_start(trainer, pl_module)
 
     def __getstate__(self) -> dict[str, Any]:
         """Spawned workers get the arguments, not a running Watch."""
         # Lightning puts methods of the module it fits on each callback: they would bring the module along
         kept = {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
-        return {**kept, "watch": None, "_trainer": None, "_asked": None, "_outlets": {}}
+        return {**kept, "watch": None, "_trainer": None, "_asked": None, "_outlets": Outlets()}
 
     # ---- hooks, in the order in which Lightning calls them -----------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach: parameters, optimizers and wrappers are all there now."""
+        beside_us = [other for other in trainer.callbacks if isinstance(other, ParamWatch) and other is not self]
+        if any(other.state_key == self.state_key for other in beside_us):
+            raise ParamWatchError(f"two ParamWatch callbacks of one trainer have the name {self._options['name']!r}; pass name= to one")
         # resolved on every rank, since a logger's version may be known on the first one only
-        folder = _local(trainer, trainer.strategy.broadcast(self._folder(trainer)))
+        folder = folder_of(trainer) if self._log_dir is None else self._log_dir
+        folder = local(trainer, trainer.strategy.broadcast(folder))
         if self._resume is None and self._trainer is not None and self._trainer() is trainer:
             self._resume = self._next_step()
         options = dict(self._options)
         options["raw_gradients"] |= not pl_module.automatic_optimization
         if self._resume is not None:
             options["first_step"] = self._resume
-        others = [other.watch for other in trainer.callbacks if isinstance(other, ParamWatch) and other is not self and other.watch]
-        with beside(others):
+        with beside([other.watch for other in beside_us if other.watch]):
             self.watch = attach(pl_module, folder, **options)
         self.watch.recorder.raw = True
         here = self._trainer = weakref.ref(trainer)
         # Lightning takes all callbacks away while it searches for a learning rate or a batch size, and restores the weights after it
         self.watch.recorder.idle = lambda: (fitting := here()) is not None and self not in fitting.callbacks
-        self._asked, self._logged, self._outlets = None, -1, {}
+        self._asked, self._logged, self._outlets = None, -1, Outlets()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.watch is not None:
@@ -225,21 +251,6 @@ class ParamWatch(Callback):
             self.watch.close()
         self._resume = None
 
-    def _folder(self, trainer: Trainer) -> str | None:
-        if self._log_dir is not None:
-            return self._log_dir
-        loggers = [logger for logger in trainer.loggers if type(logger).__name__ != "DummyLogger"]
-        if not loggers or getattr(trainer, "barebones", False):
-            return None
-        first = loggers[0]
-        log_dir: str | os.PathLike[str] | None = getattr(first, "log_dir", None)
-        if log_dir:
-            return os.fspath(log_dir)
-        version = first.version if isinstance(first.version, str) else f"version_{first.version}"
-        save_dir = first.save_dir if first.save_dir is not None else trainer.default_root_dir
-        # as text, since a path object takes a slash from an address
-        return os.path.join(save_dir, str(first.name), version)
-
     def _may_change(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> bool:
         """Whether anything that runs after this hook may change gradients."""
         if trainer.gradient_clip_val or getattr(optimizer, "_optimizer_step_pre_hooks", None):
@@ -262,33 +273,17 @@ class ParamWatch(Callback):
             self._logged = record.step
             prefix = "/".join(("paramwatch", *([self._options["name"]] if self._options["name"] else [])))
             metrics = {f"{prefix}/{name}": value for name, value in totals(record).items() if name != "lr"}
-            self._log_metrics(trainer, metrics, axis)
-
-    def _log_metrics(self, trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
-        """Each logger under a guard of its own: what one of them cannot take is no matter of the others."""
-        for each in trainer.loggers:
-            name = type(each).__name__
-            guard = self._outlets.setdefault(id(each), Guard(f"No more totals go to {name}; recording and training go on.", _nothing))
-            if not guard.failed:
-                with guard.contain(f"logging totals to {name}"):
-                    each.log_metrics(dict(metrics), step=step)
+            self._outlets.log(trainer, metrics, axis)
 
 
-def _local(trainer: Trainer, folder: str | None) -> str | None:
-    """The folder, unless it is an address, where nothing can be written."""
-    if folder is None or not is_remote(folder):
-        return folder
-    if trainer.is_global_zero:
-        logger.warning(
-            "paramwatch: the logger's folder %s is not a local one, so nothing is written and the records stay in memory; "
-            "pass ParamWatch(log_dir=...) a local folder to keep them",
-            folder,
-        )
-    return None
-
-
-def _nothing() -> None:
-    pass
+def _steps_made(checkpoint: Mapping[str, Any]) -> int:
+    """What the trainer had counted: steps of one optimizer; of several the batches that stepped, on which loggers draw their curves."""
+    made: int = checkpoint.get("global_step", 0)
+    if len(checkpoint.get("optimizer_states", ())) < 2:
+        return made
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.state_dict", {})
+    batches: int = progress.get("_batches_that_stepped", made)
+    return batches
 
 
 def _overrides(owner: Any, hook: str) -> bool:

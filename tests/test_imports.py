@@ -16,7 +16,7 @@ import paramwatch
 PACKAGE = Path(paramwatch.__file__).parent
 
 LAYERS = (
-    "lightning",
+    "lightning loggers",
     "watch",
     "attached",
     "worker assemble recorder raw rounds inventory clipping arguments",
