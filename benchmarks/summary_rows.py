@@ -11,7 +11,7 @@ import paramwatch
 
 
 def main() -> None:
-    for width in (8, 16, 32):
+    for width in (8, 16, 32, 64):
         net = nn.ModuleList(nn.Linear(width, width) for _ in range(7500))
         spent = []
         for _ in range(3):

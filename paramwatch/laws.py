@@ -39,7 +39,7 @@ _FOR_A_CUT = 2.5
 """Nats that a cut at two standard deviations must gain to be named first: of 256 elements, either law is then second in 1 draw of 100."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Law:
     """A distribution that weights are drawn from."""
 
@@ -62,7 +62,7 @@ class Law:
         return self.scale if self.kind == "normal" else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Numbers:
     """What is looked at of a tensor: numbers over all elements, and some elements in ascending order."""
 

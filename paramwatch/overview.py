@@ -7,9 +7,9 @@ one frame. `sheet` prints it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -21,19 +21,14 @@ from paramwatch.guard import ParamWatchError
 from paramwatch.hazards import hazards
 from paramwatch.initial import Look, Seen, look
 from paramwatch.laws import Law, Numbers
-from paramwatch.measure import SAMPLE, is_supported, measure, sample
-from paramwatch.measure.naive import ORDER, as_reals
+from paramwatch.measure import is_supported, measure
+from paramwatch.measure.naive import ORDER
 from paramwatch.record import TieGroup
 from paramwatch.rows import Place, is_lazy, places
+from paramwatch.sampling import Limits, column_zeros, elements, lines, looked
 from paramwatch.sheet import Line, Summary, Totals
 from paramwatch.standards import default_of
 from paramwatch.ties import find_ties
-
-EXACT = 1 << 20
-"""Elements up to which all of a tensor is measured; of a larger one extremes are exact, the rest a sample's."""
-
-
-_PLAIN = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 
 def summary(module: nn.Module) -> Summary:
@@ -55,7 +50,7 @@ def summary(module: nn.Module) -> Summary:
     return Summary(type(module).__name__, _frame(rows, ties), _totals(module, rows, ties), ties, _tree(module, found, rows))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     """One distinct parameter tensor and the places that hold it."""
 
@@ -66,35 +61,6 @@ class _Row:
     numel: int
     unreadable: str
     """Why there are no values to look at, "" if there are."""
-
-    @property
-    def looked_at(self) -> tuple[Tensor | None, _Whole | None]:
-        """What is measured: all of a tensor, or a sample beside what is known of all; all of it where something is not finite."""
-        if self.unreadable:
-            return None, None
-        if self.numel <= EXACT:
-            return self.tensor, None
-        whole = _whole(self.tensor)
-        finite = math.isfinite(whole.low) and math.isfinite(whole.high)
-        return (sample(self.tensor), whole) if finite else (self.tensor, None)
-
-
-@dataclass(frozen=True)
-class _Whole:
-    """What is cheap to know of all elements of a large tensor."""
-
-    n: int
-    low: float
-    high: float
-    zeros: int
-
-
-def _whole(tensor: Tensor) -> _Whole:
-    x = tensor.detach()
-    if type(tensor) not in (Tensor, nn.Parameter) or x.layout is not torch.strided or x.dtype not in _PLAIN:
-        x = as_reals(tensor)
-    low, high = x.aminmax()
-    return _Whole(x.numel(), float(low), float(high), x.numel() - int(x.count_nonzero()))
 
 
 def _row(found: Sequence[Place], tensor: nn.Parameter) -> _Row:
@@ -112,7 +78,9 @@ def _row(found: Sequence[Place], tensor: nn.Parameter) -> _Row:
 def _frame(rows: Sequence[_Row], ties: Sequence[TieGroup]) -> pd.DataFrame:
     group_of = {name: i for i, tie in reversed(list(enumerate(ties))) for name in tie.names}
     first = [row.places[0] for row in rows]
-    looked_at, wholes = zip(*(row.looked_at for row in rows), strict=True) if rows else ((), ())
+    limits = Limits.of([row.numel for row in rows])
+    readable = (None if row.unreadable else row.tensor for row in rows)
+    looked_at, wholes = zip(*(looked(tensor, limits) for tensor in readable), strict=True) if rows else ((), ())
     reading = measure(looked_at)
     reading.wait()
     numbers = reading.numpy().T
@@ -123,7 +91,8 @@ def _frame(rows: Sequence[_Row], ties: Sequence[TieGroup]) -> pd.DataFrame:
             share = numbers[ORDER.index("count"), i] / whole.n
             for part, value in (("min", whole.low), ("max", whole.high), ("zero", whole.zeros * share)):
                 numbers[ORDER.index(part), i] = value
-    judged = [_judge(row, column, total) for row, column, total in zip(rows, numbers.T, totals.tolist(), strict=True)]
+    each = zip(rows, looked_at, numbers.T, totals.tolist(), strict=True)
+    judged = [_judge(row, seen, column, total, limits) for row, seen, column, total in each]
     statistics = _statistics(numbers)
     index = pd.Index([place.name for place in first], name="parameter", dtype="object")
     columns = {
@@ -166,9 +135,9 @@ def _gradient(tensor: Tensor) -> str:
 # ---- how it looks initialised ---------------------------------------------------------------
 
 
-def _judge(row: _Row, numbers: Array, total: float) -> tuple[Look, str]:
+def _judge(row: _Row, looked_at: Tensor | None, numbers: Array, total: float, limits: Limits) -> tuple[Look, str]:
     """The verdict on a row, and what to warn of."""
-    if row.unreadable or row.shape is None:
+    if looked_at is None or row.shape is None:
         return Look(row.unreadable, "unknown", math.nan), ""
     part = dict(zip(ORDER, numbers.tolist(), strict=True))
     bad = int(part["nan"] + part["posinf"] + part["neginf"])
@@ -179,8 +148,8 @@ def _judge(row: _Row, numbers: Array, total: float) -> tuple[Look, str]:
     grain = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() or tensor.is_complex() else 0.0
     x = Numbers(int(part["count"]), part["mean"], part["std"], part["min"], part["max"], grain, None, int(total))
     default, padding = _default(row)
-    elements = cache(lambda: (as_reals(tensor) if tensor.numel() <= SAMPLE else sample(tensor)).cpu().numpy())
-    seen = Seen(shape, x, part["zero"], elements, _lines(tensor, elements), _column_zeros(tensor), default, padding)
+    some = partial(elements, looked_at, limits.judged)
+    seen = Seen(shape, x, part["zero"], some, lines(tensor), column_zeros(tensor), default, padding)
     return look(seen), hazards(row.places, shape, tensor.requires_grad, x, 0)
 
 
@@ -189,39 +158,6 @@ def _default(row: _Row) -> tuple[Law | None, int]:
     place, shape = row.places[0], row.shape or ()
     padded = place.key == "weight" and len(shape) == 2 and getattr(place.holder, "padding_idx", None) is not None
     return default_of(place.holder, place.key, shape), shape[1] if padded else 0
-
-
-def _is_real_matrix(tensor: Tensor) -> bool:
-    return tensor.dim() > 1 and not tensor.is_complex() and tensor.layout is torch.strided and not hasattr(tensor, "to_local")
-
-
-def _column_zeros(tensor: Tensor) -> Callable[[], Array] | None:
-    if tensor.dim() != 2 or not _is_real_matrix(tensor):
-        return None
-
-    def column_zeros() -> Array:
-        found: Array = (tensor.detach() == 0).sum(0).cpu().numpy()
-        return found
-
-    return column_zeros
-
-
-def _lines(tensor: Tensor, elements: Callable[[], Array]) -> Callable[[Sequence[int]], Array] | None:
-    if not _is_real_matrix(tensor):
-        return None
-
-    def lines(at: Sequence[int]) -> Array:
-        if tensor.numel() <= SAMPLE:
-            # all are at hand
-            whole = elements().reshape(tensor.shape[0], -1)
-            chosen: Array = (whole if whole.shape[0] <= whole.shape[1] else whole.T)[list(at)]
-            return chosen
-        w = tensor.detach().reshape(tensor.shape[0], -1)
-        w = w if w.shape[0] <= w.shape[1] else w.T
-        found: Array = as_reals(w[list(at)]).reshape(len(at), -1).cpu().numpy()
-        return found
-
-    return lines
 
 
 # ---- the whole ------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ _WRAPPERS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """One name of one parameter: the module that holds it and the key it is held under."""
 

@@ -22,7 +22,7 @@ WARNINGS = 20
 """Warnings that are printed in full."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Line:
     """One line of the layer tree: a module, or a parameter under one of its names."""
 
@@ -39,7 +39,7 @@ class Line:
         return "  " * self.depth + printable(self.name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Totals:
     """Counts over a whole model, each tensor once unless said otherwise."""
 

@@ -23,7 +23,7 @@ DEFAULT = "PyTorch default"
 ZEROS, ONES = Law("constant", 0.0, 0.0), Law("constant", 1.0, 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Standard:
     """A law with a name."""
 

@@ -71,6 +71,9 @@ def _span(name: str, tensor: torch.Tensor) -> _Span | None:
     if start == 0 or local.numel() == 0:
         return None
     item = local.element_size()
+    if local.is_contiguous():
+        size = local.numel() * item
+        return _Span(name, str(local.device), start, start + size, size, size, item, size)
     dimensions = sorted((stride * item, size) for stride, size in zip(local.stride(), local.shape, strict=True) if size > 1 and stride > 0)
     pitch, count = dimensions[-1] if dimensions else (item, 1)
     width = item + sum(stride * (size - 1) for stride, size in dimensions[:-1])

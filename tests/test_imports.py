@@ -20,7 +20,7 @@ LAYERS = (
     "watch",
     "attached",
     "worker assemble recorder raw rounds inventory clipping arguments",
-    "tensorboard steps callstack measure run overview",
+    "tensorboard steps callstack measure run overview sampling",
     "frames table initial wording laws standards hazards sheet",
     "store block folder schedule totals rules ties testing formulas",
     "rows",

@@ -27,7 +27,7 @@ from truth import reals
 
 import paramwatch
 from paramwatch import ParamWatchError, summary
-from paramwatch.overview import EXACT
+from paramwatch.sampling import EXACT, EXACT_TOGETHER, Limits
 
 Golden = Callable[[str, str], None]
 
@@ -153,6 +153,26 @@ def test_extremes_and_constants_of_a_large_tensor_are_exact(dtype: torch.dtype) 
     assert list(frame["min"])[1:] == [0.25, -7]
     assert frame["looks_like"]["2.weight"].startswith("unlike any standard one")
     assert not frame["exact"].any()
+
+
+def test_of_a_large_model_only_small_tensors_are_measured_whole() -> None:
+    torch.manual_seed(0)
+    rows = EXACT_TOGETHER // (1024 * 1000) + 1
+    net = nn.ModuleList([nn.Linear(1024, 1000) for _ in range(rows)])
+    net[3].weight.data[5, 7] = 3
+    frame = summary(net).frame
+    weights = frame[frame["numel"] > 1000]
+
+    assert list(frame["exact"]) == [False, True] * rows
+    assert (weights["looks_like"].drop("3.weight") == "PyTorch default (uniform ±0.0312)").all()
+    assert frame["max"]["3.weight"] == 3
+    assert list(weights["min"]) == [float(layer.weight.detach().min()) for layer in net]
+
+
+def test_more_rows_are_judged_on_fewer_elements_each() -> None:
+    judged = {rows: Limits.of([100] * rows).judged for rows in (0, 1, 2048, 4096, 15_000)}
+
+    assert judged == {0: 4096, 1: 4096, 2048: 4096, 4096: 2048, 15_000: 1024}
 
 
 def test_what_is_estimated_from_a_sample_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ tensors of the CPU together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -146,22 +147,26 @@ def _except(small: Sequence[int], n: int) -> list[int]:
     return [i for i in range(n) if i not in known]
 
 
-def sample(tensor: Tensor) -> Tensor:
-    """A copy of at most `SAMPLE` elements in float64, at positions that depend on the number of elements alone.
+def sample(tensor: Tensor, most: int = SAMPLE) -> Tensor:
+    """A copy of at most that many elements in float64, at positions that depend on the number of elements alone.
 
     Of a tensor that is unsupported it is empty.
     """
     if not is_supported(tensor):
         return torch.empty(0, dtype=torch.float64, device="cpu")
     flat = tensor.detach().reshape(-1)
-    if flat.numel() <= SAMPLE:
+    if flat.numel() <= most:
         return as_reals(flat).clone()
-    # strata of equal size, one element each, at a place that walks by the golden ratio: no regular stride falls into step with it
-    strata = np.arange(SAMPLE + 1, dtype=np.int64)
-    starts = strata * flat.numel() // SAMPLE
-    at = starts[:-1] + (strata[:-1] * 0.6180339887498949 % 1.0 * np.diff(starts)).astype(np.int64)
-    chosen = torch.from_numpy(at).to(flat.device, non_blocking=True)
+    chosen = torch.from_numpy(_positions(flat.numel(), most)).to(flat.device, non_blocking=True)
     return as_reals(flat[chosen])
+
+
+@lru_cache(maxsize=32)
+def _positions(numel: int, most: int) -> Array:
+    """Strata of equal size, one element each, at a place that walks by the golden ratio: no regular stride falls into step with it."""
+    strata = np.arange(most + 1, dtype=np.int64)
+    starts = strata * numel // most
+    return starts[:-1] + (strata[:-1] * 0.6180339887498949 % 1.0 * np.diff(starts)).astype(np.int64)
 
 
 def measure_sampled_update(after: Sequence[Tensor], before: Sequence[Tensor | None]) -> Reading:
