@@ -41,6 +41,9 @@ class Used(truth.Truth):
     slack: truth.Numbers = field(default_factory=dict)
     """How far each element of a gradient that was found from an update may be off."""
 
+    skipped: bool = False
+    """Whether the step was not made: then it has no update."""
+
     @functools.cached_property
     def update(self) -> truth.Numbers:
         """Parameter after minus before, of the rows that stepped."""
@@ -63,6 +66,9 @@ class Lab:
         self.watch: Watch | None = None
         self.rounds: list[Used] = []
         self.losses: list[float] = []
+        self.records_raw = bool(options.get("raw_gradients"))
+        """Whether gradients before clipping are expected."""
+        self.compiles = False
         self._raw: truth.Numbers = {}
 
     def attach(self, model: nn.Module, **options: Any) -> None:
@@ -75,9 +81,11 @@ class Lab:
         """This is the model that is trained; something else has it watched (a callback)."""
         self.model = model
 
-    def raw(self) -> None:
-        """Gradients are complete and not clipped yet."""
-        self._raw = truth.gradients(self.model) if self.watched else {}
+    def raw(self, *optimizers: Optimizer) -> None:
+        """Gradients (by default all, otherwise those these hold) are complete and not clipped yet."""
+        if self.watched:
+            held = _held(self.model, optimizers)
+            self._raw |= {name: x for name, x in truth.gradients(self.model).items() if not optimizers or name in held}
 
     @contextmanager
     def by_update(self, *optimizers: Optimizer, lr: float = LR) -> Iterator[None]:
@@ -136,6 +144,25 @@ class Lab:
                 twin.step(recording)
             yield
 
+    @contextmanager
+    def by_nothing(self, *optimizers: Optimizer, scale: float = 1.0) -> Iterator[None]:
+        """Around a round that a `GradScaler` which met an infinity skips: nothing changes, and the gradients are those there are then.
+
+        Args:
+            optimizers: None of them changes anything.
+            scale: By which the gradients are still multiplied, as they are where the optimizer itself would have divided.
+        """
+        if not self.watched:
+            yield
+            return
+        before = _numbers(self.model)
+        yield
+        stepped, after = _held(self.model, optimizers), _numbers(self.model)
+        for name in stepped:
+            np.testing.assert_array_equal(before[name], after[name], err_msg=f"{name}: the step was not skipped")
+        grad = {name: x / scale for name, x in truth.gradients(self.model).items() if name in stepped}
+        self._note(Used(before, grad, {name: after[name] for name in stepped}, {}, skipped=True), optimizers)
+
     def _twin(self, optimizers: Any) -> tuple[nn.Module, list[Optimizer]]:
         memo: dict[int, Any] = {}
         model, twins = copy.deepcopy((self.model, list(optimizers)), memo)
@@ -161,8 +188,9 @@ class Lab:
         self._note(Used(before, grad, after, {}), optimizers)
 
     def _note(self, used: Used, optimizers: Any) -> None:
-        assert_nothing_left(self.model, optimizers)
-        if self.options.get("raw_gradients"):
+        # a compiler refers to parameters weakly itself
+        assert_nothing_left(self.model, optimizers, weakly=not self.compiles)
+        if self.records_raw:
             used.grad_raw = {name: self._raw.get(name, x) for name, x in used.grad.items()}
         self._raw = {}
         self.rounds.append(used)
@@ -187,8 +215,10 @@ def verify(loop: Loop, first_step: int = 0, **options: Any) -> Lab:
     lab.watch.close()
     assert not lab.watch.recorder.guard.failed
     assert lab.rounds
-    assert list(lab.watch.steps.index) == list(range(first_step, first_step + len(lab.rounds)))
-    assert differences(lab.watch, lab.rounds, first_step) == []
+    recorded = list(lab.watch.steps.index)
+    assert recorded == list(range(first_step, first_step + len(lab.rounds))), f"{len(lab.rounds)} rounds, recorded as steps {recorded}"
+    wrong = differences(lab.watch, lab.rounds, first_step)
+    assert not wrong, "\n".join(wrong[:12])
     return lab
 
 
@@ -211,10 +241,13 @@ def _line(used: Used, name: str, line: Any, raw: bool) -> Iterator[str]:
     stepped = name in used.after
     param = {name: used.param[name]}
     whole = used if stepped else Used(param, {}, param, {})
-    expected = truth.columns(whole, name)
+    with np.errstate(invalid="ignore"):
+        expected = truth.columns(whole, name)
     for column, found in line.items():
         value = np.nan if found is None or str(found) == "<NA>" else float(found)
         want = expected.get(column, np.nan)
+        if used.skipped and column.startswith("update"):
+            want = np.nan
         if not stepped and (column.startswith(("grad", "update", "clip", "exp")) or np.isnan(value)):
             # a row that did not step has its parameter at most
             want = np.nan
@@ -246,14 +279,14 @@ def _slack(column: str, used: Used, name: str, expected: dict[str, float]) -> fl
     return 0.0
 
 
-def assert_nothing_left(model: nn.Module, optimizers: Any) -> None:
-    """No hook, attribute or weak reference of ours on modules, parameters and optimizers."""
+def assert_nothing_left(model: nn.Module, optimizers: Any, weakly: bool = True) -> None:
+    """No hook, attribute or, `weakly`, any weak reference of ours on modules, parameters and optimizers."""
     for module in model.modules():
         hooks = [value for key, value in vars(module).items() if key.endswith("_hooks") and isinstance(value, dict)]
         held = [*vars(module).values(), *(hook for registry in hooks for hook in registry.values())]
         assert not [thing for thing in held if _is_ours(thing)]
     for tensor in model.parameters():
-        assert weakref.getweakrefcount(tensor) == 0
+        assert not weakly or weakref.getweakrefcount(tensor) == 0
         registries = (tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None))
         assert not [hook for registry in registries for hook in (registry or {}).values() if _is_ours(hook)]
         assert not [thing for thing in vars(tensor).values() if _is_ours(thing)]

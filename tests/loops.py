@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from paramwatch import Watch
+
+if TYPE_CHECKING:
+    from harness import Lab
 
 LR = 0.125
 """A power of two, so that dividing an update by it rounds nothing."""
@@ -52,6 +55,21 @@ def closure_of(model: nn.Module, optimizer: Any, i: int = 0) -> Callable[[], Ten
         return loss
 
     return closure
+
+
+def step_with_closures(lab: Lab, optimizer: Any, steps: int = 4, keyword: bool = False) -> None:
+    """Steps with a closure each; those of odd number are not the first to compute these gradients."""
+    net = lab.model
+    for i in range(steps):
+        if i % 2:
+            closure_of(net, optimizer, i)()
+
+        def closure(model: nn.Module, optimizer: Any, i: int = i) -> Callable[[], Tensor]:
+            return closure_of(model, optimizer, i)
+
+        with lab.by_closure(optimizer, closure):
+            loss = optimizer.step(closure=closure(net, optimizer)) if keyword else optimizer.step(closure(net, optimizer))
+        lab.losses.append(float(torch.as_tensor(loss).detach()))
 
 
 class Truth:

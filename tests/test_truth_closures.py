@@ -1,0 +1,161 @@
+"""The truth harness over `step(closure)`: which of its evaluations counts, and what is left when it raises or is never called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from harness import LR, Lab, Loop, verify
+from loops import OPTIONS, by_name, closure_of, loss_of, mlp, sgd, step_with_closures
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Adam, Optimizer
+
+LOW = 0.05
+"""Far below the norm of every gradient."""
+
+
+def positional(lab: Lab) -> None:
+    lab.attach(mlp())
+    step_with_closures(lab, sgd(lab.model))
+
+
+def keyword(lab: Lab) -> None:
+    lab.attach(mlp())
+    step_with_closures(lab, Adam(lab.model.parameters(), lr=LR, fused=True), keyword=True)
+
+
+def lbfgs(lab: Lab) -> None:
+    lab.attach(mlp())
+    step_with_closures(lab, torch.optim.LBFGS(lab.model.parameters(), max_iter=3))
+
+
+def lbfgs_with_a_line_search(lab: Lab) -> None:
+    lab.attach(mlp())
+    step_with_closures(lab, torch.optim.LBFGS(lab.model.parameters(), max_iter=4, line_search_fn="strong_wolfe"))
+
+
+def drawing_random_numbers(lab: Lab) -> None:
+    lab.attach(nn.Sequential(*mlp()[:2], nn.Dropout(0.5), mlp()[2]))
+    step_with_closures(lab, torch.optim.LBFGS(lab.model.parameters(), max_iter=3))
+
+
+def accumulating_and_clipping(lab: Lab) -> None:
+    net = mlp()
+    optimizer = sgd(net, momentum=0.5)
+    lab.attach(net)
+    for i in range(4):
+
+        def closure(model: nn.Module, optimizer: Any, i: int = i) -> Callable[[], Tensor]:
+            def evaluate() -> Tensor:
+                optimizer.zero_grad()
+                losses = [loss_of(model, 2 * i), loss_of(model, 2 * i + 1)]
+                for loss in losses:
+                    loss.backward()
+                lab.raw()
+                clip_grad_norm_(model.parameters(), LOW)
+                return losses[0]
+
+            return evaluate
+
+        with lab.by_closure(optimizer, closure):
+            optimizer.step(closure(net, optimizer))
+
+
+# ---- closures that raise, or that nobody calls ----------------------------------------------
+
+
+def _failing(net: nn.Module, optimizer: Optimizer, evaluations: int) -> Callable[[], Tensor]:
+    """A closure that computes new gradients, clips them, and raises at the last of some evaluations."""
+    left = evaluations
+
+    def closure() -> Tensor:
+        nonlocal left
+        left -= 1
+        loss = closure_of(net, optimizer, 7)()
+        clip_grad_norm_(net.parameters(), LOW)
+        if left == 0:
+            raise ZeroDivisionError
+        return loss
+
+    return closure
+
+
+def raising(lab: Lab) -> None:
+    net = mlp()
+    optimizer = sgd(net)
+    lab.attach(net)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step(_failing(net, optimizer, 1))
+        step_with_closures(lab, optimizer, steps=2)
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(_failing(net, optimizer, 1))
+    net.zero_grad()
+    loss_of(net, 8).backward()
+    with lab.by_update(optimizer):
+        optimizer.step()
+
+
+def raising_after_parameters_were_moved(lab: Lab) -> None:
+    net = mlp()
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=3)
+    lab.attach(net)
+    step_with_closures(lab, optimizer, steps=2)
+    before = net[0].weight.detach().clone()
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(_failing(net, optimizer, 2))
+    assert not torch.equal(net[0].weight, before)
+    step_with_closures(lab, optimizer, steps=2)
+
+
+class Deaf(Optimizer):
+    """Plain gradient descent that never calls its closure."""
+
+    def __init__(self, params: Iterable[Tensor]) -> None:
+        super().__init__(params, {"lr": LR})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> float:
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    param.sub_(param.grad, alpha=group["lr"])
+        return 0.0
+
+
+def never_called(lab: Lab) -> None:
+    lab.attach(mlp())
+    step_with_closures(lab, Deaf(lab.model.parameters()), steps=5)
+
+
+LOOPS: dict[str, Loop] = by_name(
+    positional,
+    keyword,
+    lbfgs,
+    lbfgs_with_a_line_search,
+    drawing_random_numbers,
+    accumulating_and_clipping,
+    raising,
+    raising_after_parameters_were_moved,
+    never_called,
+)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_the_books_agree(loop: Loop, options: dict[str, Any]) -> None:
+    verify(loop, **options)
+
+
+@pytest.mark.parametrize(
+    ("loop", "several"),
+    [(positional, False), (lbfgs, True), (lbfgs_with_a_line_search, True), (never_called, None)],
+    ids=lambda given: getattr(given, "__name__", ""),
+)
+def test_evaluations_of_the_closure_are_counted(loop: Loop, several: bool | None) -> None:
+    counts = verify(loop).watch.steps["evaluations"]
+
+    assert (counts > 1).all() if several else (counts == (0 if several is None else 1)).all()
