@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
@@ -15,19 +14,20 @@ import pytorch_lightning
 import torch
 from harness import Lab, Loop, verify
 from loops import LR, OPTIONS, by_name, loss_of, mlp
-from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, AdamW, Optimizer
+from torch import Tensor
+from torch.optim import LBFGS, SGD, Optimizer
 from torch.utils.data import DataLoader
 
 from paramwatch.lightning import ParamWatch
 
-pytestmark = [
-    # hints that do not concern lists of four batches
+quietly = [
+    # hints that do not concern loaders of four batches
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     # a deprecation inside Lightning
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
 ]
+pytestmark = quietly
 NAMESPACES = {"lightning.pytorch": lightning.pytorch, "pytorch_lightning": pytorch_lightning}
 for namespace in NAMESPACES:
     logging.getLogger(f"{namespace}.utilities.rank_zero").setLevel(logging.WARNING)
@@ -45,8 +45,8 @@ def by_update(lab: Lab, module: Any, optimizer: Optimizer, i: int) -> AbstractCo
     return lab.by_update(optimizer)
 
 
-def fit(lab: Lab, own: type, pl: ModuleType = lightning.pytorch, **options: Any) -> Any:
-    """Train a LightningModule with the methods of `own`, and the MLP as `net`."""
+def fit(lab: Lab, own: type, pl: ModuleType = lightning.pytorch, later: Sequence[Any] = (), **options: Any) -> None:
+    """Train a LightningModule with the methods of `own`; callbacks that are `later` come after ours."""
     module = type("Lit", (own, pl.LightningModule), {})()
     lab.records_raw = True
     lab.follow(module)
@@ -61,7 +61,7 @@ def fit(lab: Lab, own: type, pl: ModuleType = lightning.pytorch, **options: Any)
     if lab.watched:
         callbacks.append(ParamWatch(**lab.options))
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = pl.Trainer(**quiet, accelerator="cpu", max_epochs=1, callbacks=callbacks, **options)
+    trainer = pl.Trainer(**quiet, accelerator="cpu", max_epochs=1, callbacks=[*callbacks, *later], **options)
     trainer.fit(module, DataLoader(range(BATCHES), batch_size=None))
     if lab.watched:
         lab.watch = callbacks[1].watch
@@ -99,7 +99,7 @@ def automatic(
     fit(lab, Automatic, pl, **options)
 
 
-# ---- float64, where an update tells the gradient ----------------------------------------------
+# ---- automatic optimization -------------------------------------------------------------------
 
 
 def plain(lab: Lab, pl: ModuleType = lightning.pytorch) -> None:
@@ -134,6 +134,15 @@ def lbfgs(lab: Lab) -> None:
     automatic(lab, make=lambda params, lr: LBFGS(params, lr=lr, max_iter=3), books=books)
 
 
+def nesterov(lab: Lab) -> None:
+    """Its gradients are others once it has stepped."""
+
+    def books(lab: Lab, module: Any, optimizer: Optimizer, i: int) -> AbstractContextManager[None]:
+        return lab.by_closure(optimizer, lambda model, twin: evaluation(model, twin, i))
+
+    automatic(lab, make=lambda params, lr: SGD(params, lr=lr, momentum=0.5, nesterov=True, foreach=True), books=books)
+
+
 def evaluation(model: Any, optimizer: Optimizer, i: int, dtype: torch.dtype | None = None, scale: float = 1.0) -> Callable[[], Tensor]:
     """What Lightning's closure and its precision plugin do."""
 
@@ -147,65 +156,6 @@ def evaluation(model: Any, optimizer: Optimizer, i: int, dtype: torch.dtype | No
         return loss
 
     return evaluate
-
-
-# ---- mixed precision, where a copy of the optimizer has to arrive at the same bits ------------
-
-
-def bfloat16(lab: Lab) -> None:
-    def books(lab: Lab, module: Any, optimizer: Optimizer, i: int) -> AbstractContextManager[None]:
-        return lab.by_closure(optimizer, lambda model, twin: evaluation(model, twin, i, torch.bfloat16))
-
-    automatic(lab, make=AdamW, books=books, dtype=torch.float32, precision="bf16-mixed")
-
-
-BAD = 2
-"""The batch whose loss is infinite."""
-
-
-def float16(lab: Lab, make: Callable[..., Optimizer], fused: bool = False, clip: float | None = None) -> None:
-    """A scaler on the CPU, which meets an infinity in one row."""
-
-    def loss(module: Any, i: int) -> Tensor:
-        found = loss_of(module.net, i)
-        return found + torch.inf * module.net[2].bias.sum() if i == BAD else found
-
-    def books(lab: Lab, module: Any, optimizer: Optimizer, i: int) -> AbstractContextManager[None]:
-        scale = module.trainer.precision_plugin.scaler.get_scale()
-        if i == BAD:
-            return lab.by_nothing(optimizer, scale=scale if fused else 1.0)
-
-        def clipped(model: nn.Module, twin: Optimizer) -> Callable[[], Tensor]:
-            evaluate = evaluation(model, twin, i, torch.float16, scale)
-
-            def then_clip() -> Tensor:
-                found = evaluate()
-                if clip is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), clip)
-                return found
-
-            return then_clip
-
-        return lab.by_closure(optimizer, clipped)
-
-    plugins = importlib.import_module("lightning.pytorch.plugins")
-    scaler = plugins.MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=64.0))
-    automatic(lab, make=make, books=books, loss=loss, dtype=torch.float32, plugins=[scaler], gradient_clip_val=clip)
-    if lab.watched:
-        assert lab.watch is not None
-        assert list(lab.watch.steps["skipped"]) == [i == BAD for i in range(BATCHES)]
-
-
-def scaled(lab: Lab) -> None:
-    float16(lab, SGD)
-
-
-def scaled_and_clipped(lab: Lab) -> None:
-    float16(lab, AdamW, clip=LOW)
-
-
-def scaled_and_fused(lab: Lab) -> None:
-    float16(lab, lambda params, lr: AdamW(params, lr=lr, fused=True), fused=True)
 
 
 # ---- manual optimization ----------------------------------------------------------------------
@@ -289,10 +239,7 @@ LOOPS = by_name(
     accumulating_and_clipping,
     without_a_loss,
     lbfgs,
-    bfloat16,
-    scaled,
-    scaled_and_clipped,
-    scaled_and_fused,
+    nesterov,
     two_in_turn,
     manual_accumulation,
     one_with_a_closure,

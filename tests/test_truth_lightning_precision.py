@@ -1,0 +1,95 @@
+"""The truth harness in Lightning under mixed precision: a copy of the optimizer has to arrive at the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+from harness import Lab, Loop, verify
+from lightning.pytorch import Callback
+from lightning.pytorch.plugins import MixedPrecision
+from loops import OPTIONS, by_name, loss_of
+from test_truth_lightning import BATCHES, LOW, automatic, evaluation, quietly
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+pytestmark = quietly
+
+
+def bfloat16(lab: Lab) -> None:
+    def books(lab: Lab, module: Any, optimizer: Optimizer, i: int) -> AbstractContextManager[None]:
+        return lab.by_closure(optimizer, lambda model, twin: evaluation(model, twin, i, torch.bfloat16))
+
+    automatic(lab, make=AdamW, books=books, dtype=torch.float32, precision="bf16-mixed")
+
+
+BAD = 2
+"""The batch whose loss is infinite."""
+
+
+def float16(
+    lab: Lab, make: Callable[..., Optimizer], fused: bool = False, clip: float | None = None, later: Sequence[Callback] = ()
+) -> None:
+    """A scaler on the CPU, which meets an infinity in one row."""
+
+    def loss(module: Any, i: int) -> Tensor:
+        found = loss_of(module.net, i)
+        return found + torch.inf * module.net[2].bias.sum() if i == BAD else found
+
+    def books(lab: Lab, module: Any, optimizer: Optimizer, i: int) -> AbstractContextManager[None]:
+        scale = module.trainer.precision_plugin.scaler.get_scale()
+        if i == BAD:
+            return lab.by_nothing(optimizer, scale=scale if fused else 1.0)
+
+        def clipped(model: nn.Module, twin: Optimizer) -> Callable[[], Tensor]:
+            evaluate = evaluation(model, twin, i, torch.float16, scale)
+
+            def then_clip() -> Tensor:
+                found = evaluate()
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), clip)
+                return found
+
+            return then_clip
+
+        return lab.by_closure(optimizer, clipped)
+
+    scaler = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=64.0))
+    automatic(lab, make=make, books=books, loss=loss, dtype=torch.float32, plugins=[scaler], gradient_clip_val=clip, later=later)
+    if lab.watched:
+        assert lab.watch is not None
+        assert list(lab.watch.steps["skipped"]) == [i == BAD for i in range(BATCHES)]
+
+
+def scaled(lab: Lab) -> None:
+    float16(lab, SGD)
+
+
+def scaled_and_clipped(lab: Lab) -> None:
+    float16(lab, AdamW, clip=LOW)
+
+
+def scaled_and_fused(lab: Lab) -> None:
+    float16(lab, lambda params, lr: AdamW(params, lr=lr, fused=True), fused=True)
+
+
+def scaled_fused_and_looked_at(lab: Lab) -> None:
+    """A callback that may change gradients, but these still have the scale in them."""
+
+    class Looks(Callback):
+        def on_before_optimizer_step(self, *_: Any) -> None:
+            pass
+
+    float16(lab, lambda params, lr: SGD(params, lr=lr, fused=True), fused=True, later=[Looks()])
+
+
+LOOPS = by_name(bfloat16, scaled, scaled_and_clipped, scaled_and_fused, scaled_fused_and_looked_at)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_the_books_agree(loop: Loop, options: dict[str, Any]) -> None:
+    verify(loop, **options)
