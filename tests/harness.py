@@ -120,7 +120,7 @@ class Lab:
         if grads is not None:
             grads(model)
         used = truth.gradients(model)
-        with self._against(model, optimizers, lambda: used):
+        with self._against(model, optimizers, twins, lambda: used):
             for twin in twins:
                 twin.step()
             yield
@@ -139,7 +139,7 @@ class Lab:
             seen.append(truth.gradients(model))
             return loss
 
-        with self._against(model, [optimizer], lambda: seen[-1]):
+        with self._against(model, [optimizer], [twin], lambda: seen[-1]):
             with torch.random.fork_rng(devices=[]):
                 twin.step(recording)
             yield
@@ -175,7 +175,7 @@ class Lab:
         return model, twins
 
     @contextmanager
-    def _against(self, twin: nn.Module, optimizers: Any, used: Callable[[], truth.Numbers]) -> Iterator[None]:
+    def _against(self, twin: nn.Module, optimizers: Any, twins: list[Optimizer], used: Callable[[], truth.Numbers]) -> Iterator[None]:
         before = _numbers(self.model)
         yield
         stepped, all_after = _held(self.model, optimizers), _numbers(self.model)
@@ -185,7 +185,7 @@ class Lab:
             )
         after = {name: x for name, x in all_after.items() if name in stepped}
         grad = {name: x for name, x in used().items() if name in stepped}
-        self._note(Used(before, grad, after, {}), optimizers)
+        self._note(Used(before, grad, after, _state(twin, twins)), optimizers)
 
     def _note(self, used: Used, optimizers: Any) -> None:
         # a compiler refers to parameters weakly itself
@@ -304,6 +304,18 @@ def _is_ours(thing: object) -> bool:
 def _held(model: nn.Module, optimizers: Any) -> dict[str, Tensor]:
     ids = {id(param) for optimizer in optimizers for group in optimizer.param_groups for param in group["params"]}
     return {name: param for name, param in model.named_parameters() if id(param) in ids}
+
+
+def _state(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, truth.Numbers]:
+    """What the optimizers themselves (not others inside them) keep of the parameters, where a statistic is of it."""
+    found: dict[str, truth.Numbers] = {}
+    for name, param in model.named_parameters():
+        for optimizer in optimizers:
+            held = getattr(optimizer, "state", {}).get(param, {})
+            for key in ("exp_avg", "exp_avg_sq"):
+                if isinstance(held.get(key), Tensor):
+                    found.setdefault(key, {})[name] = truth.reals(held[key])
+    return found
 
 
 def _numbers(model: nn.Module) -> truth.Numbers:
