@@ -258,7 +258,8 @@ def _line(used: Used, name: str, line: Any, raw: bool) -> Iterator[str]:
         exact = float(np.float32(want)) if column.endswith(("_min", "_max")) else want
         if value == exact or (np.isnan(value) and np.isnan(exact)):
             continue
-        allowed = truth.tolerance(column, whole, name, False) + _slack(column, used, name, expected)
+        with np.errstate(invalid="ignore"):
+            allowed = truth.tolerance(column, whole, name, False) + _slack(column, used, name, expected)
         if not abs(value - exact) <= allowed:
             yield f"{column}: {value!r}, the books say {exact!r}"
 
