@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from paramwatch.columns import ABSENT, PARTS, Array
-from paramwatch.record import GRAD_STATES, Inventory, Record
+from paramwatch.record import GRAD_STATES, Changes, Inventory, Record
 from paramwatch.rounds import Measured, OptimizerStep, Round
 
 _SCALE, _FOUND_INF = 0, 1
@@ -24,6 +24,7 @@ def assemble(done: Round, update_mode: str) -> Record:
     lr = np.full(len(inventory.rows), np.nan)
     state = _idle_states(inventory)
     skipped, scale = done.skipped, None
+    outside: dict[str, int] = {}
     for measured in done.others:
         _fill(wide, measured, inventory)
     for step in done.optimizer_steps:
@@ -37,6 +38,7 @@ def assemble(done: Round, update_mode: str) -> Record:
         kept, here = _rows(step.names, inventory)
         stepped[here] = True
         lr[here] = step.rates.numpy()[kept] if step.rates is not None else np.nan
+        outside |= done.changed(step, done.step)
         state[here] = _states(step, inventory, kept, here, wide[:, kinds.index("grad")])
     evaluations = [step.evaluations for step in done.optimizer_steps if step.evaluations]
     steps: dict[str, Any] = {
@@ -48,7 +50,8 @@ def assemble(done: Round, update_mode: str) -> Record:
         "overhead_us": done.overhead_ns / 1000,
         **done.steps,
     }
-    return Record(done.step, done.time, inventory, steps, _held(wide), stepped, lr, state)
+    changes = Changes(tuple(done.apart), tuple(done.lost), outside)
+    return Record(done.step, done.time, inventory, steps, _held(wide), stepped, lr, state, changes=changes)
 
 
 def _fill(wide: Array, measured: Measured, inventory: Inventory) -> None:

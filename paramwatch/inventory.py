@@ -17,6 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
+from paramwatch.changes import Changed, came_apart
 from paramwatch.columns import Pair
 from paramwatch.guard import ParamWatchError
 from paramwatch.measure import is_supported
@@ -42,12 +43,18 @@ class LiveInventory:
     """
 
     current: Inventory
+    step: int
+    """The step at which the model was last looked at, or is about to be."""
+    changed: Changed
+    """What training may not survive."""
 
     def __init__(self, module: nn.Module, include: Sequence[str], exclude: Sequence[str], layout: Sequence[Pair]) -> None:
         self._module = weakref.ref(module)
         self._model = type(module).__name__
         self._include, self._exclude = include, exclude
         self._layout = tuple(layout)
+        self.step = 0
+        self.changed = Changed()
         self._owned: set[str] = set()
         self._seen: list[tuple[weakref.ref[nn.Module], str, int, _Form | None]] = []
         self._tree: list[tuple[weakref.ref[nn.Module], tuple[int, ...]]] = []
@@ -68,6 +75,7 @@ class LiveInventory:
 
     def tensors(self, step: int) -> list[nn.Parameter]:
         """The parameter tensor of each row, after reading the model again if it has changed; empty once the module is gone."""
+        self.step = step
         held = self._look()
         if held is None and self._module() is not None:
             # a tensor that is gone may have left its identity to one of ours
@@ -145,6 +153,7 @@ class LiveInventory:
         lazy = {key for key in watched if is_lazy(grouped[key][0].tensor)}  # type: ignore[arg-type]
         shown = [place for place in found if id(place.tensor) in watched - lazy]
         before = {row.name: row for row in self.current.rows} if hasattr(self, "current") else {}
+        self.changed.apart += came_apart(before.values(), {place.name: id(place.tensor) for place in found}, step)
         ties = find_ties(shown)
         group_of = {name: i for i, tie in reversed(list(enumerate(ties))) for name in tie.names}
         self._position = dict.fromkeys(grouped.keys() - watched, -1)
@@ -160,6 +169,8 @@ class LiveInventory:
         # without this a layer that was replaced, and lives on elsewhere (at the other place of a tie), would not be missed
         self._tree = [(weakref.ref(parent), _children(parent)) for parent in module.modules() if parent._modules]
         self._foreign -= self._position.keys()
+        here = [(rows[at], grouped[key][0].tensor) for key, at in self._position.items() if at >= 0]
+        self.changed.read(here, grouped.keys())  # type: ignore[arg-type]
         names = tuple((place.name, self._position[id(place.tensor)]) for place in shown)
         read = Inventory(tuple(rows), names, ties, self._layout, self._model)
         if not before or not _alike(read, self.current):

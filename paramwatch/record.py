@@ -87,6 +87,41 @@ class Inventory:
         """Where the row of each canonical name is in `rows`."""
         return {row.name: i for i, row in enumerate(self.rows)}
 
+    @cached_property
+    def awaited(self) -> frozenset[str]:
+        """The rows without which a round is not whole: those that are trainable, and those that an optimizer holds."""
+        return frozenset(row.name for row in self.rows if row.trainable or row.owned)
+
+
+@dataclass(frozen=True)
+class CameApart:
+    """Names that were one row when the model was read before, and are separate tensors now."""
+
+    names: tuple[str, ...]
+    """One name of each of the tensors, in model order."""
+    step: int
+    """The first step that found them so."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Tensors of an optimizer that were rows and are no longer in the model."""
+
+    optimizer: str
+    """Its class."""
+    names: tuple[str, ...]
+    """What the rows were called."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What happened to a model other than by the steps of its optimizers, as far as it was seen since the record before."""
+
+    apart: tuple[CameApart, ...] = ()
+    lost: tuple[Lost, ...] = ()
+    outside: Mapping[str, int] = field(default_factory=dict)
+    """Rows that a step found with other elements than their step before had left, each with the number of that one."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -108,6 +143,8 @@ class Record:
     """int8 [rows]: position in `GRAD_STATES`, `ABSENT` for an owned row that did not step."""
     histograms: Mapping[str, Array] = field(default_factory=dict)
     uses: Mapping[str, Any] = field(default_factory=dict)
+    changes: Changes = field(default_factory=Changes)
+    """For the rules; what they say of it is kept, this is not."""
 
     def __post_init__(self) -> None:
         for array in (*self.values.values(), self.stepped, self.lr, self.grad_state):

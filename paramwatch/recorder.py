@@ -19,9 +19,10 @@ from paramwatch.guard import Guard, logger
 from paramwatch.inventory import LiveInventory
 from paramwatch.measure import Kept, measure, measure_sampled_update, measure_update, read_scalars, sample
 from paramwatch.measure.room import may_copy
+from paramwatch.optimizers import learning_rates, moves_between_steps, params_of, states
+from paramwatch.outside import Claims, Outside
 from paramwatch.raw import RawGradients
-from paramwatch.record import Inventory
-from paramwatch.rounds import Measured, OptimizerStep, Round, Rounds, params_of
+from paramwatch.rounds import Measured, OptimizerStep, Round, Rounds
 
 UpdateMode: TypeAlias = Literal["auto", "exact", "sampled", "off"]
 
@@ -73,7 +74,8 @@ class Recorder:
         self._open: Round | None = None
         self._others: list[Measured] = []
         self._others_due = first_step
-        self._awaited: tuple[Inventory | None, set[str]] = (None, set())
+        self._claims = Claims()
+        self._outside = Outside()
         self._overhead_ns = 0
 
     @property
@@ -86,12 +88,18 @@ class Recorder:
     def begin(self, optimizer: Optimizer) -> OptimizerStep | None:
         """Take the rows of this optimizer and their old values."""
         started = time.perf_counter_ns()
-        if self.idle():
-            return None
+        idle = self.idle()
         with self.lock:
+            if idle:
+                self._claims.doubt(row.name for row in self._live.current.rows)
+                return None
             step = self._enter(optimizer)
             if step is None:
                 self.foreign_steps += 1
+                if self._live.changed.lost:
+                    # nothing of ours may ever step again: there may be no other record to say it with
+                    self._opened(self._rounds.step, time.time())
+                    self.close_round()
             elif step.wanted and step.number >= self._others_due:
                 self._measure_others(step.number)
             self._overhead_ns += time.perf_counter_ns() - started
@@ -169,8 +177,12 @@ class Recorder:
         """Close the open round and measure the rows that no optimizer steps one last time."""
         with self.lock, torch.no_grad():
             if self.steps_seen:
+                changed = self._live.changed
+                apart = list(changed.apart)
                 self._measure_others(self._rounds.step)
-                if self._others:
+                # what is done to a model after its last step harms no training
+                changed.apart = apart
+                if self._others or changed.apart or changed.lost:
                     self._opened(self._rounds.step, time.time())
             self.close_round()
 
@@ -178,15 +190,19 @@ class Recorder:
 
     def _enter(self, optimizer: Optimizer, snapshot: bool = True) -> OptimizerStep | None:
         number = self._rounds.number(optimizer)
-        rows = self._live.held_by(params_of(optimizer), number)
+        self._live.step = number
+        params = params_of(optimizer)
+        rows = self._live.held_by(params, number)
+        self._live.changed.look(optimizer, params, rows, self._live.current)
         if not rows:
             return None
         wanted = self._rounds.steps_of(optimizer) % self._every == 0
-        step = OptimizerStep(number, wanted, optimizers=[optimizer])
+        step = OptimizerStep(number, wanted, [optimizer], self._live.current)
         self._add_rows(step, rows, snapshot)
         return step
 
     def _count(self, step: OptimizerStep, started: int, skipped: bool = False) -> None:
+        self._claims.leave(step)
         number = self._rounds.take(step.optimizers[0])
         self.steps_seen += 1
         if self._open is not None and self._open.step != number:
@@ -202,14 +218,17 @@ class Recorder:
                 opened.steps["backwards"] = opened.steps.get("backwards", 0) + self.backwards
             opened.overhead_ns += time.perf_counter_ns() - started + self._overhead_ns
             self._overhead_ns = 0
-            if self._all_stepped(opened):
+            if opened.stepped >= opened.inventory.awaited:
                 self.close_round()
         self.backwards = 0
         step.tensors, step.before, step.grads, step.optimizers = [], [], None, []
 
     def _opened(self, number: int, entered: float) -> Round:
         if self._open is None:
-            self._open = Round(number, entered, self._live.current, dict(self.context))
+            self._open = Round(number, entered, self._live.current, dict(self.context), self._outside.changed)
+        apart, lost = self._live.changed.take()
+        self._open.apart += apart
+        self._open.lost += lost
         self._open.inventory = self._live.current
         self._open.steps.update(self.context)
         self._open.others += self._others
@@ -220,6 +239,7 @@ class Recorder:
         names, chosen = list(rows), list(rows.values())
         step.names = step.names + names
         step.tensors = step.tensors + chosen
+        self._claims.enter(step, names)
         if not step.wanted:
             return
         kept = self._kept(chosen, step.number) if snapshot else None
@@ -249,10 +269,14 @@ class Recorder:
             else:
                 reading = measure_sampled_update(after[these], before)
             step.ended.append(Measured("update", names[these], reading))
+        # of rows that an optimizer moves between its steps, or that step unmeasured, the next entry tells nothing
+        if self.update == "exact" and self._every == 1 and not any(map(moves_between_steps, step.optimizers)):
+            entered = [measured for measured in step.entered if measured.kind == "param"]
+            step.left = [Measured("param", names, measure(after))] if step.before else entered
         if self._full:
             for kind in ("exp_avg", "exp_avg_sq"):
-                step.ended.append(Measured(kind, names, measure(_states(step.optimizers, after, kind))))
-        step.rates = read_scalars(_learning_rates(step.optimizers, after))
+                step.ended.append(Measured(kind, names, measure(states(step.optimizers, after, kind))))
+        step.rates = read_scalars(learning_rates(step.optimizers, after))
         step.amp = read_scalars([self.amp_scale if step.scale is None else step.scale, step.found_inf])
         self.amp_scale = None
 
@@ -271,27 +295,3 @@ class Recorder:
         if idle and tensors:
             names = [self._live.current.rows[i].name for i in idle]
             self._others = [Measured("param", names, measure([tensors[i] for i in idle]))]
-
-    def _all_stepped(self, opened: Round) -> bool:
-        if self._awaited[0] is not opened.inventory:
-            self._awaited = opened.inventory, {row.name for row in opened.inventory.rows if row.trainable or row.owned}
-        return opened.stepped >= self._awaited[1]
-
-
-def _learning_rates(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor]) -> list[Tensor | float | None]:
-    """The rate of each tensor, of the innermost optimizer that holds it: a float, or a tensor that may be on a device."""
-    rates: dict[int, Any] = {}
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            rates.update(dict.fromkeys(map(id, group["params"]), group.get("lr")))
-    found = [rates.get(id(tensor)) for tensor in tensors]
-    return [rate if isinstance(rate, int | float | Tensor) else None for rate in found]
-
-
-def _states(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor], key: str) -> list[Tensor | None]:
-    """What the innermost optimizer that has it keeps of each tensor under this key."""
-    found: list[Tensor | None] = []
-    for tensor in tensors:
-        kept = [getattr(optimizer, "state", {}).get(tensor, {}).get(key) for optimizer in reversed(optimizers)]
-        found.append(next((state for state in kept if isinstance(state, Tensor)), None))
-    return found

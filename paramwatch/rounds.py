@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from paramwatch.inventory import LiveInventory
 from paramwatch.measure import Kept, Reading
-from paramwatch.record import Inventory
+from paramwatch.optimizers import params_of
+from paramwatch.record import CameApart, Inventory, Lost
 
 
 @dataclass
@@ -41,6 +42,7 @@ class OptimizerStep:
     number: int
     wanted: bool
     optimizers: list[Optimizer]
+    inventory: Inventory
     names: list[str] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
     before: list[Kept | list[Tensor]] = field(default_factory=list)
@@ -57,6 +59,10 @@ class OptimizerStep:
     raw: list[Measured] = field(default_factory=list)
     """Gradients as they were before they were clipped; each row is in one of these at most."""
     ended: list[Measured] = field(default_factory=list)
+    left: list[Measured] = field(default_factory=list)
+    """The parameters as they were at the end, in the order of `names`; empty where nobody will ask. Not a kind of the record."""
+    unsure: set[str] = field(default_factory=set)
+    """Rows of which it is not known who else has changed them."""
     rates: Reading | None = None
     amp: Reading | None = None
 
@@ -67,7 +73,8 @@ class OptimizerStep:
 
     def readings(self) -> list[Reading]:
         """What the record waits for."""
-        return [*(each.reading for each in self.measured), *(reading for reading in (self.rates, self.amp) if reading is not None)]
+        readings = [each.reading for each in (*self.measured, *self.left)]
+        return [*readings, *(reading for reading in (self.rates, self.amp) if reading is not None)]
 
 
 @dataclass
@@ -78,12 +85,16 @@ class Round:
     time: float
     inventory: Inventory
     steps: dict[str, Any]
+    changed: Callable[[OptimizerStep, int], Mapping[str, int]]
+    """Asked on the background thread, in step order: which rows a step found changed since their last one (`outside`)."""
     optimizer_steps: list[OptimizerStep] = field(default_factory=list)
     others: list[Measured] = field(default_factory=list)
     stepped: set[str] = field(default_factory=set)
     """Names of the rows that an optimizer stepped."""
     skipped: bool = False
     overhead_ns: int = 0
+    apart: list[CameApart] = field(default_factory=list)
+    lost: list[Lost] = field(default_factory=list)
 
     @property
     def ready(self) -> bool:
@@ -165,11 +176,6 @@ class Rounds:
         return min(held, default=self._places)
 
 
-def params_of(optimizer: Optimizer) -> list[Tensor]:
-    """All tensors an optimizer holds."""
-    return [param for group in optimizer.param_groups for param in group["params"]]
-
-
 class AllRows:
     """Stands for an optimizer of all trainable rows."""
 
@@ -178,4 +184,4 @@ class AllRows:
 
     @property
     def param_groups(self) -> list[dict[Literal["params"], list[Tensor]]]:
-        return [{"params": [tensor for tensor in self._live.tensors(0) if tensor.requires_grad]}]
+        return [{"params": [tensor for tensor in self._live.tensors(self._live.step) if tensor.requires_grad]}]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -61,3 +62,64 @@ class SharedStorage:
             if tie.kind == "storage" and tie.names not in self._said:
                 self._said.add(tie.names)
                 yield Finding(record.step, "shared_storage", tie.names[0], str(tie))
+
+
+class TieBroken:
+    """Says once of each pair of names that they were one parameter and are two."""
+
+    def __init__(self) -> None:
+        self._said: set[tuple[str, ...]] = set()
+
+    def __call__(self, record: Record) -> Iterator[Finding]:
+        for apart in record.changes.apart:
+            pairs = set(combinations(apart.names, 2))
+            if not pairs <= self._said:
+                self._said |= pairs
+                message = (
+                    f"{_listed(apart.names)} came apart at step {apart.step}, after load_state_dict(assign=True)? (Or to_empty(), a "
+                    "conversion, a layer that was replaced?) They are separate parameters now; assign one nn.Parameter to all of them to "
+                    "tie them again"
+                )
+                yield Finding(record.step, "tie_broken", apart.names[0], message)
+
+
+class DeadOptimizer:
+    """Says of an optimizer that tensors it steps have left the model."""
+
+    def __call__(self, record: Record) -> Iterator[Finding]:
+        for lost in record.changes.lost:
+            n, were = len(lost.names), _listed(lost.names, 3)
+            tensors = "1 tensor that is" if n == 1 else f"{n} tensors that are"
+            message = (
+                f"the optimizer ({lost.optimizer}) owns {tensors} no longer in the model: training has silently stopped for "
+                f"{'it' if n == 1 else 'them'} (was {were}). Make the optimizer anew, or give it with add_param_group what took the place"
+            )
+            yield Finding(record.step, "dead_optimizer", lost.names[0], message)
+
+
+class ChangedOutside:
+    """Says once of each row that something else than an optimizer's step changed it; of those of one interval together."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, record: Record) -> Iterator[Finding]:
+        new = {name: step for name, step in record.changes.outside.items() if name not in self._said}
+        self._said.update(new)
+        for since in sorted(set(new.values())):
+            first, *others = (name for name, step in new.items() if step == since)
+            more = "" if not others else " and 1 other row" if len(others) == 1 else f" and {len(others)} other rows"
+            message = f"{first!r}{more} changed outside an optimizer step between {since} and {record.step}"
+            yield Finding(record.step, "changed_outside", first, message)
+
+
+def _listed(names: Sequence[str], most: int | None = None) -> str:
+    """Names as a sentence has them; of more than `most` the rest is counted."""
+    shown = [repr(name) for name in names[:most]]
+    if len(shown) < len(names):
+        shown.append(f"{len(names) - len(shown)} more")
+    return " and ".join([*([", ".join(shown[:-1])] if shown[:-1] else []), shown[-1]])
+
+
+RULES = (FirstNonFinite, SharedStorage, TieBroken, DeadOptimizer, ChangedOutside)
+"""What a Watch applies, each made anew for it."""

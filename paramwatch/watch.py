@@ -28,7 +28,7 @@ from paramwatch.inventory import LiveInventory
 from paramwatch.record import Finding, Inventory, Record, Sink
 from paramwatch.recorder import Recorder, UpdateMode
 from paramwatch.rounds import AllRows, Round
-from paramwatch.rules import FirstNonFinite, SharedStorage
+from paramwatch.rules import RULES
 from paramwatch.run import Run
 from paramwatch.store import Contents, Store
 from paramwatch.tensorboard.events import EventFile
@@ -127,7 +127,7 @@ class Watch(Run):
         # in a distributed run the first rank's curves stand for all
         self._events = EventFile(folder) if folder is not None and _rank() == 0 else None
         own: list[Sink] = [self._store, *([self._events] if self._events else [])]
-        self._worker = Worker([*own, *options.sinks], [FirstNonFinite(), SharedStorage()], self._report, self._guard)
+        self._worker = Worker([*own, *options.sinks], [rule() for rule in RULES], self._report, self._guard)
         self._waiting: deque[Round] = deque()
         self._closing = threading.RLock()
         self._closed = self._gave_way = False

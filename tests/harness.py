@@ -69,6 +69,8 @@ class Lab:
         self.records_raw = bool(options.get("raw_gradients"))
         """Whether gradients before clipping are expected."""
         self.compiles = False
+        self.expected_findings: set[str] = set()
+        """Rules that may speak in this loop; any other is a false alarm."""
         self._raw: truth.Numbers = {}
 
     def attach(self, model: nn.Module, **options: Any) -> None:
@@ -217,6 +219,9 @@ def verify(loop: Loop, first_step: int = 0, **options: Any) -> Lab:
     assert lab.rounds
     recorded = list(lab.watch.steps.index)
     assert recorded == list(range(first_step, first_step + len(lab.rounds))), f"{len(lab.rounds)} rounds, recorded as steps {recorded}"
+    said = lab.watch.findings
+    alarms = said[~said["rule"].isin(lab.expected_findings)]
+    assert alarms.empty, list(alarms["message"])
     wrong = differences(lab.watch, lab.rounds, first_step)
     assert not wrong, "\n".join(wrong[:12])
     return lab

@@ -19,7 +19,7 @@ LAYERS = (
     "lightning loggers",
     "watch",
     "attached",
-    "worker assemble recorder raw rounds inventory clipping arguments",
+    "worker assemble recorder raw outside rounds inventory changes optimizers clipping arguments",
     "tensorboard steps callstack measure run overview sampling",
     "frames table initial wording laws standards hazards sheet",
     "store block folder schedule totals rules ties testing formulas",

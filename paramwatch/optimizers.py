@@ -1,0 +1,38 @@
+"""What an optimizer holds: tensors, their learning rates, what it keeps of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def params_of(optimizer: Optimizer) -> list[Tensor]:
+    """All tensors an optimizer holds."""
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def learning_rates(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor]) -> list[Tensor | float | None]:
+    """The rate of each tensor, of the innermost optimizer that holds it: a float, or a tensor that may be on a device."""
+    rates: dict[int, Any] = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            rates.update(dict.fromkeys(map(id, group["params"]), group.get("lr")))
+    found = [rates.get(id(tensor)) for tensor in tensors]
+    return [rate if isinstance(rate, int | float | Tensor) else None for rate in found]
+
+
+def states(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor], key: str) -> list[Tensor | None]:
+    """What the innermost optimizer that has it keeps of each tensor under this key."""
+    found: list[Tensor | None] = []
+    for tensor in tensors:
+        kept = [getattr(optimizer, "state", {}).get(tensor, {}).get(key) for optimizer in reversed(optimizers)]
+        found.append(next((state for state in kept if isinstance(state, Tensor)), None))
+    return found
+
+
+def moves_between_steps(optimizer: Optimizer) -> bool:
+    """Whether it moves its tensors on `eval()`, and back but for rounding on `train()`, as schedule-free ones do."""
+    return hasattr(optimizer, "train_mode") or any("train_mode" in group for group in optimizer.param_groups)

@@ -1,0 +1,107 @@
+"""Whether a row was changed between its steps: what a step leaves is compared, bit for bit, with what the next one finds.
+
+`Claims` works on the training thread and says of which rows nothing can be known; `Outside` compares, on the background thread. Compared
+are parts, not elements: what changes elements and leaves their count, mean, spread and extremes the same to the last bit is not seen.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from paramwatch.columns import PARTS, Array
+from paramwatch.record import Inventory, Row
+from paramwatch.rounds import Measured, OptimizerStep
+
+_COUNT = list(PARTS).index("count")
+
+
+class Claims:
+    """Which rows are inside a step, and which may have been changed by one that was left by an exception or is not recorded."""
+
+    def __init__(self) -> None:
+        self._running: list[_Claim] = []
+        self._doubtful: set[str] = set()
+
+    def enter(self, step: OptimizerStep, names: Sequence[str]) -> None:
+        """A step begins to hold these rows. Those that another one holds, too (in another thread), are in doubt in both."""
+        for claim in self._running:
+            other = claim.step()
+            if other is None:
+                self._doubtful.update(claim.names)
+            elif other is not step and (shared := set(names).intersection(claim.names)):
+                step.unsure |= shared
+                other.unsure |= shared
+        self._running = [claim for claim in self._running if claim.step() is not None]
+        self._running.append(_Claim(weakref.ref(step), names))
+        if self._doubtful:
+            step.unsure |= self._doubtful.intersection(names)
+            self._doubtful.difference_update(names)
+
+    def leave(self, step: OptimizerStep) -> None:
+        """It was recorded to its end."""
+        self._running = [claim for claim in self._running if claim.step() is not step]
+
+    def doubt(self, names: Iterable[str]) -> None:
+        """These rows may have been stepped by someone who is not recorded."""
+        self._doubtful.update(names)
+
+
+@dataclass
+class _Claim:
+    step: weakref.ref[OptimizerStep]
+    names: Sequence[str]
+
+
+class Outside:
+    """What the last step of each row left. Of a row that changed its shape, dtype or device meanwhile, nothing is said."""
+
+    def __init__(self) -> None:
+        self._inventory: Inventory | None = None
+        self._left = np.empty((0, len(PARTS)))
+        self._since = np.empty(0, dtype=np.int64)
+        self._shared = np.empty(0, dtype=bool)
+
+    def changed(self, step: OptimizerStep, number: int) -> dict[str, int]:
+        """The rows that this step found changed, each with the step that had left it; to be called once for each step, in order."""
+        self._follow(step.inventory)
+        names = [name for measured in step.entered if measured.kind == "param" for name in measured.names]
+        position = step.inventory.position
+        which = [i for i, name in enumerate(names) if name in position]
+        rows = np.array([position[names[i]] for i in which], dtype=np.intp)
+        sure = np.array([names[i] not in step.unsure for i in which], dtype=bool)
+        entered, left, since = _numbers(step.entered)[which], self._left[rows], self._since[rows]
+        other = ((entered != left) & ~(np.isnan(entered) & np.isnan(left))).any(axis=1)
+        known = ~np.isnan(entered[:, _COUNT]) & ~np.isnan(left[:, _COUNT])
+        found = np.flatnonzero(other & known & sure & ~self._shared[rows])
+        self._left[rows], self._since[rows] = np.nan, number
+        if step.left:
+            self._left[rows[sure]] = _numbers(step.left)[which][sure]
+        return {names[which[i]]: int(since[i]) for i in found}
+
+    def _follow(self, inventory: Inventory) -> None:
+        if inventory is self._inventory:
+            return
+        before, self._inventory = self._inventory, inventory
+        old_left, old_since = self._left, self._since
+        self._left = np.full((len(inventory.rows), len(PARTS)), np.nan)
+        self._since = np.zeros(len(inventory.rows), dtype=np.int64)
+        # a row that shares memory with another is changed by the steps of that one
+        sharing = {name for tie in inventory.ties if tie.kind == "storage" for name in tie.names}
+        self._shared = np.array([row.name in sharing for row in inventory.rows], dtype=bool)
+        for i, row in enumerate(inventory.rows):
+            at = -1 if before is None else before.position.get(row.name, -1)
+            if before is not None and at >= 0 and _form(before.rows[at]) == _form(row):
+                self._left[i], self._since[i] = old_left[at], old_since[at]
+
+
+def _form(row: Row) -> tuple[object, ...]:
+    return row.shape, row.dtype, row.device
+
+
+def _numbers(measured: Iterable[Measured]) -> Array:
+    """float64 [rows, parts] of the parameters among what was measured."""
+    return np.concatenate([np.empty((0, len(PARTS))), *(each.reading.numpy() for each in measured if each.kind == "param")])
