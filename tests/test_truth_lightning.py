@@ -9,12 +9,13 @@ from types import ModuleType
 from typing import Any
 
 import lightning.pytorch
+import numpy as np
 import pytest
 import pytorch_lightning
 import torch
 from harness import Lab, Loop, verify
-from loops import LR, OPTIONS, by_name, loss_of, mlp
-from torch import Tensor
+from loops import LR, OPTIONS, by_name, closure_of, loss_of, mlp
+from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Optimizer
 from torch.utils.data import DataLoader
 
@@ -257,3 +258,41 @@ def test_the_books_agree(loop: Loop, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("loop", [plain, clipping_by_norm, two_in_turn])
 def test_the_books_agree_in_the_other_namespace(loop: Callable[..., None]) -> None:
     verify(lambda lab: loop(lab, pl=pytorch_lightning))
+
+
+# ---- what a user sees -------------------------------------------------------------------------
+
+MOST = 1.5
+"""Some gradients of these loops are larger than that, and some are not."""
+
+
+def clipped_in_lightning(lab: Lab) -> None:
+    automatic(lab, gradient_clip_val=MOST)
+
+
+def clipped_in_a_plain_loop(lab: Lab) -> None:
+    net = mlp()
+    optimizer = SGD(net.parameters(), lr=LR)
+    lab.attach(net)
+    for i in range(BATCHES):
+        closure_of(net, optimizer, i)()
+        lab.raw()
+        nn.utils.clip_grad_norm_(net.parameters(), MOST)
+        with lab.by_update(optimizer):
+            optimizer.step()
+
+
+@pytest.mark.parametrize("loop", [clipped_in_lightning, clipped_in_a_plain_loop])
+def test_one_frame_shows_whether_clipping_works(loop: Loop) -> None:
+    watch = verify(loop, raw_gradients=True).watch
+    assert watch is not None
+    steps = watch.steps[["grad_raw_norm", "grad_norm", "clip_coef"]]
+    too_large = steps["grad_raw_norm"] > MOST
+    assert 0 < too_large.sum() < BATCHES
+    assert (steps["grad_norm"] <= MOST * (1 + 1e-9)).all()
+    np.testing.assert_allclose(steps["clip_coef"], steps["grad_norm"] / steps["grad_raw_norm"], rtol=1e-9)
+    np.testing.assert_allclose(steps["clip_coef"], np.minimum(1, MOST / steps["grad_raw_norm"]), rtol=1e-6)
+    # a clipping by norm scales all rows alike
+    rows = watch.frame("clip_coef")
+    np.testing.assert_allclose(rows, np.broadcast_to(steps[["clip_coef"]], rows.shape), rtol=1e-6)
+    np.testing.assert_allclose(rows, watch.frame("grad_norm") / watch.frame("grad_raw_norm"), rtol=1e-9)
