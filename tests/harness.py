@@ -169,8 +169,8 @@ class Lab:
         memo: dict[int, Any] = {}
         model, twins = copy.deepcopy((self.model, list(optimizers)), memo)
         for mine, its in zip(optimizers, twins, strict=True):
-            # a copied optimizer has its groups and its state, and nothing else
-            for key in vars(mine).keys() - vars(its).keys():
+            # a copied optimizer has its groups and its state, and nothing else; what a scheduler puts in the place of `step` is bound
+            for key in vars(mine).keys() - vars(its).keys() - {"step"}:
                 setattr(its, key, copy.deepcopy(vars(mine)[key], memo))
         for (_, mine), (_, its) in zip(self.model.named_parameters(), model.named_parameters(), strict=True):
             its.grad = None if mine.grad is None else mine.grad.detach().clone()
