@@ -162,7 +162,7 @@ def evaluation(model: Any, optimizer: Optimizer, i: int, dtype: torch.dtype | No
 # ---- manual optimization ----------------------------------------------------------------------
 
 
-def manual(lab: Lab, step: Callable[[Any, int], None], pl: ModuleType = lightning.pytorch) -> None:
+def manual(lab: Lab, step: Callable[[Any, int], None], dtype: torch.dtype = torch.float64, **options: Any) -> None:
     """One optimizer for each layer, and a training step that does everything itself."""
 
     class Manual:
@@ -170,7 +170,7 @@ def manual(lab: Lab, step: Callable[[Any, int], None], pl: ModuleType = lightnin
 
         def __init__(self: Any) -> None:
             super().__init__()
-            self.net = mlp()
+            self.net = mlp(dtype=dtype)
 
         def training_step(self: Any, batch: Tensor, batch_idx: int) -> None:
             step(self, batch_idx)
@@ -178,7 +178,7 @@ def manual(lab: Lab, step: Callable[[Any, int], None], pl: ModuleType = lightnin
         def configure_optimizers(self: Any) -> list[Optimizer]:
             return [SGD(layer.parameters(), lr=LR) for layer in (self.net[0], self.net[2])]
 
-    fit(lab, Manual, pl)
+    fit(lab, Manual, **options)
 
 
 def two_in_turn(lab: Lab, pl: ModuleType = lightning.pytorch) -> None:
@@ -196,7 +196,7 @@ def two_in_turn(lab: Lab, pl: ModuleType = lightning.pytorch) -> None:
                 module.clip_gradients(optimizer, LOW, "norm" if k else "value")
                 optimizer.step()
 
-    manual(lab, step, pl)
+    manual(lab, step, pl=pl)
 
 
 def manual_accumulation(lab: Lab) -> None:

@@ -12,7 +12,7 @@ from harness import Lab, Loop, verify
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from loops import OPTIONS, by_name, loss_of
-from test_truth_lightning import BATCHES, LOW, automatic, evaluation, quietly
+from test_truth_lightning import BATCHES, LOW, automatic, evaluation, manual, quietly
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -33,11 +33,7 @@ BAD = 2
 def float16(
     lab: Lab, make: Callable[..., Optimizer], fused: bool = False, clip: float | None = None, later: Sequence[Callback] = ()
 ) -> None:
-    """A scaler on the CPU, which meets an infinity in one row."""
-
-    def loss(module: Any, i: int) -> Tensor:
-        found = loss_of(module.net, i)
-        return found + torch.inf * module.net[2].bias.sum() if i == BAD else found
+    """A scaler on the CPU, which meets infinities in two rows."""
 
     def books(lab: Lab, module: Any, optimizer: Optimizer, i: int) -> AbstractContextManager[None]:
         scale = module.trainer.precision_plugin.scaler.get_scale()
@@ -57,8 +53,20 @@ def float16(
 
         return lab.by_closure(optimizer, clipped)
 
-    scaler = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=64.0))
-    automatic(lab, make=make, books=books, loss=loss, dtype=torch.float32, plugins=[scaler], gradient_clip_val=clip, later=later)
+    automatic(lab, make=make, books=books, loss=loss, dtype=torch.float32, plugins=[scaler()], gradient_clip_val=clip, later=later)
+    assert_one_is_skipped(lab)
+
+
+def loss(module: Any, i: int) -> Tensor:
+    found = loss_of(module.net, i)
+    return found + torch.inf * (module.net[0].bias.sum() + module.net[2].bias.sum()) if i == BAD else found
+
+
+def scaler() -> MixedPrecision:
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=64.0))
+
+
+def assert_one_is_skipped(lab: Lab) -> None:
     if lab.watched:
         assert lab.watch is not None
         assert list(lab.watch.steps["skipped"]) == [i == BAD for i in range(BATCHES)]
@@ -86,7 +94,31 @@ def scaled_fused_and_looked_at(lab: Lab) -> None:
     float16(lab, lambda params, lr: SGD(params, lr=lr, fused=True), fused=True, later=[Looks()])
 
 
-LOOPS = by_name(bfloat16, scaled, scaled_and_clipped, scaled_and_fused, scaled_fused_and_looked_at)
+def two_scaled_in_turn(lab: Lab) -> None:
+    """Manual optimization: the scaler is asked for a step of each optimizer."""
+
+    def step(module: Any, i: int) -> None:
+        both = module.optimizers()
+        for optimizer in both:
+            optimizer.zero_grad()
+        module.manual_backward(loss(module, i))
+        scale = module.trainer.precision_plugin.scaler.get_scale()
+
+        def unscale(model: nn.Module) -> None:
+            for param in model.parameters():
+                assert param.grad is not None
+                param.grad.mul_(1 / scale)
+
+        raw = [optimizer.optimizer for optimizer in both]
+        with lab.by_nothing(*raw) if i == BAD else lab.by_twin(*raw, grads=unscale):
+            for optimizer in both:
+                optimizer.step()
+
+    manual(lab, step, dtype=torch.float32, plugins=[scaler()])
+    assert_one_is_skipped(lab)
+
+
+LOOPS = by_name(bfloat16, scaled, scaled_and_clipped, scaled_and_fused, scaled_fused_and_looked_at, two_scaled_in_turn)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
