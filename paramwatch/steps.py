@@ -12,6 +12,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import cache
 from types import FrameType
 from typing import Any, Protocol
 
@@ -197,6 +198,7 @@ class ReportingClosure:
         self._closure = closure
         self._entry = entry
         self._seen = list(entry.seen)
+        self._report = _untraced_report()
 
     def add(self, seen: list[tuple[Watcher, Any]]) -> None:
         """Report to these as well: an optimizer inside passed the closure on."""
@@ -210,12 +212,22 @@ class ReportingClosure:
             # the step will not end; waiting for the next one would keep alive what the frames on the stack hold
             _drop_from(self._entry)
             raise
-        with _guard.contain("measuring after a closure"), torch.no_grad():
-            _report_gradients(self._seen, self._entry.optimizer, evaluation=True)
+        self._report(self._seen, self._entry.optimizer)
         return result
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._closure, name)
+
+
+def _report_evaluation(seen: list[tuple[Watcher, Any]], optimizer: Optimizer) -> None:
+    with _guard.contain("measuring after a closure"), torch.no_grad():
+        _report_gradients(seen, optimizer, evaluation=True)
+
+
+@cache
+def _untraced_report() -> Any:
+    """In a compiled step the closure is traced, which is the user's; what we do after it is not."""
+    return torch.compiler.disable(_report_evaluation)
 
 
 # ---- steps in progress, per thread ----------------------------------------------------------

@@ -17,6 +17,24 @@ _BLOCK = 1 << 14
 """Elements that torch sums in one thread: it splits a sum from 2^15 on, by as many threads as there are, which shows in the last bits."""
 
 
+_supported: dict[tuple[type, torch.dtype], bool] = {}
+
+
+def is_supported(tensor: Tensor) -> bool:
+    """Whether the elements of a tensor of this kind can be read at all."""
+    if tensor.is_meta:
+        return False
+    kind = (type(tensor), tensor.dtype)
+    if kind not in _supported:
+        try:
+            plain = kind[0] in (Tensor, torch.nn.Parameter)
+            as_reals(torch.zeros(1, device="cpu").to(tensor.dtype) if plain else tensor)
+            _supported[kind] = True
+        except (NotImplementedError, RuntimeError, TypeError):
+            _supported[kind] = False
+    return _supported[kind]
+
+
 def as_reals(tensor: Tensor) -> Tensor:
     """The elements as one float64 vector: complex as two reals, sparse as its dense equal, low precision and integers by value."""
     tensor = tensor.detach()

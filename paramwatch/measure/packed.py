@@ -35,20 +35,18 @@ def fits(tensor: Tensor) -> bool:
     )
 
 
-def end_to_end(tensors: Sequence[Tensor]) -> Tensor:
-    """A copy of the elements of all tensors, in a dtype that holds each of them exactly."""
+def parts_of(tensors: Sequence[Tensor], before: Sequence[Tensor] | None = None) -> Array:
+    """float64 [tensors, parts] of tensors that fit, or of their difference from others of the same sizes."""
+    x = _flat(tensors)
+    if before is not None:
+        with np.errstate(all="ignore"):  # the difference of two infinities is not a number, and is counted as such
+            x = x - _flat(before)
+    return packed_parts(x, [tensor.numel() for tensor in tensors])
+
+
+def _flat(tensors: Sequence[Tensor]) -> Array:
+    """The elements of all tensors end to end, in float64."""
     laid: Tensor = _flatten_dense_tensors(tensors).detach()
-    # of one tensor alone it is a view
-    return laid if len(tensors) > 1 else laid.clone()
-
-
-def flat(tensors: Sequence[Tensor]) -> Array:
-    """The same in float64."""
-    return widened(end_to_end(tensors))
-
-
-def widened(laid: Tensor) -> Array:
-    """Elements in float64."""
     wide: Array = laid.to(torch.float64).numpy()
     return wide
 

@@ -1,0 +1,57 @@
+"""An estimate from a fixed subset of a tensor's elements, where there is no room for a copy of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paramwatch.columns import Array
+from paramwatch.measure.naive import ORDER, as_reals, is_supported, parts
+from paramwatch.measure.reading import Reading, stacked
+
+SAMPLE = 4096
+"""Elements of a row that the sampled update looks at, at most."""
+
+
+def sample(tensor: Tensor, most: int = SAMPLE) -> Tensor:
+    """A copy of at most that many elements in float64, at positions that depend on the number of elements alone.
+
+    Of a tensor that is unsupported it is empty.
+    """
+    if not is_supported(tensor):
+        return torch.empty(0, dtype=torch.float64, device="cpu")
+    flat = tensor.detach().reshape(-1)
+    if flat.numel() <= most:
+        return as_reals(flat).clone()
+    chosen = torch.from_numpy(_positions(flat.numel(), most)).to(flat.device, non_blocking=True)
+    return as_reals(flat[chosen])
+
+
+@lru_cache(maxsize=32)
+def _positions(numel: int, most: int) -> Array:
+    """Strata of equal size, one element each, at a place that walks by the golden ratio: no regular stride falls into step with it."""
+    strata = np.arange(most + 1, dtype=np.int64)
+    starts = strata * numel // most
+    return starts[:-1] + (strata[:-1] * 0.6180339887498949 % 1.0 * np.diff(starts)).astype(np.int64)
+
+
+def measure_sampled_update(after: Sequence[Tensor], before: Sequence[Tensor | None]) -> Reading:
+    """An estimate of the parts of `after - before` from samples of both: counts are the row's, extremes are not known (NaN)."""
+    unknown = torch.tensor([part not in ("count", "rms") for part in ORDER], device="cpu")
+    found: list[tuple[int, Tensor]] = []
+    for i, (new, old) in enumerate(zip(after, before, strict=True)):
+        now = sample(new)
+        if old is None or not is_supported(new) or now.shape != old.shape:
+            continue
+        seen = parts(now - old)
+        share = (new.numel() * (2 if new.is_complex() else 1)) / max(old.numel(), 1)
+        counted = torch.where(unknown.to(seen.device), float("nan"), seen)
+        counted[ORDER.index("count")] *= share
+        for part in ("nan", "posinf", "neginf"):
+            counted[ORDER.index(part)] = torch.round(seen[ORDER.index(part)] * share)
+        found.append((i, counted))
+    return Reading(stacked(found), (len(after), len(ORDER)))
