@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from paramwatch.laws import Numbers
 from paramwatch.rows import Place
-from paramwatch.standards import is_norm_scale, scale_range
+from paramwatch.standards import is_norm_scale, kind_of, scale_range, type_name
 
 FAR = 10.0
-"""A weight this many times larger or smaller than Xavier and Kaiming would make it is called out."""
+"""A weight this many times larger or smaller than Xavier, Kaiming and PyTorch would make it is called out."""
 
 
 def hazards(found: Sequence[Place], shape: tuple[int, ...], trainable: bool, x: Numbers | None, nonfinite: int) -> str:
@@ -44,8 +44,8 @@ def _of_weight(found: Sequence[Place], shape: tuple[int, ...], x: Numbers) -> It
     place, (least, most) = ranges[0]
     if x.low == x.high and _units(place, shape) > 1:
         yield (
-            "constant: all units start the same, and stay the same unless their bias or their outgoing weights differ"
-            " (symmetry is not broken by this weight)"
+            "constant: all units have the same weights (symmetry is not broken) and stay alike unless something else tells them apart,"
+            " such as their bias, outgoing weights, dropout or, in the last layer, their targets"
         )
     size = math.sqrt(x.square(0.0))
     if not 0 < size < math.inf:  # its square is no number: the largest element tells the size as well
@@ -53,19 +53,21 @@ def _of_weight(found: Sequence[Place], shape: tuple[int, ...], x: Numbers) -> It
     # of fewer than four elements the size says little: a tenth comes by chance in more than one case of 10,000
     if x.n < 4:
         return
-    of = "its size" if place is found[0] else f"{place.name} as a weight of {type(place.holder).__name__}"
-    theirs = f"(rms {size:.3g}, theirs {least:.3g} to {most:.3g})"
+    of = "its size" if place is found[0] else f"{place.name} as a weight of {type_name(place.holder)}"
+    usual = f"Xavier and Kaiming fan_in and PyTorch's default (rms {size:.3g}, theirs {least:.3g} to {most:.3g})"
     if size > FAR * most:
-        yield f"{of} is {_factor(size / most)} times above Xavier and Kaiming {theirs}: signals blow up"
+        yield f"{of} is {_factor(size / most)} times above {usual}: signals blow up"
     elif size < least / FAR:
-        yield f"{of} is {_factor(least / size)} times below Xavier and Kaiming {theirs}: signals fade"
+        yield f"{of} is {_factor(least / size)} times below {usual}: signals fade"
 
 
 def _units(place: Place, shape: tuple[int, ...]) -> int:
     """How many units see the same inputs: those of one group. A transposed convolution has its outputs second."""
-    if isinstance(place.holder, _ConvTransposeNd):
+    kind, groups = kind_of(place.holder), getattr(place.holder, "groups", None)
+    if issubclass(kind, _ConvNd) and groups is None:  # traced, which loses them: there may be as many as outputs
+        return 1
+    if issubclass(kind, _ConvTransposeNd):
         return shape[1]
-    groups = getattr(place.holder, "groups", 1)
     return shape[0] // groups if isinstance(groups, int) and groups > 0 else shape[0]
 
 

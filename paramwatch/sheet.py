@@ -106,14 +106,13 @@ def html(summary: Summary) -> str:
     """A table of all columns, everything escaped."""
     cells = _cells(summary.frame)
     position = {name: i for i, name in enumerate(summary.frame.index)}
-    names = list(cells)
-    out = [f"<p>{_escape(_heading(summary))}</p>", "<table>", f"<thead><tr>{_tags('th', ['parameter', *names])}</tr></thead>", "<tbody>"]
+    out = [f"<p>{_escape(_heading(summary))}</p>", "<table>", f"<thead><tr>{_tags('th', ['parameter', *cells])}</tr></thead>", "<tbody>"]
     for entry in summary.tree[:LINES]:
         label = f'<th style="text-align:left;padding-left:{entry.depth + 0.5}em">{_escape(entry.name)}</th>'
         if entry.row is None or entry.note:
-            out.append(f'<tr>{label}<td colspan="{len(names)}" style="text-align:left">{_escape(entry.note)}</td></tr>')
+            out.append(f'<tr>{label}<td colspan="{len(cells)}" style="text-align:left">{_escape(entry.note)}</td></tr>')
         else:
-            out.append(f"<tr>{label}{_tags('td', [cells[name][position[entry.row]] for name in names])}</tr>")
+            out.append(f"<tr>{label}{_tags('td', [cell[position[entry.row]] for cell in cells.values()])}</tr>")
     out += ["</tbody>", "</table>", *(f"<p>{_escape(line)}</p>" for line in _footer(summary, 10_000) if line)]
     return "\n".join(out)
 
@@ -151,7 +150,7 @@ def _cells(frame: pd.DataFrame) -> dict[str, list[str]]:
         "expected": made("theoretical_std", _number),
         "min": made("min", _number),
         "max": made("max", _number),
-        "zeros": made("zero_frac", lambda share: "" if math.isnan(share) else f"{share:.0%}"),
+        "zeros": made("zero_frac", _per_cent),
         _LAST: [("sample: " if not exact else "") + look for exact, look in zip(frame["exact"], frame["looks_like"], strict=True)],
     }
 
@@ -185,8 +184,7 @@ class _Layout:
         return self._line(line.label, {name: self._cells[name][position] for name in self._names})
 
     def tied(self, line: Line) -> str:
-        room = self._total - self._first - 2
-        return f"{self._padded(line.label)}  {_shorten_middle(printable(line.note), room)}"
+        return f"{self._padded(line.label)}  {_shorten_middle(printable(line.note), self._total - self._first - 2)}"
 
     def _line(self, first: str, cells: dict[str, str]) -> str:
         out = self._padded(first)
@@ -200,6 +198,10 @@ class _Layout:
 
 def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.3g}"
+
+
+def _per_cent(value: float) -> str:
+    return "" if math.isnan(value) else "<1%" if 0 < value < 0.005 else ">99%" if 0.995 <= value < 1 else f"{value:.0%}"
 
 
 # ---- around the table -----------------------------------------------------------------------
@@ -229,9 +231,7 @@ def _footer(summary: Summary, width: int) -> list[str]:
     if totals.buffers:
         elements = _count(totals.buffer_elements, "element")
         out += _wrap(f"{_count(totals.buffers, 'buffer')} of {elements}, {_size(totals.buffer_bytes)}", width)
-    for tie in summary.ties:
-        if tie.kind == "storage":
-            out += ["", *_wrap(printable(str(tie)), width)]
+    out += [line for tie in summary.ties if tie.kind == "storage" for line in ("", *_wrap(printable(str(tie)), width))]
     warnings = list(summary.warnings.items())
     if warnings:
         out += ["", _count(len(warnings), "warning")]

@@ -7,16 +7,19 @@ X. Zhang, S. Ren and J. Sun, *Delving deep into rectifiers*, 2015 (Kaiming); `re
 from __future__ import annotations
 
 import math
+import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from torch import nn
+from torch import jit, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from paramwatch.laws import Law
+from paramwatch.rows import held_under, is_lazy
 
 DEFAULT = "PyTorch default"
 
@@ -63,42 +66,73 @@ def standards(shape: tuple[int, ...]) -> tuple[Standard, ...]:
 
 def default_of(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:
     """What PyTorch gives this parameter of this module, None where it gives nothing of its own."""
+    kind = kind_of(module)
     for kinds, law in _DEFAULTS:
-        if isinstance(module, kinds):
+        if issubclass(kind, kinds):
             return law(module, key, shape)
     return None
 
 
 def scale_range(module: nn.Module, key: str, shape: Sequence[int]) -> tuple[float, float] | None:
-    """Least and greatest of the standard deviations that Xavier and Kaiming give, for a weight that multiplies activations.
+    """Least and greatest of the standard deviations that PyTorch, Xavier and Kaiming give, for a weight that multiplies activations.
 
     None for all others: biases, scales, embeddings, and what is no layer's weight.
     """
-    found = fans(shape)
-    multiplies = isinstance(module, _WEIGHTED) if isinstance(module, _KNOWN) else len(shape) == 2 and key == "weight"
-    if found is None or not multiplies or "bias" in key:
+    found, kind, default = fans(shape), kind_of(module), default_of(module, key, shape)
+    # a weight of a known layer that PyTorch does not fill is no factor of activations: `weight_g` of a weight normalisation
+    multiplies = default is not None and issubclass(kind, _WEIGHTED) and "bias" not in key
+    if not issubclass(kind, (*_KNOWN, jit.ScriptModule)):
+        multiplies = len(shape) == 2 and key == "weight"
+    if found is None or not multiplies:
         return None
     inputs, outputs = found
     stds = [math.sqrt(2 / (inputs + outputs)), math.sqrt(2 / inputs), math.sqrt(1 / (3 * inputs))]
+    stds += [default.std] if default is not None else []
     return min(stds), max(stds)
 
 
 def is_norm_scale(module: nn.Module, key: str) -> bool:
     """Whether this is the factor of a normalising layer."""
-    return isinstance(module, _NORMS) and key == "weight"
+    return issubclass(kind_of(module), _NORMS) and key == "weight"
+
+
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """Its class; of a scripted or traced module the class that it was made from, if that is loaded."""
+    kind, own = type(module), getattr(module, "_c", None) if isinstance(module, jit.ScriptModule) else None
+    if own is None:
+        return kind
+    # __torch__.torch.nn.modules.linear.___torch_mangle_3.Linear; a class of the main program has no module in front
+    path = [part for part in own._type().qualified_name().split(".")[1:] if not part.startswith("___torch_mangle")]
+    made_from = getattr(sys.modules.get(".".join(path[:-1]) or "__main__"), path[-1], None)
+    return made_from if isinstance(made_from, type) and issubclass(made_from, nn.Module) else kind
+
+
+def type_name(module: nn.Module) -> str:
+    """What to call its class; of a scripted or traced module that is the name of the class that it was made from."""
+    original = getattr(module, "original_name", "") if isinstance(module, jit.ScriptModule) else ""
+    return str(original) or type(module).__name__
 
 
 # ---- what `reset_parameters` does, module by module -----------------------------------------
 
 
 def _by_fan_in(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:
-    weight = getattr(module, "weight", None)
-    found = fans(weight.shape) if weight is not None and hasattr(weight, "shape") else None
-    return None if found is None or key not in ("weight", "bias") else Law("uniform", 0.0, 1 / math.sqrt(found[0]))
+    inputs = None if (weight := _weight_shape(module)) is None else fans(weight)
+    # where the weight is computed from other tensors, a linear layer still knows its inputs
+    bound = inputs[0] if inputs else getattr(module, "in_features", 0)
+    return Law("uniform", 0.0, 1 / math.sqrt(bound)) if bound and key in ("weight", "bias") else None
 
 
 def _by_first_input(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:
-    return Law("uniform", 0.0, 1 / math.sqrt(module.in1_features)) if key in ("weight", "bias") else None  # type: ignore[arg-type]
+    weight = _weight_shape(module)
+    known = weight is not None and len(weight) == 3 and weight[1] and key in ("weight", "bias")
+    return Law("uniform", 0.0, 1 / math.sqrt(weight[1])) if weight and known else None
+
+
+def _weight_shape(module: nn.Module) -> Sequence[int] | None:
+    """Of the weight that a module holds; None if it has no shape yet, or is computed whenever one asks for it."""
+    weight = held_under(module, "weight")
+    return None if weight is None or is_lazy(weight) else tuple(weight.shape)
 
 
 def _attention_output(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:
@@ -106,15 +140,19 @@ def _attention_output(module: nn.Module, key: str, shape: Sequence[int]) -> Law 
 
 
 def _attention(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:
-    found = fans(shape)
-    if found is None:
+    if key == "in_proj_bias":
         return ZEROS
+    found = fans(shape)
+    if found is None or key not in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "bias_k", "bias_v"):
+        return None
     std = math.sqrt(2 / sum(found))
     return Law("normal", 0.0, std) if key.startswith("bias") else Law("uniform", 0.0, std * math.sqrt(3))
 
 
 def _by_hidden_size(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:
-    return Law("uniform", 0.0, 1 / math.sqrt(module.hidden_size)) if key.startswith(("weight_", "bias_")) else None  # type: ignore[arg-type]
+    # a traced module has lost its sizes
+    hidden = getattr(module, "hidden_size", 0)
+    return Law("uniform", 0.0, 1 / math.sqrt(hidden)) if hidden and _OF_RECURRENT(key) else None
 
 
 def _standard_normal(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:
@@ -129,6 +167,7 @@ def _quarter(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:
     return Law("constant", 0.25, 0.0)
 
 
+_OF_RECURRENT = re.compile(r"(weight|bias)_(ih|hh|hr)(_l\d+(_reverse)?)?").fullmatch
 _Rule = Callable[[nn.Module, str, Sequence[int]], Law | None]
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
