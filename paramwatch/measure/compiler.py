@@ -23,6 +23,7 @@ from pathlib import Path
 from paramwatch.guard import logger
 
 SOURCE = Path(__file__).with_name("kernel.cc")
+_SOURCES = (SOURCE, SOURCE.with_name("sums.h"))
 
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno")
 """Followed by those of `$PARAMWATCH_CXXFLAGS`, for sanitizers."""
@@ -87,7 +88,7 @@ def _key(compiler: str) -> str:
     """Of everything the library depends on: source, flags, compiler and CPU."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_PATIENCE).stdout
     said = hashlib.sha256()
-    for fact in (SOURCE.read_bytes(), repr(_flags()).encode(), compiler.encode(), version, platform.machine().encode(), _cpu()):
+    for fact in (*(source.read_bytes() for source in _SOURCES), repr(_flags()).encode(), compiler.encode(), version, platform.machine().encode(), _cpu()):
         said.update(len(fact).to_bytes(8, "little") + fact)
     return said.hexdigest()[:20]
 

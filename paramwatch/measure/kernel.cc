@@ -13,13 +13,14 @@
 #include <thread>
 #include <vector>
 
+#include "sums.h"
+
 namespace {
 
 constexpr int64_t CHUNK = 1 << 16;  // elements that one thread takes at a time
 constexpr int BLOCK = 1024;         // elements that are read twice where need be, and stay in the first cache meanwhile
 constexpr int AHEAD = 4096;         // bytes to prefetch ahead: memory is slower than the sums
 constexpr int64_t WORTH_A_THREAD = 1 << 18;
-constexpr double INF = INFINITY;
 
 #if defined(__AVX512F__)
 constexpr int BYTES = 64;
@@ -31,9 +32,6 @@ constexpr int BYTES = 16;
 
 enum Type : int64_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
 constexpr int64_t SIZE[] = {4, 8, 2, 2};
-
-// In the order of `columns.PARTS`.
-enum Part { COUNT, NAN_, POSINF, NEGINF, ZERO, MEAN, STD, RMS, MIN, MAX, DOT, PARTS };
 
 typedef double Wide __attribute__((vector_size(BYTES)));
 constexpr int HALF = BYTES / 8;
@@ -57,105 +55,79 @@ template <> struct Lanes<double> {
   static constexpr Int MAGNITUDE = 0x7fffffffffffffff, INFINITE = 0x7ff0000000000000;
 };
 
-// What is known of some elements, in a form that folds.
-struct Found {
-  double finite = 0, nan = 0, posinf = 0, neginf = 0, zero = 0;
-  double mean = 0, apart = 0, squares = 0;  // `apart`: sum of squares about the mean
-  double least = INF, most = -INF, dot = 0;
-
-  void add(const Found& other) {
-    if (other.finite > 0) {
-      const double n = finite + other.finite, step = other.mean - mean;
-      apart += other.apart + (finite > 0 ? step * step * (finite * other.finite / n) : 0);
-      mean += finite > 0 ? step * (other.finite / n) : step;
-      finite = n;
-    }
-    squares += other.squares;
-    nan += other.nan, posinf += other.posinf, neginf += other.neginf, zero += other.zero, dot += other.dot;
-    if (other.least < least) least = other.least;
-    if (other.most > most) most = other.most;
-  }
-
-  void write(double* parts, double count, bool with_dot) const {
-    const bool any = finite > 0;
-    parts[COUNT] = count, parts[NAN_] = nan, parts[POSINF] = posinf, parts[NEGINF] = neginf, parts[ZERO] = zero;
-    parts[MEAN] = any ? mean : NAN;
-    parts[STD] = any ? std::sqrt(apart / finite) : NAN;
-    parts[RMS] = any ? std::sqrt(squares / finite) : NAN;
-    parts[MIN] = any ? least : NAN;
-    parts[MAX] = any ? most : NAN;
-    parts[DOT] = with_dot ? dot : NAN;
-  }
-};
-
-// The same while a chunk is read.
-struct Sums : Found {
-  double pivot = 0, first = 0, second = 0;  // sums of x - pivot, and of its square
-  bool pivoted = false;
-
-  Found close() {
-    if (finite > 0) {
-      const double shift = first / finite;
-      mean = pivot + shift;
-      // squares of float64 beyond 1e154 are infinite, and so are their differences here
-      const bool held = std::isfinite(second);
-      apart = held ? std::fmax(second - shift * first, 0) : INF;
-      squares = held ? std::fmax(second + 2 * pivot * first + finite * pivot * pivot, 0) : INF;
-    }
-    return *this;
-  }
-};
-
 template <class T> typename Lanes<T>::Int magnitude(T x) {
   typename Lanes<T>::Int bits;
   std::memcpy(&bits, &x, sizeof bits);
   return bits & Lanes<T>::MAGNITUDE;
 }
 
+template <class V> V load(const void* at) {
+  V v;
+  std::memcpy(&v, at, sizeof v);
+  return v;
+}
+
+// What is read: the elements of a tensor.
+template <class T> struct Elements {
+  typedef T Type;
+  const T* x;
+  T one(int i) const { return x[i]; }
+  typename Lanes<T>::V several(int i) const {
+    __builtin_prefetch(reinterpret_cast<const char*>(x + i) + AHEAD);
+    return load<typename Lanes<T>::V>(x + i);
+  }
+};
+
+// Or their differences, which are exact in float64 but for the last digit.
+template <class T> struct Differences {
+  typedef double Type;
+  const T *x, *before;
+  double one(int i) const { return double(x[i]) - double(before[i]); }
+  Wide several(int i) const {
+    typedef T Some __attribute__((vector_size(HALF * sizeof(T))));
+    __builtin_prefetch(reinterpret_cast<const char*>(x + i) + AHEAD);
+    __builtin_prefetch(reinterpret_cast<const char*>(before + i) + AHEAD);
+    return __builtin_convertvector(load<Some>(x + i), Wide) - __builtin_convertvector(load<Some>(before + i), Wide);
+  }
+};
+
 // One element at a time, whatever it is.
-template <class T> void read_any(const T* x, int n, Sums& sums) {
-  for (int i = 0; i < n; i++) {
-    const auto size = magnitude(x[i]);
-    if (size >= Lanes<T>::INFINITE) {
-      (size > Lanes<T>::INFINITE ? sums.nan : x[i] > 0 ? sums.posinf : sums.neginf) += 1;
+template <class Source> void read_any(const Source& source, int start, int end, Sums& sums) {
+  typedef Lanes<typename Source::Type> L;
+  for (int i = start; i < end; i++) {
+    const auto x = source.one(i);
+    const auto size = magnitude(x);
+    if (size >= L::INFINITE) {
+      (size > L::INFINITE ? sums.nan : x > 0 ? sums.posinf : sums.neginf) += 1;
       continue;
     }
-    const double apart = double(x[i]) - sums.pivot;
+    const double apart = double(x) - sums.pivot;
     sums.finite += 1, sums.first += apart, sums.second += apart * apart, sums.zero += size == 0;
-    if (x[i] < sums.least) sums.least = x[i];
-    if (x[i] > sums.most) sums.most = x[i];
+    if (x < sums.least) sums.least = x;
+    if (x > sums.most) sums.most = x;
   }
 }
 
-inline void widen(const Lanes<float>::V& v, Wide& low, Wide& high) {
-  Lanes<float>::Narrow half[2];
-  std::memcpy(half, &v, sizeof v);
-  low = __builtin_convertvector(half[0], Wide);
-  high = __builtin_convertvector(half[1], Wide);
-}
-
 // Whole vectors, if all are finite; otherwise nothing is added and the answer is false.
-template <class T> bool read_finite(const T* x, int n, Sums& sums) {
-  typedef Lanes<T> L;
+template <class Source> bool read_finite(const Source& source, int n, Sums& sums) {
+  typedef Lanes<typename Source::Type> L;
   constexpr int N = L::N;
-  typename L::V least = typename L::V{} + T(INF), most = -least;
+  typename L::V least = typename L::V{} + typename Source::Type(INF), most = -least;
   typename L::I zero = {}, largest = {};
   const typename L::I mask = typename L::I{} + L::MAGNITUDE;
   const Wide pivot = Wide{} + sums.pivot;
   Wide first = {}, second = {}, first_high = {}, second_high = {};
   for (int i = 0; i < n; i += N) {
-    typename L::V v;
-    std::memcpy(&v, x + i, sizeof v);
-    __builtin_prefetch(reinterpret_cast<const char*>(x + i) + AHEAD);
+    const typename L::V v = source.several(i);
     const typename L::I size = (typename L::I)v & mask;
     zero -= size == 0;
     largest = size > largest ? size : largest;
     least = v < least ? v : least;
     most = v > most ? v : most;
-    if constexpr (sizeof(T) == 4) {
-      Wide low, high;
-      widen(v, low, high);
-      low -= pivot, high -= pivot;
+    if constexpr (sizeof(v[0]) == 4) {
+      const auto* half = reinterpret_cast<const char*>(&v);
+      const Wide low = __builtin_convertvector(load<typename L::Narrow>(half), Wide) - pivot;
+      const Wide high = __builtin_convertvector(load<typename L::Narrow>(half + BYTES / 2), Wide) - pivot;
       first += low, second += low * low;
       first_high += high, second_high += high * high;
     } else {
@@ -177,13 +149,13 @@ template <class T> bool read_finite(const T* x, int n, Sums& sums) {
   return true;
 }
 
-template <class T> void read_block(const T* x, int n, Sums& sums) {
-  if (!sums.pivoted)
-    for (int i = 0; i < n && !sums.pivoted; i++)
-      if (magnitude(x[i]) < Lanes<T>::INFINITE) sums.pivot = x[i], sums.pivoted = true;
-  const int whole = n / Lanes<T>::N * Lanes<T>::N;
-  if (whole && !read_finite(x, whole, sums)) read_any(x, whole, sums);
-  read_any(x + whole, n - whole, sums);
+template <class Source> void read_block(const Source& source, int n, Sums& sums) {
+  typedef Lanes<typename Source::Type> L;
+  for (int i = 0; i < n && !sums.pivoted; i++)
+    if (magnitude(source.one(i)) < L::INFINITE) sums.pivot = source.one(i), sums.pivoted = true;
+  const int whole = n / L::N * L::N;
+  if (whole && !read_finite(source, whole, sums)) read_any(source, 0, whole, sums);
+  read_any(source, whole, n, sums);
 }
 
 float from_half(uint16_t half) {
@@ -219,24 +191,6 @@ const float* as_floats(const char* at, int64_t type, int n, float* room) {
   return room;
 }
 
-void as_doubles(const char* at, int64_t type, int n, double* to) {
-  float room[BLOCK];
-  if (type == FLOAT64) {
-    std::memcpy(to, at, n * sizeof(double));
-    return;
-  }
-  const float* x = as_floats(at, type, n, room);
-  for (int i = 0; i < n; i++) to[i] = x[i];
-}
-
-void read_typed(const char* at, int64_t type, int n, Sums& sums) {
-  float room[BLOCK];
-  if (type == FLOAT64)
-    read_block(reinterpret_cast<const double*>(at), n, sums);
-  else
-    read_block(as_floats(at, type, n, room), n, sums);
-}
-
 // ---- what is asked for ----------------------------------------------------------------------
 
 // A row of the table: addresses as integers, 0 where there is none.
@@ -253,29 +207,40 @@ struct Job {
   Found found, after;
 };
 
+template <class Source> void add_product(const Source& moved, const char* at, int64_t type, int n, Sums& sums) {
+  float room[BLOCK];
+  const double* wide = reinterpret_cast<const double*>(at);
+  const float* narrow = type == FLOAT64 ? nullptr : as_floats(at, type, n, room);
+  for (int i = 0; i < n; i++) {
+    const double one = moved.one(i), other = narrow ? narrow[i] : wide[i];
+    if (std::isfinite(one) && std::isfinite(other)) sums.dot += one * other;
+  }
+}
+
+// A block of one type, with its past and its gradient.
+template <class T> void read(const Row& row, const T* x, const T* before, int64_t at, int n, bool itself, Sums& sums, Sums& after) {
+  if (!before) return read_block(Elements<T>{x}, n, sums);
+  const Differences<T> moved{x, before};
+  read_block(moved, n, sums);
+  if (itself) read_block(Elements<T>{x}, n, after);
+  if (row.grad_type < 0) return;
+  add_product(moved, reinterpret_cast<const char*>(row.grad) + at * SIZE[row.grad_type], row.grad_type, n, sums);
+}
+
 void work(Job& job, bool itself) {
   const Row& row = *job.row;
   Sums sums, after;
-  double apart[BLOCK], grad[BLOCK], old[BLOCK];
-  const int64_t size = SIZE[row.type];
-  for (int64_t at = job.start; at < job.start + job.n; at += BLOCK) {
-    const int n = int(job.start + job.n - at < BLOCK ? job.start + job.n - at : BLOCK);
+  float room[BLOCK], old_room[BLOCK];
+  const int64_t size = SIZE[row.type], end = job.start + job.n;
+  for (int64_t at = job.start; at < end; at += BLOCK) {
+    const int n = int(end - at < BLOCK ? end - at : BLOCK);
     const char* x = reinterpret_cast<const char*>(row.x) + at * size;
+    const char* old = row.before ? reinterpret_cast<const char*>(row.before) + at * size : nullptr;
     if (row.copy_to) std::memcpy(reinterpret_cast<char*>(row.copy_to) + at * size, x, n * size);
-    if (!row.before) {
-      read_typed(x, row.type, n, sums);
-      continue;
-    }
-    if (itself) read_typed(x, row.type, n, after);
-    as_doubles(x, row.type, n, apart);
-    as_doubles(reinterpret_cast<const char*>(row.before) + at * size, row.type, n, old);
-    for (int i = 0; i < n; i++) apart[i] -= old[i];
-    read_block(apart, n, sums);
-    if (row.grad_type >= 0) {
-      as_doubles(reinterpret_cast<const char*>(row.grad) + at * SIZE[row.grad_type], row.grad_type, n, grad);
-      for (int i = 0; i < n; i++)
-        if (std::isfinite(apart[i]) && std::isfinite(grad[i])) sums.dot += apart[i] * grad[i];
-    }
+    if (row.type == FLOAT64)
+      read(row, reinterpret_cast<const double*>(x), reinterpret_cast<const double*>(old), at, n, itself, sums, after);
+    else
+      read(row, as_floats(x, row.type, n, room), old ? as_floats(old, row.type, n, old_room) : nullptr, at, n, itself, sums, after);
   }
   job.found = sums.close();
   job.after = after.close();
