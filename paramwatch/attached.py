@@ -11,8 +11,8 @@ from typing import Protocol
 
 from torch import nn
 
+from paramwatch.absence import Absence, counted
 from paramwatch.guard import ParamWatchError, logger
-from paramwatch.record import Inventory
 from paramwatch.recorder import Recorder
 from paramwatch.worker import wait_for_all
 
@@ -65,33 +65,62 @@ def close_earlier(module: nn.Module, folder: Path | None) -> None:
             other.give_way()
 
 
-def say_goodbye(recorder: Recorder, inventory: Inventory, path: Path | None, gave_way: bool) -> None:
-    """The closing message: what was seen, or why nothing was."""
-    seen, model, failed = recorder.steps_seen, inventory.model, recorder.guard.failed
+def say_goodbye(recorder: Recorder, absence: Absence, share: float | None, path: Path | None, gave_way: bool) -> None:
+    """The closing report: what was seen, or why nothing was; and a warning of what should have been there and was not.
+
+    Args:
+        recorder: Of the Watch that closes.
+        absence: What its run did not have.
+        share: Of the run's time, what watching took at least.
+        path: Where the run was written to.
+        gave_way: Whether it closes because its model is attached again.
+    """
+    seen, model, failed = recorder.steps_seen, absence.inventory.model, recorder.guard.failed
     if seen:
         how = " before the failure" if failed else ""
         where = "" if path is None else f", written to {path}"
+        took = "" if share is None or failed else f"; watching took at least {_percent(share)} of the time"
         why = "; closed because its model was attached again" if gave_way else ""
-        rows = _counted(len(inventory.rows), "row")
-        logger.info("paramwatch: %s of %s seen%s, %s%s%s", _counted(seen, "optimizer step"), model, how, rows, where, why)
+        what = f"{_rows(absence)}{_skipped(absence)}{where}{took}{why}"
+        logger.info("paramwatch: %s of %s seen%s, %s", counted(seen, "optimizer step"), model, how, what)
+        # what came after a failure of ours nobody knows
+        if not failed and (wrong := _wrong(absence)):
+            logger.warning("paramwatch: in %s %s", model, "; ".join(wrong))
     elif gave_way:
         logger.info("paramwatch: the Watch of %s was closed before its first step, because its model was attached again", model)
     elif not failed:
         logger.warning("paramwatch: 0 optimizer steps of %s seen. %s", model, _likely_reason(recorder.foreign_steps))
 
 
+def _rows(absence: Absence) -> str:
+    frozen = f" ({len(absence.frozen):,} frozen)" if absence.frozen else ""
+    return counted(len(absence.inventory.rows), "row") + frozen
+
+
+def _skipped(absence: Absence) -> str:
+    if not absence.skipped:
+        return ""
+    return f", {absence.skipped:,} of {counted(absence.steps, 'measured step')} skipped ({absence.skipped_steps()})"
+
+
+def _wrong(absence: Absence) -> list[str]:
+    all_skipped = absence.steps == absence.skipped > 0
+    nothing = ["every measured step was skipped, so nothing was trained"] if all_skipped else []
+    return absence.wrong("measured") + nothing
+
+
+def _percent(share: float) -> str:
+    return f"{float(f'{100 * share:.2g}'):g} %"
+
+
 def _likely_reason(foreign_steps: int) -> str:
     if foreign_steps:
         were = "was" if foreign_steps == 1 else "were"
         return (
-            f"{_counted(foreign_steps, 'optimizer step')} {were} made, but of tensors that are not in this model: "
+            f"{counted(foreign_steps, 'optimizer step')} {were} made, but of tensors that are not in this model: "
             "was it replaced, moved or wrapped after the optimizer was made?"
         )
     return "No torch optimizer stepped while it was attached; for one that torch's hooks cannot see use `with watch.step(optimizer):`."
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n} {what}{'s' * (n != 1)}"
 
 
 @atexit.register

@@ -15,6 +15,7 @@ from typing import TypeAlias, overload
 import pandas as pd
 
 from paramwatch import frames
+from paramwatch.absence import Absence, Tally, counted
 from paramwatch.block import Block, empty_block
 from paramwatch.folder import DiskFolder, Folder, MemoryFolder
 from paramwatch.guard import ParamWatchError
@@ -127,20 +128,31 @@ class Run:
         return frames.findings_frame(self._read().findings)
 
     def __repr__(self) -> str:
+        """Where it is, what was recorded of it, and what was missing: rows without a gradient or an optimizer, skipped steps.
+
+        It reads the whole run, as every question does; a long one is thinned when it is stored, and what is said is of the steps that are.
+        """
         blocks = self._read().blocks
         try:
             inventory = blocks[-1].inventory if blocks else self._inventory()
         except ParamWatchError:
             return f"<{type(self).__name__} {self.path or 'in memory'}: no steps yet>"
         numbers = {step for block in blocks for step in block.step.tolist()}
-        return self._described(inventory, len(numbers), min(numbers, default=0), max(numbers, default=0))
+        tally = Tally()
+        for block in blocks:
+            tally.add(block)
+        return self._described(tally.absence(inventory), len(numbers), min(numbers, default=0), max(numbers, default=0), "stored")
 
-    def _described(self, inventory: Inventory, steps: int, first: int, last: int) -> str:
-        rows, names = len(inventory.rows), len(inventory.names)
-        more = f" ({names} names)" if names > rows else ""
+    def _described(self, absence: Absence, steps: int, first: int, last: int, which: str, failed: bool = False) -> str:
+        rows, names, frozen = len(absence.inventory.rows), len(absence.inventory.names), len(absence.frozen)
+        more = ", ".join([f"{names:,} names"] * (names > rows) + [f"{frozen:,} frozen"] * (frozen > 0))
         span = f" ({first} to {last})" if steps > 1 else ""
-        counted = f"{steps} step{'s' * (steps != 1)}{span}" if steps else "no steps yet"
-        return f"<{type(self).__name__} {self.path or 'in memory'}: {inventory.model}, {rows} row{'s' * (rows != 1)}{more}, {counted}>"
+        said = [absence.inventory.model, counted(rows, "row") + (f" ({more})" if more else "")]
+        said += [f"{counted(steps, 'step')}{span}" if steps else "no steps yet"]
+        said += [f"{absence.skipped:,} skipped ({absence.skipped_steps()})"] * (absence.skipped > 0)
+        # what came after a failure of ours nobody knows
+        remarks = ["recording stopped after a failure"] if failed else absence.wrong(which) if steps else []
+        return f"<{type(self).__name__} {self.path or 'in memory'}: {'; '.join([', '.join(said), *remarks])}>"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the latest step, the ties, and what the rules said."""

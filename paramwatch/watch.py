@@ -20,19 +20,20 @@ from torch import nn
 from torch.optim import Optimizer
 
 from paramwatch import attached, clipping, steps
+from paramwatch.absence import Absence
 from paramwatch.arguments import Options, check_folder, check_options
 from paramwatch.columns import LAYOUTS, Detail
 from paramwatch.folder import DiskFolder, MemoryFolder, Until
 from paramwatch.guard import Guard, ParamWatchError
 from paramwatch.inventory import LiveInventory
-from paramwatch.record import Finding, Inventory, Record, Sink
+from paramwatch.record import Inventory, Record, Sink
 from paramwatch.recorder import Recorder, UpdateMode
 from paramwatch.rounds import AllRows, Round
 from paramwatch.rules import RULES
 from paramwatch.run import Run
 from paramwatch.store import Contents, Store
 from paramwatch.tensorboard.events import EventFile
-from paramwatch.worker import Worker, log_findings
+from paramwatch.worker import Worker
 
 MEMORY_BYTES = 256_000_000
 """What a Watch without a folder may hold in memory."""
@@ -127,11 +128,12 @@ class Watch(Run):
         # in a distributed run the first rank's curves stand for all
         self._events = EventFile(folder) if folder is not None and _rank() == 0 else None
         own: list[Sink] = [self._store, *([self._events] if self._events else [])]
-        self._worker = Worker([*own, *options.sinks], [rule() for rule in RULES], self._report, self._guard)
+        self._worker = Worker([*own, *options.sinks], [rule() for rule in RULES], self._store.find, self._guard)
         self._waiting: deque[Round] = deque()
         self._closing = threading.RLock()
         self._closed = self._gave_way = False
         self._measured = 0, 0, 0
+        self._at_end: Inventory | None = None
         self._all_rows = AllRows(live)
         self.recorder = Recorder(
             live,
@@ -198,10 +200,10 @@ class Watch(Run):
         return self
 
     def __repr__(self) -> str:
-        """As that of a `Run`, without waiting or reading: the steps are those this Watch has measured, before any were thinned."""
+        """As that of a `Run`, without waiting or reading: of the steps measured so far, as far as the background thread has come."""
         if not self._closed:
             self.recorder.close_round()
-        return self._described(self._live.current, *self._measured)
+        return self._described(self._absence(), *self._measured, "measured", self._guard.failed)
 
     def __reduce__(self) -> tuple[type[Run], tuple[Path | None]]:
         return Run, (self.path,)
@@ -216,7 +218,12 @@ class Watch(Run):
         return super()._read()
 
     def _inventory(self) -> Inventory:
-        return self._live.now()
+        # another thread may be reading the model anew
+        with self.recorder.lock:
+            return self._live.now()
+
+    def _absence(self) -> Absence:
+        return self._worker.tally.absence(self._at_end or self._inventory())
 
     def latest(self) -> Record | None:
         """For the callback: the newest record whose readings have arrived; waits for the background thread, never for a device."""
@@ -247,10 +254,6 @@ class Watch(Run):
                     return
                 self._worker.submit(first, self.recorder.update)
 
-    def _report(self, findings: list[Finding]) -> None:
-        log_findings(findings)
-        self._store.find(findings)
-
     # ---- lifetime --------------------------------------------------------------------------------
 
     def _let_go(self) -> None:
@@ -265,8 +268,8 @@ class Watch(Run):
         self.close()
 
     def abandon(self) -> None:
-        """In a forked child, which has not the thread that would write."""
-        self._closed = True
+        """In a forked child, which has not the thread that would write, nor one that may have held the lock."""
+        self._closed, self.recorder.lock = True, threading.RLock()
         self._let_go()
 
     def _finish(self, doing: str) -> None:
@@ -275,6 +278,7 @@ class Watch(Run):
         with self._guard.contain(doing):
             self.recorder.finish()
             self._hand_over(wait=True)
+            self._at_end = self._inventory()
         self._closed = True
         if self in attached.opened:
             attached.opened.remove(self)
@@ -287,7 +291,8 @@ class Watch(Run):
             self._worker.stop(wait=False)
 
     def _say_goodbye(self) -> None:
-        attached.say_goodbye(self.recorder, self._live.current, self.path, self._gave_way)
+        with self._guard.contain("saying what was seen"):
+            attached.say_goodbye(self.recorder, self._absence(), self._worker.cost.share, self.path, self._gave_way)
 
 
 def _rank() -> int:

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from paramwatch.absence import Tally
 from paramwatch.assemble import assemble
+from paramwatch.cost import Cost
 from paramwatch.guard import Guard, logger
 from paramwatch.record import Finding, Record, Rule, Sink
 from paramwatch.rounds import Round
@@ -28,13 +30,15 @@ class Worker:
     Args:
         sinks: Each is switched off, by name, when it fails.
         rules: Read each record; what they say goes to `report`.
-        report: Takes findings.
+        report: Takes findings, which are logged here.
         guard: Contains failures of our own.
     """
 
     def __init__(self, sinks: Sequence[Sink], rules: Sequence[Rule], report: Callable[[list[Finding]], None], guard: Guard) -> None:
         self.last: Record | None = None
-        self._outlets = [_Outlet(sink) for sink in sinks]
+        self.tally, self.cost = Tally(), Cost()
+        ours: list[Sink] = [self.tally, self.cost]
+        self._outlets = [_Outlet(sink) for sink in (*ours, *sinks)]
         self._rules = rules
         self._report = report
         self._guard = guard
@@ -105,6 +109,7 @@ class Worker:
             record = assemble(done, update_mode)
             findings = [finding for rule in self._rules for finding in rule(record)]
             if findings:
+                _log(findings)
                 self._report(findings)
             for outlet in self._outlets:
                 outlet.write(record)
@@ -145,7 +150,7 @@ class _Outlet:
             self._sink.close()
 
 
-def log_findings(findings: Sequence[Finding]) -> None:
+def _log(findings: Sequence[Finding]) -> None:
     """Say each finding once, where messages go."""
     for finding in findings:
         logger.warning("step %d: %s", finding.step, finding.message)

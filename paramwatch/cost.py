@@ -1,0 +1,38 @@
+"""Which share of a run's time watching took, as the closing report says it."""
+
+from __future__ import annotations
+
+from paramwatch.record import Record
+
+
+class Cost:
+    """A sink that sums up `overhead_us`, the time that the training thread spent on watching.
+
+    The run's time is from where its first step was entered to where its last one was, all between the steps included; what the last step
+    itself took counts on neither side. It is a least share: where steps are short, the background thread makes the training thread wait
+    for the interpreter as well, and nobody can measure that from inside.
+    """
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self._last = 0.0
+        self._spent_us = self._latest_us = 0.0
+
+    def write(self, record: Record) -> None:
+        """Take a record."""
+        if record.stepped.any():
+            self._first = record.time if self._first is None else self._first
+            self._last = record.time
+            self._spent_us += self._latest_us
+            self._latest_us = 0.0
+        self._latest_us += record.steps.get("overhead_us") or 0.0
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    @property
+    def share(self) -> float | None:
+        """Between 0 and 1; None before the second step, and where the clock was set back."""
+        if self._first is None or self._last <= self._first:
+            return None
+        return self._spent_us / 1e6 / (self._last - self._first)
