@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
-from book_pages import WIDTH, lesson, say
+from book_pages import lesson, say, tell
 from torch import nn
 
 import paramwatch
@@ -24,6 +23,17 @@ def fresh() -> nn.Sequential:
 
 def default(net: nn.Sequential) -> None:
     pass
+
+
+def gluon(net: nn.Sequential) -> None:
+    for layer in (net[0], net[2]):
+        nn.init.uniform_(layer.weight, -0.07, 0.07)
+        nn.init.zeros_(layer.bias)
+
+
+def unasked(net: nn.Sequential) -> None:
+    nn.init.uniform_(net[0].weight)
+    nn.init.normal_(net[2].weight)
 
 
 def normal(net: nn.Sequential) -> None:
@@ -59,15 +69,24 @@ def by_hand(net: nn.Sequential) -> None:
 
 WAYS: dict[str, tuple[str, Way]] = {
     "PyTorch's default": ("What a layer draws when it is made.", default),
-    "normal(0, 0.01), zero bias": ("Small random weights: symmetry is broken, but signals shrink from layer to layer.", normal),
-    "constant 1": ("Every unit computes the same, gets the same gradient, and stays the same.", constant),
-    "Xavier on one layer, 42 on another": ("Each layer may be initialised in its own way; not every way is a good one.", xavier_and_42),
+    "Gluon's default": ("U(-0.07, 0.07) and zero biases, whatever the shape.", gluon),
+    "nn.init's defaults": ("uniform_ on one layer and normal_ on the other, asked for nothing else: U(0, 1) and N(0, 1).", unasked),
+    "normal(0, 0.01)": ("Small random weights and zero biases: symmetry is broken, but signals shrink from layer to layer.", normal),
+    "constant 1": (
+        "All units of the hidden layer compute the same; as their biases and outgoing weights are equal, too, they get the same gradient "
+        "and stay the same. The outputs start the same as well, but they are the last layer: they part if their targets differ.",
+        constant,
+    ),
+    "Xavier and 42": ("Each layer may be initialised in its own way; not every way is a good one.", xavier_and_42),
     "a way of your own": ("Half zeros, the rest far from zero: still a distribution that can be named.", custom),
     "set by hand": ("Everything moved by 1, and one element set to 42: no standard initialisation looks like that.", by_hand),
 }
 
 
 def initialisation() -> None:
+    lesson("Initialisation: the net", "Two layers, wider than the book's: a distribution cannot be told from a handful of numbers.")
+    for name, parameter in fresh().named_parameters():
+        say(name, tuple(parameter.shape))
     for title, (learned, apply) in WAYS.items():
         lesson(f"Initialisation: {title}", learned)
         net = fresh()
@@ -75,6 +94,6 @@ def initialisation() -> None:
         seen = paramwatch.summary(net)
         for name, row in seen.frame.iterrows():
             expected = "" if math.isnan(row["theoretical_std"]) else f", expected {row['theoretical_std']:.3g}"
-            say(f"{name}  std {row['std']:.3g}{expected}", row["looks_like"])
+            say(f"{name}  std {row['std']:.3g}{expected}", row["looks_like"], column=39)
         for name, warning in seen.warnings.items():
-            print(textwrap.fill(f"{name}: {warning}", WIDTH, initial_indent="  ", subsequent_indent="    "))
+            tell(f"{name}: {warning}", indent="  ")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
-
+import pandas as pd
 import torch
 import torch.nn.functional as F
-from book_pages import WIDTH, lesson, say
+from book_pages import lesson, say, show, tell
 from torch import Tensor, nn
 
 import paramwatch
@@ -36,11 +35,16 @@ def one_layer_twice() -> None:
     lesson("Tying: one layer at two places", "What is written through one name is read through the other: it is one tensor.")
     shared = nn.Linear(8, 8)
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(8, 1))
-    with torch.no_grad():
-        net[2].weight[0, 0] = 100
-    say("net[4].weight[0, 0], set to 100 through net[2]", net[4].weight[0, 0].item())
+    say("net[2].weight is net[4].weight", net[2].weight is net[4].weight)
+    set_to_100(net[2])
+    say("net[4].weight[0, 0], 100 set through net[2]", net[4].weight[0, 0].item())
     for tie in paramwatch.tie_groups(net):
-        print(tie)
+        tell(tie)
+
+
+def set_to_100(layer: nn.Linear) -> None:
+    with torch.no_grad():
+        layer.weight[0, 0] = 100
 
 
 def one_parameter_in_two_layers() -> None:
@@ -51,23 +55,32 @@ def one_parameter_in_two_layers() -> None:
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
     net[2].weight, net[2].bias = net[0].weight, net[0].bias
     say("net[0] is net[2]", net[0] is net[2])
-    print(*paramwatch.tie_groups(net), sep="\n")
+    say("net[0].weight is net[2].weight", net[0].weight is net[2].weight)
+    set_to_100(net[0])
+    say("net[2].weight[0, 0], 100 set through net[0]", net[2].weight[0, 0].item())
+    for tie in paramwatch.tie_groups(net):
+        tell(tie)
 
 
 def lazily_sized_layers() -> None:
     lesson(
         "Tying: before the shape is known",
-        "Lazy layers are tied before their first forward; their row enters at the first step.",
+        "The same, in a net whose layers get their sizes from the first input, as in that notebook. They are tied before; "
+        "their rows enter at the first step.",
     )
-    net = nn.Sequential(nn.LazyLinear(8, bias=False), nn.ReLU(), nn.LazyLinear(8, bias=False))
-    net[2].weight = net[0].weight
+    shared, other = nn.LazyLinear(8), nn.LazyLinear(8)
+    other.weight, other.bias = shared.weight, shared.bias
+    net = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), shared, nn.ReLU(), other, nn.ReLU(), nn.LazyLinear(10))
     with paramwatch.attach(net) as watch:
         say("rows before the first forward", len(watch.parameters))
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        net(torch.rand(2, 8)).sum().backward()
+        net(torch.rand(2, 20)).sum().backward()
         optimizer.step()
     say("rows after the first step", len(watch.parameters))
-    print(*watch.ties, sep="\n")
+    set_to_100(net[2])
+    say("net[4].weight[0, 0], 100 set through net[2]", net[4].weight[0, 0].item())
+    for tie in watch.ties:
+        tell(tie)
 
 
 def equal_but_not_tied() -> None:
@@ -76,31 +89,34 @@ def equal_but_not_tied() -> None:
     net[2].load_state_dict(net[0].state_dict())
     say("equal values", torch.equal(net[0].weight, net[2].weight))
     say("tie groups", paramwatch.tie_groups(net))
-    with torch.no_grad():
-        net[0].weight[0, 0] = 100
+    set_to_100(net[0])
     say("net[0].weight[0, 0], set to 100", net[0].weight[0, 0].item())
     say("net[2].weight[0, 0]", f"{net[2].weight[0, 0].item():.4f}")
     net[2].weight.data = net[0].weight.data
-    print("\nAnd one piece of memory under two parameters is another thing again:")
-    print(textwrap.fill(str(paramwatch.tie_groups(net)[0]), WIDTH))
+    print()
+    tell("And one piece of memory under two parameters is another thing again:")
+    tell(paramwatch.tie_groups(net)[0])
 
 
 def why_sharing_is_a_good_idea() -> None:
     lesson(
         "Tying: why sharing is a good idea",
-        "Fewer numbers to keep and to learn. A convolution uses one kernel at every place where a dense layer has a weight for each "
-        "pair of pixels; a recurrent cell uses one weight at every time; a tied output layer or decoder uses one twice.",
+        "Fewer numbers to keep and to learn. A convolution looks for the same thing at every place with one kernel, where a dense layer "
+        "has a weight for each pair of pixels; a recurrent cell uses one weight at every time, however long the sequence; a tied "
+        "decoder or output layer uses one twice. The numbers to learn, shared or separate:",
     )
     language = nn.ModuleDict({"embed": nn.Embedding(1000, 64), "head": nn.Linear(64, 1000, bias=False)})
     language["head"].weight = language["embed"].weight
     cases: dict[str, tuple[nn.Module, int]] = {
-        "CNN: Conv2d(3, 16, 3) on 32 x 32, or dense": (nn.Conv2d(3, 16, 3, bias=False), 3 * 32 * 32 * 16 * 30 * 30),
+        "CNN: Conv2d(3, 16, 3) on 32x32, or dense": (nn.Conv2d(3, 16, 3, bias=False), 3 * 32 * 32 * 16 * 30 * 30),
         "RNN: RNNCell(32, 64), or 20 cells": (nn.RNNCell(32, 64), 20 * 64 * (32 + 64 + 2)),
-        "autoencoder 64-16-64, decoder = encoder^T": (Autoencoder(), 2 * 64 * 16),
-        "language model, embedding = output": (language, 2 * 1000 * 64),
+        "autoencoder: decoder = encoder, or own": (Autoencoder(), 2 * 64 * 16),
+        "language model: output = embedding, or own": (language, 2 * 1000 * 64),
     }
+    lines = {}
     for case, (net, without) in cases.items():
         shared = paramwatch.summary(net).totals.parameters
-        say(case, f"{shared:,} numbers for {without:,}: {4 * (without - shared):,} bytes saved")
+        lines[case] = {"shared": f"{shared:,}", "separate": f"{without:,}", "bytes saved": f"{4 * (without - shared):,}"}
+    show(pd.DataFrame(lines).T)
     for net, _ in cases.values():
         print(f"\n{paramwatch.summary(net)}")
