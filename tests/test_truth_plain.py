@@ -9,9 +9,8 @@ import pytest
 import torch
 from harness import LR, Lab, Loop, verify
 from loops import OPTIONS, by_name, loss_of, mlp, sgd
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import clip_grad_norm_
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def attached_after_the_optimizer_is_made(lab: Lab) -> None:
@@ -168,59 +167,3 @@ def test_rows_of_no_optimizer_are_measured_at_the_first_step_at_powers_of_two_an
         "2.weight": list(range(12)),
         "2.bias": list(range(12)),
     }
-
-
-# ---- a large frozen base with small adapters ------------------------------------------------
-
-
-class Adapted(nn.Module):
-    """A frozen linear map, with a product of two thin matrices beside it."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.base = nn.Linear(inputs, outputs, dtype=torch.float64).requires_grad_(False)
-        self.down = nn.Linear(inputs, 2, bias=False, dtype=torch.float64)
-        self.up = nn.Linear(2, outputs, bias=False, dtype=torch.float64)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.up(self.down(x))
-
-
-class Reads(TorchDispatchMode):
-    """Counts the operations that are given one of these tensors, or a view of one."""
-
-    def __init__(self, tensors: list[Tensor]) -> None:
-        super().__init__()
-        self.n = 0
-        self._memory = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = torch.utils._pytree.tree_leaves((args, kwargs))
-        self.n += any(isinstance(x, Tensor) and x.untyped_storage().data_ptr() in self._memory for x in given)
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_only_the_adapters_of_a_frozen_base_are_read_at_each_step(options: dict[str, Any]) -> None:
-    reads: list[int] = []
-
-    def adapters(lab: Lab) -> None:
-        torch.manual_seed(0)
-        # what is small is measured together, what is large by itself
-        net = nn.Sequential(Adapted(3, 300), nn.Tanh(), Adapted(300, 300), nn.Tanh(), Adapted(300, 1))
-        base = [param for param in net.parameters() if not param.requires_grad]
-        optimizer = sgd(param for param in net.parameters() if param.requires_grad)
-        lab.attach(net)
-        reads.clear()
-        for i in range(11):
-            optimizer.zero_grad()
-            (loss_of(net, i) / 256).backward()
-            with lab.by_update(optimizer), Reads(base) as seen:
-                optimizer.step()
-            reads.append(seen.n)
-
-    frame = verify(adapters, **options).watch.frame("param_norm")
-    base = frame.loc[:, frame.columns.str.contains("base")]
-    assert [step for step, n in enumerate(reads) if n] == [0, 1, 2, 4, 8]
-    assert list(base.index[base.notna().all(axis=1)]) == list(base.index[base.notna().any(axis=1)]) == [0, 1, 2, 4, 8, 10]
-    assert frame.drop(columns=base.columns).notna().all(axis=None)
