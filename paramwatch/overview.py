@@ -27,7 +27,7 @@ from paramwatch.record import TieGroup
 from paramwatch.rows import Place, is_lazy, places
 from paramwatch.sampling import Limits, column_zeros, elements, lines, looked
 from paramwatch.sheet import Line, Summary, Totals
-from paramwatch.standards import default_of
+from paramwatch.standards import default_of, type_name
 from paramwatch.ties import find_ties
 
 
@@ -47,7 +47,7 @@ def summary(module: nn.Module) -> Summary:
     for place in found:
         grouped.setdefault(id(place.tensor), []).append(place)
     rows = [_row(group, tensor) for group in grouped.values() if (tensor := group[0].tensor) is not None]
-    return Summary(type(module).__name__, _frame(rows, ties), _totals(module, rows, ties), ties, _tree(module, found, rows))
+    return Summary(type_name(module), _frame(rows, ties), _totals(module, rows, ties), ties, _tree(module, found, rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def _frame(rows: Sequence[_Row], ties: Sequence[TieGroup]) -> pd.DataFrame:
     index = pd.Index([place.name for place in first], name="parameter", dtype="object")
     columns = {
         "module": pd.Series([place.name.rpartition(".")[0] for place in first], index, "object"),
-        "module_type": pd.Series([type(place.holder).__name__ for place in first], index, "object"),
+        "module_type": pd.Series([type_name(place.holder) for place in first], index, "object"),
         "shape": pd.Series([row.shape for row in rows], index, "object"),
         "dtype": pd.Series([str(row.tensor.dtype).removeprefix("torch.") for row in rows], index, "object"),
         "numel": pd.Series([pd.NA if row.shape is None else row.numel for row in rows], index, "Int64"),
@@ -191,7 +191,7 @@ def _tree(module: nn.Module, found: Sequence[Place], rows: Sequence[_Row]) -> tu
             if prefix not in opened:
                 opened.add(prefix)
                 holder = place.holder if depth == len(path) - 1 else _ancestor(module, place, depth + 1)
-                lines.append(Line(depth, path[depth], type(holder).__name__ if holder is not None else "", None))
+                lines.append(Line(depth, path[depth], type_name(holder) if holder is not None else "", None))
         row = canonical[place.name]
         lines.append(Line(len(path), place.name.rpartition(".")[2], "" if row == place.name else f"= {row}", row))
     return tuple(lines)
