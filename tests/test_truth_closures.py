@@ -114,8 +114,9 @@ def raising_after_parameters_were_moved(lab: Lab) -> None:
 class Deaf(Optimizer):
     """Plain gradient descent that never calls its closure."""
 
-    def __init__(self, params: Iterable[Tensor]) -> None:
+    def __init__(self, params: Iterable[Tensor], frees: bool = False) -> None:
         super().__init__(params, {"lr": LR})
+        self.frees = frees
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> float:
@@ -123,12 +124,19 @@ class Deaf(Optimizer):
             for param in group["params"]:
                 if param.grad is not None:
                     param.sub_(param.grad, alpha=group["lr"])
+        if self.frees:
+            self.zero_grad()
         return 0.0
 
 
 def never_called(lab: Lab) -> None:
     lab.attach(mlp())
     step_with_closures(lab, Deaf(lab.model.parameters()), steps=5)
+
+
+def never_called_and_gradients_are_gone(lab: Lab) -> None:
+    lab.attach(mlp())
+    step_with_closures(lab, Deaf(lab.model.parameters(), frees=True), steps=5)
 
 
 LOOPS: dict[str, Loop] = by_name(
@@ -141,11 +149,20 @@ LOOPS: dict[str, Loop] = by_name(
     raising,
     raising_after_parameters_were_moved,
     never_called,
+    never_called_and_gradients_are_gone,
 )
+
+WRONG = {"never_called_and_gradients_are_gone": "where the closure was never called, gradients are first read when the step is over"}
+"""What is not right yet."""
+
+CASES = [
+    pytest.param(loop, id=name, marks=[pytest.mark.xfail(reason=WRONG[name], raises=AssertionError)] if name in WRONG else [])
+    for name, loop in LOOPS.items()
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+@pytest.mark.parametrize("loop", CASES)
 def test_the_books_agree(loop: Loop, options: dict[str, Any]) -> None:
     verify(loop, **options)
 
