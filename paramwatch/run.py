@@ -6,7 +6,6 @@ The reading half of what `attach` returns. It also reads a run that is going on:
 from __future__ import annotations
 
 import glob
-import html
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,12 +18,10 @@ from paramwatch.absence import Absence, Tally, counted
 from paramwatch.block import Block, empty_block
 from paramwatch.folder import DiskFolder, Folder, MemoryFolder
 from paramwatch.guard import ParamWatchError
-from paramwatch.record import Inventory, TieGroup
+from paramwatch.notebook import Ties, run_html
+from paramwatch.record import Inventory
 from paramwatch.store import Contents, read
 from paramwatch.table import By
-
-_SHOWN = 20
-"""Lines that a notebook shows of a table."""
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -118,9 +115,9 @@ class Run:
         return frames.steps_frame(self._blocks())
 
     @property
-    def ties(self) -> tuple[TieGroup, ...]:
-        """The names that share a tensor, or memory."""
-        return self._inventory().ties
+    def ties(self) -> Ties:
+        """The names that share a tensor, or memory: a tuple, with a `frame`."""
+        return Ties(self._inventory().ties)
 
     @property
     def findings(self) -> pd.DataFrame:
@@ -157,18 +154,7 @@ class Run:
     def _repr_html_(self) -> str:
         """What a notebook shows: the latest step, the ties, and what the rules said."""
         contents = self._read()
-        parts = [f"<p><code>{html.escape(repr(self))}</code></p>"]
-        if contents.blocks:
-            block = contents.blocks[-1]
-            latest = frames.frame([block], steps=slice(int(block.step[-1]), None)).droplevel("step")
-            columns = ["param_norm", "grad_norm", "update_ratio", "grad_state"]
-            parts += [f"<p>Step {block.step[-1]}:</p>", latest[columns].to_html(max_rows=_SHOWN, na_rep="-")]
-        if ties := self.ties:
-            lines = "".join(f"<li>{html.escape(str(tie))}</li>" for tie in ties[:_SHOWN])
-            parts.append(f"<p>Ties:</p><ul>{lines}</ul>")
-        if contents.findings:
-            parts += ["<p>Findings:</p>", frames.findings_frame(contents.findings).to_html(index=False, max_rows=_SHOWN)]
-        return "\n".join(parts)
+        return run_html(repr(self), contents.blocks[-1] if contents.blocks else None, self.ties, contents.findings)
 
     def _read(self) -> Contents:
         """Everything that was recorded until now."""

@@ -21,7 +21,7 @@ LAYERS = (
     "attached",
     "worker assemble recorder raw outside rounds inventory changes optimizers clipping arguments",
     "tensorboard steps callstack measure run overview sampling",
-    "frames table initial wording laws standards hazards sheet",
+    "notebook frames table initial wording laws standards hazards sheet",
     "store absence block cost folder schedule totals rules ties testing formulas",
     "rows",
     "record merging",
@@ -29,7 +29,7 @@ LAYERS = (
 )
 """From the top: a module imports from its own layer and from those below; the modules of a folder are in its layer."""
 
-LIGHT = "columns merging guard record absence rules testing schedule totals block folder store table frames run tensorboard.events sheet"
+LIGHT = "columns merging guard record absence rules testing schedule totals block folder store table frames notebook run tensorboard.events sheet"
 """What works where torch is not installed."""
 
 
