@@ -29,7 +29,10 @@ LAYERS = (
 )
 """From the top: a module imports from its own layer and from those below; the modules of a folder are in its layer."""
 
-LIGHT = "columns merging guard record absence rules testing schedule totals block folder store table frames notebook run tensorboard.events sheet"
+LIGHT = (
+    "columns merging guard record absence rules testing schedule totals block folder store table frames notebook run "
+    "tensorboard.events sheet"
+)
 """What works where torch is not installed."""
 
 
