@@ -1,0 +1,187 @@
+"""Numbers on their way from a device to the host: a ring of pinned slots that nobody waits for.
+
+The training thread sends a tensor, which queues one copy and one event, and asks a slot later whether it is there. When all slots are taken
+the tensor stays on its device until one is free again; when too many stay there, the newest is dropped and counted. A slot that is there
+may be read and released by any thread; all else belongs to the training thread, which alone knows that no CUDA graph is being captured:
+while one is, no event may be asked.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from paramwatch.columns import Array
+
+
+class Mark(Protocol):
+    """What tells that a copy has been made, as `torch.cuda.Event` does."""
+
+    def query(self) -> bool: ...
+    def synchronize(self) -> None: ...
+
+
+class Transport(Protocol):
+    """How tensors get from a device to the host."""
+
+    def room(self, size: int) -> Tensor:
+        """Bytes on the host that a device can write to by itself."""
+
+    def queue(self, tensor: Tensor) -> Any:
+        """Where work on a tensor is queued at this moment."""
+
+    def copy(self, tensor: Tensor, to: Tensor, queue: Any) -> Mark:
+        """Queue a copy behind all that is in a queue."""
+
+
+class Cuda:
+    """Pinned memory, streams and events."""
+
+    def room(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True)
+
+    def queue(self, tensor: Tensor) -> torch.cuda.Stream:
+        return torch.cuda.current_stream(tensor.device)
+
+    def copy(self, tensor: Tensor, to: Tensor, queue: torch.cuda.Stream) -> Mark:
+        with torch.cuda.stream(queue):
+            to.copy_(tensor, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record(queue)
+        return event
+
+
+class _Room:
+    """Memory of one slot, and the mark of the last copy to it."""
+
+    __slots__ = ("host", "mark", "of_ring")
+
+    def __init__(self, host: Tensor, of_ring: bool = True) -> None:
+        self.host = host
+        self.of_ring = of_ring
+        self.mark: Mark | None = None
+
+    @property
+    def idle(self) -> bool:
+        return self.mark is None or self.mark.query()
+
+
+class Slot:
+    """A tensor that was sent."""
+
+    __slots__ = ("_queue", "_ring", "_room", "_tensor", "_view")
+
+    def __init__(self, ring: Ring, tensor: Tensor, queue: Any) -> None:
+        self._ring = ring
+        self._tensor: Tensor | None = tensor
+        self._queue = queue
+        self._room: _Room | None = None
+        self._view: Tensor | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether `numpy` may be called. Never waits."""
+        if self._tensor is not None:
+            self._ring.advance()
+        return self._room is not None and self._room.idle
+
+    def numpy(self) -> Array:
+        """The numbers, in memory of the slot: they are gone when it has been released."""
+        if not self.ready:
+            raise RuntimeError("the numbers are not there yet")
+        assert self._view is not None
+        return self._view.numpy()
+
+    def wait(self) -> None:
+        """Block until `ready`: for flush and close only."""
+        if self._tensor is not None:
+            self._ring.hurry(self)
+        if self._room is not None and self._room.mark is not None:
+            self._room.mark.synchronize()
+
+    def release(self) -> None:
+        """Done with it; or no longer interested, which only the training thread may say before it is ready."""
+        room, self._room, self._tensor, self._view = self._room, None, None, None
+        if room is not None:
+            self._ring.give_back(room)
+
+    def _fill(self, room: _Room, transport: Transport) -> None:
+        tensor = self._tensor
+        assert tensor is not None
+        self._view = room.host[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        room.mark = transport.copy(tensor, self._view, self._queue)
+        # the memory is not given to work on another stream, and work on this one comes after the copy
+        self._room, self._tensor = room, None
+
+
+class Ring:
+    """A number of slots, and what happens when all are taken.
+
+    Args:
+        slots: Copies that may be under way or unread at a time.
+        waiting: Tensors that may stay on their device beyond that.
+        transport: How they travel.
+    """
+
+    def __init__(self, slots: int = 8, waiting: int = 32, transport: Transport | None = None) -> None:
+        self.dropped = 0
+        self._transport = Cuda() if transport is None else transport
+        self._unmade = slots
+        self._free: deque[_Room] = deque()
+        self._waiting: deque[Slot] = deque()
+        self._most = waiting
+
+    def send(self, tensor: Tensor) -> Slot | None:
+        """Start a tensor on its way. None if it was dropped: too many are waiting already.
+
+        Args:
+            tensor: Contiguous, and not written to again: it may be copied only later.
+        """
+        slot = Slot(self, tensor, self._transport.queue(tensor))
+        self._waiting.append(slot)
+        self.advance()
+        if len(self._waiting) > self._most:
+            self._waiting.pop()
+            self.dropped += 1
+            return None
+        return slot
+
+    def advance(self) -> None:
+        """Queue the copies of those that wait, in their order, as far as slots are free."""
+        while self._waiting:
+            tensor = self._waiting[0]._tensor
+            if tensor is not None:
+                room = self._take(tensor.nbytes)
+                if room is None:
+                    return
+                self._waiting[0]._fill(room, self._transport)
+            self._waiting.popleft()
+
+    def hurry(self, slot: Slot) -> None:
+        """Queue the copy of a slot that waits, in memory of its own if need be."""
+        self.advance()
+        if slot._tensor is not None:
+            self._waiting.remove(slot)
+            slot._fill(_Room(self._transport.room(slot._tensor.nbytes), of_ring=False), self._transport)
+
+    def give_back(self, room: _Room) -> None:
+        """Make the memory of a slot free again."""
+        if room.of_ring:
+            self._free.append(room)
+
+    def _take(self, size: int) -> _Room | None:
+        """Free memory of at least some size that no copy is under way to; a slot grows once, to what is sent."""
+        for _ in range(len(self._free)):
+            room = self._free.popleft()
+            if room.idle:
+                if room.host.numel() < size:
+                    room.host = self._transport.room(size)
+                return room
+            self._free.append(room)
+        if self._unmade:
+            self._unmade -= 1
+            return _Room(self._transport.room(size))
+        return None

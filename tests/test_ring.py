@@ -1,0 +1,250 @@
+"""The ring that numbers travel to the host by: in what order, into which memory, and that nobody waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from paramwatch.measure.ring import Cuda, Ring, Slot
+
+
+class Landing:
+    """A copy that is made when the clock says so, and not before."""
+
+    def __init__(self, tensor: Tensor, to: Tensor) -> None:
+        self.tensor, self.to = tensor, to
+        self.done = False
+        self.waited = False
+
+    def land(self) -> None:
+        if not self.done:
+            self.to.copy_(self.tensor)
+        self.done = True
+
+    def query(self) -> bool:
+        return self.done
+
+    def synchronize(self) -> None:
+        self.waited = True
+        self.land()
+
+
+class Slow:
+    """A transport whose copies land one at a time, in the order of the queue."""
+
+    def __init__(self) -> None:
+        self.under_way: list[Landing] = []
+        self.rooms: list[int] = []
+
+    def room(self, size: int) -> Tensor:
+        self.rooms.append(size)
+        return torch.full((size,), 255, dtype=torch.uint8)
+
+    def queue(self, tensor: Tensor) -> str:
+        return "default"
+
+    def copy(self, tensor: Tensor, to: Tensor, queue: Any) -> Landing:
+        assert queue == "default"
+        self.under_way.append(Landing(tensor.clone(), to))
+        return self.under_way[-1]
+
+    def tick(self) -> None:
+        next(landing for landing in self.under_way if not landing.done).land()
+
+
+def numbers(value: float, n: int = 3) -> Tensor:
+    return torch.full((n, 2), value, dtype=torch.float64)
+
+
+def sent(ring: Ring, *values: float) -> list[Slot]:
+    slots = [ring.send(numbers(value)) for value in values]
+    assert None not in slots
+    return [slot for slot in slots if slot is not None]
+
+
+def test_a_slot_is_ready_when_its_copy_has_landed_and_not_before() -> None:
+    slow = Slow()
+    first, second = sent(Ring(transport=slow), 1, 2)
+
+    assert not first.ready
+    with pytest.raises(RuntimeError, match="not there yet"):
+        first.numpy()
+    slow.tick()
+    assert first.ready
+    assert not second.ready
+    np.testing.assert_array_equal(first.numpy(), numbers(1))
+
+
+def test_when_all_slots_are_taken_a_tensor_waits_and_goes_when_one_is_released() -> None:
+    slow = Slow()
+    ring = Ring(slots=2, transport=slow)
+    first, _, third = sent(ring, 1, 2, 3)
+    slow.tick()
+    slow.tick()
+
+    assert len(slow.under_way) == 2
+    assert not third.ready
+    first.release()
+    assert not third.ready  # on its way now
+    slow.tick()
+    np.testing.assert_array_equal(third.numpy(), numbers(3))
+    assert not first.ready
+
+
+def test_those_that_wait_go_in_the_order_in_which_they_were_sent() -> None:
+    slow = Slow()
+    ring = Ring(slots=1, transport=slow)
+    slots = sent(ring, 1, 2, 3)
+    seen = []
+    for slot in slots:
+        assert not slots[-1].ready
+        slow.tick()
+        seen.append(slot.numpy()[0, 0])
+        slot.release()
+
+    assert seen == [1, 2, 3]
+    assert slow.rooms == [48]
+
+
+def test_a_later_one_does_not_overtake_what_waits() -> None:
+    slow = Slow()
+    ring = Ring(slots=1, transport=slow)
+    first, second = sent(ring, 1, 2)
+    slow.tick()
+    first.release()
+    (third,) = sent(ring, 3)
+
+    assert [landing.tensor[0, 0].item() for landing in slow.under_way] == [1, 2]
+    assert not second.ready
+    assert not third.ready
+
+
+def test_what_is_too_much_is_dropped_and_counted_and_the_rest_is_not_disturbed() -> None:
+    slow = Slow()
+    ring = Ring(slots=1, waiting=2, transport=slow)
+    slots = [ring.send(numbers(value)) for value in range(5)]
+
+    assert slots[3:] == [None, None]
+    assert ring.dropped == 2
+    for value, slot in enumerate(slots[:3]):
+        assert slot is not None
+        assert not slot.ready
+        slow.tick()
+        assert slot.numpy()[0, 0] == value
+        slot.release()
+    assert ring.send(numbers(9)) is not None
+
+
+def test_waiting_for_one_that_has_no_slot_yet_takes_memory_for_it_alone() -> None:
+    slow = Slow()
+    ring = Ring(slots=1, transport=slow)
+    first, second, third = sent(ring, 1, 2, 3)
+    third.wait()
+
+    np.testing.assert_array_equal(third.numpy(), numbers(3))
+    assert not second.ready
+    third.release()
+    first.wait()
+    first.release()
+    assert not second.ready
+    second.wait()
+    np.testing.assert_array_equal(second.numpy(), numbers(2))
+    assert len(slow.rooms) == 2
+
+
+def test_nothing_but_wait_ever_waits() -> None:
+    slow = Slow()
+    ring = Ring(slots=2, waiting=1, transport=slow)
+    for value in range(6):
+        slot = ring.send(numbers(value))
+        assert slot is None or not slot.ready
+
+    assert not any(landing.waited for landing in slow.under_way)
+
+
+def test_a_slot_grows_to_what_is_sent_and_keeps_its_size() -> None:
+    slow = Slow()
+    ring = Ring(slots=1, transport=slow)
+    for n in (1, 5, 2, 5, 0):
+        slot = ring.send(numbers(n, n))
+        assert slot is not None
+        slot.wait()
+        np.testing.assert_array_equal(slot.numpy(), numbers(n, n))
+        slot.release()
+
+    assert slow.rooms == [16, 80]
+
+
+def test_a_slot_given_up_while_its_copy_is_under_way_is_not_used_before_it_has_landed() -> None:
+    slow = Slow()
+    ring = Ring(slots=1, transport=slow)
+    (first,) = sent(ring, 1)
+    first.release()
+    (second,) = sent(ring, 2)
+
+    assert len(slow.under_way) == 1
+    slow.tick()
+    assert not second.ready
+    slow.tick()
+    np.testing.assert_array_equal(second.numpy(), numbers(2))
+
+
+def test_one_given_up_while_it_waits_is_passed_over() -> None:
+    slow = Slow()
+    ring = Ring(slots=1, transport=slow)
+    first, second, third = sent(ring, 1, 2, 3)
+    second.release()
+    slow.tick()
+    first.release()
+
+    assert not third.ready
+    slow.tick()
+    np.testing.assert_array_equal(third.numpy(), numbers(3))
+
+
+def test_while_it_waits_a_tensor_is_held_and_not_after() -> None:
+    slow = Slow()
+    ring = Ring(slots=1, transport=slow)
+    sent(ring, 1)
+    (second,) = sent(ring, 2)
+    assert second._tensor is not None
+    second.wait()
+
+    assert second._tensor is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_device_numbers_arrive_as_they_were_when_sent() -> None:
+    ring = Ring(slots=2, waiting=3, transport=Cuda())
+    x = torch.zeros(1000, 11, dtype=torch.float64, device="cuda")
+    slots = []
+    for value in range(5):
+        torch.cuda._sleep(1_000_000)
+        slots.append(ring.send(x + value))
+    assert ring.dropped == 0
+    for value, slot in enumerate(slots):
+        assert slot is not None
+        slot.wait()
+        assert (slot.numpy() == value).all()
+        slot.release()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_device_sending_and_asking_never_wait() -> None:
+    ring = Ring(slots=2, waiting=2)
+    x = torch.ones(100, 11, dtype=torch.float64, device="cuda")
+    for slot in [ring.send(x), ring.send(x)]:
+        assert slot is not None
+        slot.wait()
+        slot.release()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.cuda._sleep(100_000_000)
+        slots = [ring.send(x) for _ in range(6)]
+        assert [slot is None or slot.ready for slot in slots] == [False] * 4 + [True] * 2
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
