@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from paramwatch.measure import chunked, native, packed
-from paramwatch.measure.naive import ORDER, as_reals, is_supported, parts
+from paramwatch.measure.naive import ORDER, as_reals, is_supported, parts, parts_of
 from paramwatch.measure.reading import Numbers, Reading, read_scalars, stacked
 from paramwatch.measure.sampled import SAMPLE, measure_sampled_update, sample
 
@@ -46,7 +46,7 @@ class Kept:
 
     def __init__(self, tensors: Sequence[Tensor], filled: bool = True) -> None:
         later = not filled and native.available()
-        self.copies = [torch.empty_like(x) if later and native.takes(x) else x.detach().clone() for x in tensors]
+        self.copies = [torch.empty_like(x) if later and native.takes(x) else _copy(x) for x in tensors]
 
     def __len__(self) -> int:
         return len(self.copies)
@@ -114,7 +114,7 @@ def _read(tensors: Sequence[Tensor | None], which: Iterable[int], copies: Sequen
     if small:
         found.append((small, packed.parts_of([chosen[i] for i in small])))
     found += [([i], chunked.chunked_parts(chosen[i])[None]) for i in large]
-    return found + stacked([(i, parts(as_reals(chosen[i]))) for i in others if is_supported(chosen[i])])
+    return found + stacked([(i, parts_of(chosen[i])) for i in others if is_supported(chosen[i])])
 
 
 def _paths(tensors: Sequence[Tensor | None], which: Iterable[int]) -> tuple[list[int], list[int], list[int], list[int]]:
@@ -141,8 +141,13 @@ def _without(which: Iterable[int], *known: Sequence[int]) -> list[int]:
     return [i for i in which if i not in done]
 
 
+def _copy(tensor: Tensor) -> Tensor:
+    """Of what cannot be read there is nothing to keep, and not everything of that kind can be copied."""
+    return tensor.detach().clone() if is_supported(tensor) else torch.empty(0, device="cpu")
+
+
 def _difference(new: Tensor, old: Tensor, grad: Tensor | None) -> Tensor:
-    return parts(as_reals(new) - as_reals(old), None if grad is None else as_reals(grad))
+    return parts(as_reals(new) - as_reals(old), as_reals(grad) if grad is not None and is_supported(grad) else None)
 
 
 def _unscaled(numbers: Sequence[Numbers], scale: Tensor | None, columns: Sequence[int]) -> Sequence[Numbers]:

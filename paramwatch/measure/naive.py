@@ -17,21 +17,31 @@ _BLOCK = 1 << 14
 """Elements that torch sums in one thread: it splits a sum from 2^15 on, by as many threads as there are, which shows in the last bits."""
 
 
-_supported: dict[tuple[type, torch.dtype], bool] = {}
+LARGEST_DENSE = 1 << 31
+"""Elements up to which what is not strided (sparse) may be made dense."""
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+_REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What a dtype that torch only has the name of raises, or a subclass that does not know an operation."""
+
+_supported: dict[tuple[type, torch.dtype, torch.layout, bool], bool] = {}
 
 
 def is_supported(tensor: Tensor) -> bool:
     """Whether the elements of a tensor of this kind can be read at all."""
-    if tensor.is_meta:
+    if tensor.is_meta or (tensor.layout is not torch.strided and tensor.numel() > LARGEST_DENSE):
         return False
-    kind = (type(tensor), tensor.dtype)
+    kind = (type(tensor), tensor.dtype, tensor.layout, tensor.is_quantized)
     if kind not in _supported:
+        ordinary = kind[0] in _PLAIN and not tensor.is_quantized
         try:
-            plain = kind[0] in (Tensor, torch.nn.Parameter)
-            as_reals(torch.zeros(1, device="cpu").to(tensor.dtype) if plain else tensor)
-            _supported[kind] = True
-        except (NotImplementedError, RuntimeError, TypeError):
+            found = as_reals(torch.zeros(1, device="cpu").to(tensor.dtype) if ordinary else tensor)
+        except _REFUSALS:
             _supported[kind] = False
+        else:
+            # a subclass around other tensors stays itself, and has no elements of its own
+            _supported[kind] = type(found) is Tensor
     return _supported[kind]
 
 
@@ -48,7 +58,17 @@ def as_reals(tensor: Tensor) -> Tensor:
         tensor = torch.view_as_real(tensor.resolve_conj())
     if tensor.device.type == "mps":  # has no float64
         tensor = tensor.cpu()
-    return tensor.to(torch.float64).reshape(-1)
+    reals = tensor.to(torch.float64).reshape(-1)
+    return reals if type(reals) is Tensor else reals.as_subclass(Tensor)
+
+
+def parts_of(tensor: Tensor) -> Tensor:
+    """The parts of one tensor of any kind. Of a sparse one on the CPU only the elements that it stores are looked at."""
+    if tensor.layout is not torch.sparse_coo or not tensor.is_cpu:
+        # elsewhere their number would have to be waited for
+        return parts(as_reals(tensor))
+    stored = as_reals(tensor.detach().coalesce().values())
+    return _with_zeros(parts(stored), tensor.numel() * (2 if tensor.is_complex() else 1) - stored.numel())
 
 
 def parts(x: Tensor, dot: Tensor | None = None) -> Tensor:
@@ -86,6 +106,28 @@ def parts(x: Tensor, dot: Tensor | None = None) -> Tensor:
     return torch.stack([found[part].to(torch.float64) for part in ORDER])
 
 
+def _with_zeros(found: Tensor, more: int) -> Tensor:
+    """The parts of the same elements and so many zeros."""
+    if not more:
+        return found
+    part = dict(zip(ORDER, found, strict=True))
+    n = part["count"] - part["nan"] - part["posinf"] - part["neginf"]
+    whole = n + more
+    old = {name: torch.where(n > 0, part[name], 0.0) for name in ("mean", "std", "rms", "min", "max")}
+    mean = old["mean"] * n / whole
+    spread = n * (old["std"].square() + (old["mean"] - mean).square()) + more * mean.square()
+    new = part | {
+        "count": part["count"] + more,
+        "zero": part["zero"] + more,
+        "mean": mean,
+        "std": (spread / whole).sqrt(),
+        "rms": old["rms"] * (n / whole).sqrt(),
+        "min": old["min"].clamp(max=0.0),
+        "max": old["max"].clamp(min=0.0),
+    }
+    return torch.stack([new[name] for name in ORDER])
+
+
 def _sum(x: Tensor) -> Tensor:
     """The same bits for any number of threads: each block is summed by one."""
     if x.numel() <= _BLOCK:
@@ -95,4 +137,4 @@ def _sum(x: Tensor) -> Tensor:
 
 
 def _wraps_quantized(tensor: Tensor) -> bool:
-    return type(tensor) not in (Tensor, torch.nn.Parameter) and "dequantize" in type(tensor).__dict__
+    return type(tensor) not in _PLAIN and type(tensor).dequantize is not Tensor.dequantize

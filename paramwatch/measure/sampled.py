@@ -24,7 +24,9 @@ def sample(tensor: Tensor, most: int = SAMPLE) -> Tensor:
     """
     if not is_supported(tensor):
         return torch.empty(0, dtype=torch.float64, device="cpu")
-    flat = tensor.detach().reshape(-1)
+    # what cannot be picked from as it is (sparse, or a subclass that knows few operations) is made plain first
+    ordinary = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided and not tensor.is_quantized
+    flat = tensor.detach().reshape(-1) if ordinary else as_reals(tensor)
     if flat.numel() <= most:
         return as_reals(flat).clone()
     chosen = torch.from_numpy(_positions(flat.numel(), most)).to(flat.device, non_blocking=True)
