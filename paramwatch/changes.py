@@ -63,7 +63,7 @@ class Changed:
         self._gone = {key: known for key, known in gone.items() if key not in there and (key in held or known.lives)}
         self._here = {id(tensor): _Known((row.name, *row.aliases), _memory(tensor)) for row, tensor in rows}
 
-    def look(self, optimizer: Optimizer, params: Sequence[Tensor], rows: Collection[str], inventory: Inventory) -> None:
+    def look(self, optimizer: Optimizer, params: Sequence[Tensor], rows: Collection[str], inventory: Inventory, step: int) -> None:
         """Notice what is gone and held by an optimizer that is about to step, each tensor once.
 
         A tensor whose names have all passed to rows of the same optimizer is no loss: a tie that was made anew, a layer that was replaced
@@ -74,6 +74,7 @@ class Changed:
             params: All its tensors.
             rows: Those of them that are rows, by name.
             inventory: The rows of now.
+            step: Which step it is.
         """
         holder = self._holder(optimizer)
         if holder.seen == (self._readings, len(params)):
@@ -88,7 +89,7 @@ class Changed:
         for known in lost:
             known.said = True
         if lost:
-            self.lost.append(Lost(type(optimizer).__name__, tuple(known.names[0] for known in lost)))
+            self.lost.append(Lost(type(optimizer).__name__, tuple(known.names[0] for known in lost), step))
 
     def take(self) -> tuple[list[CameApart], list[Lost]]:
         """What was noticed since this was last asked."""

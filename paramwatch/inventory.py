@@ -10,7 +10,7 @@ modules that hold them are referred to weakly, and a tensor is known by where it
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -60,6 +60,7 @@ class LiveInventory:
         self._tree: list[tuple[weakref.ref[nn.Module], tuple[int, ...]]] = []
         self._lazy: list[tuple[weakref.ref[nn.Module], str]] = []
         self._position: dict[int, int] = {}
+        self._named: dict[int, str] = {}
         self._foreign: set[int] = set()
         self._read(0)
         if not self.current.rows and not self._lazy:
@@ -109,6 +110,16 @@ class LiveInventory:
     def holds(self, identity: int) -> bool:
         """Whether a tensor of this identity was in the model when it was last read."""
         return identity in self._position
+
+    def named(self, now: bool) -> Mapping[int, str]:
+        """The name of each tensor, watched or not, by identity: as the model is now, for which it is not read, or as it was last read."""
+        module = self._module()
+        if not now or module is None or self._look() is not None:
+            return self._named
+        named: dict[int, str] = {}
+        for place in places(module):
+            named.setdefault(id(place.tensor), place.name)
+        return named
 
     def _look(self) -> list[nn.Parameter] | None:
         """The tensor of each row; None if the model is no longer as it was read."""
@@ -169,6 +180,7 @@ class LiveInventory:
         # without this a layer that was replaced, and lives on elsewhere (at the other place of a tie), would not be missed
         self._tree = [(weakref.ref(parent), _children(parent)) for parent in module.modules() if parent._modules]
         self._foreign -= self._position.keys()
+        self._named = {key: group[0].name for key, group in grouped.items()}
         here = [(rows[at], grouped[key][0].tensor) for key, at in self._position.items() if at >= 0]
         self.changed.read(here, grouped.keys())  # type: ignore[arg-type]
         names = tuple((place.name, self._position[id(place.tensor)]) for place in shown)

@@ -1,7 +1,8 @@
-"""Whether a row was changed between its steps: what a step leaves is compared, bit for bit, with what the next one finds.
+"""Whether a row was changed between its steps: what a step leaves is compared with what the next one finds.
 
 `Claims` works on the training thread and says of which rows nothing can be known; `Outside` compares, on the background thread. Compared
-are parts, not elements: what changes elements and leaves their count, mean, spread and extremes the same to the last bit is not seen.
+are parts, not elements: counts and extremes bit for bit, and what is summed to 1e-12 of the root mean square, since elements that have come
+to lie in another order are summed in another order.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paramwatch.columns import PARTS, Array
+from paramwatch.columns import PARTS, SPECIALS, Array
 from paramwatch.record import Inventory, Row
 from paramwatch.rounds import Measured, OptimizerStep
 
-_COUNT = list(PARTS).index("count")
+_COUNT, _RMS = (list(PARTS).index(part) for part in ("count", "rms"))
+_ORDERLESS = [i for i, part in enumerate(PARTS) if part in (*SPECIALS, "zero", "min", "max")]
+_SUMMED = [i for i, part in enumerate(PARTS) if part in ("mean", "std", "rms")]
+_ROUNDING = 1e-12
 
 
 class Claims:
@@ -27,14 +31,13 @@ class Claims:
         self._doubtful: set[str] = set()
 
     def enter(self, step: OptimizerStep, names: Sequence[str]) -> None:
-        """A step begins to hold these rows. Those that another one holds, too (in another thread), are in doubt in both."""
+        """A step begins to hold these rows. Of those that another one holds as well (in another thread) it tells nothing."""
         for claim in self._running:
             other = claim.step()
             if other is None:
                 self._doubtful.update(claim.names)
-            elif other is not step and (shared := set(names).intersection(claim.names)):
-                step.unsure |= shared
-                other.unsure |= shared
+            elif other is not step:
+                step.unsure.update(set(names).intersection(claim.names))
         self._running = [claim for claim in self._running if claim.step() is not None]
         self._running.append(_Claim(weakref.ref(step), names))
         if self._doubtful:
@@ -74,9 +77,8 @@ class Outside:
         rows = np.array([position[names[i]] for i in which], dtype=np.intp)
         sure = np.array([names[i] not in step.unsure for i in which], dtype=bool)
         entered, left, since = _numbers(step.entered)[which], self._left[rows], self._since[rows]
-        other = ((entered != left) & ~(np.isnan(entered) & np.isnan(left))).any(axis=1)
         known = ~np.isnan(entered[:, _COUNT]) & ~np.isnan(left[:, _COUNT])
-        found = np.flatnonzero(other & known & sure & ~self._shared[rows])
+        found = np.flatnonzero(_differ(entered, left) & known & sure & ~self._shared[rows])
         self._left[rows], self._since[rows] = np.nan, number
         if step.left:
             self._left[rows[sure]] = _numbers(step.left)[which][sure]
@@ -96,6 +98,16 @@ class Outside:
             at = -1 if before is None else before.position.get(row.name, -1)
             if before is not None and at >= 0 and _form(before.rows[at]) == _form(row):
                 self._left[i], self._since[i] = old_left[at], old_since[at]
+
+
+def _differ(entered: Array, left: Array) -> Array:
+    """Which rows: bool [rows]. A part of which nothing is known on both sides is equal."""
+    nothing = np.isnan(entered) & np.isnan(left)
+    exact = (entered == left) | nothing
+    with np.errstate(invalid="ignore"):
+        near = np.abs(entered - left) <= _ROUNDING * left[:, [_RMS]]
+    same: Array = exact[:, _ORDERLESS].all(axis=1) & (exact | near)[:, _SUMMED].all(axis=1)
+    return ~same
 
 
 def _form(row: Row) -> tuple[object, ...]:

@@ -111,6 +111,8 @@ class Lost:
     """Its class."""
     names: tuple[str, ...]
     """What the rows were called."""
+    step: int
+    """The step that it made with them or, where it holds nothing else of the model, would have made."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from paramwatch.guard import Guard, logger
 from paramwatch.inventory import LiveInventory
-from paramwatch.measure import Kept, measure, measure_sampled_update, measure_update, read_scalars, sample
+from paramwatch.measure import Kept, measure, measure_end, measure_sampled_update, read_scalars, sample
 from paramwatch.measure.room import may_copy
 from paramwatch.optimizers import learning_rates, moves_between_steps, params_of, states
 from paramwatch.outside import Claims, Outside
@@ -67,7 +67,7 @@ class Recorder:
         self.idle: Callable[[], bool] = bool
         self._live = live
         self._publish = publish
-        self._rounds = Rounds(first_step, live.holds)
+        self._rounds = Rounds(first_step, live.holds, live.named)
         self._every = every
         self._full = full
         self._raw = RawGradients()
@@ -193,7 +193,7 @@ class Recorder:
         self._live.step = number
         params = params_of(optimizer)
         rows = self._live.held_by(params, number)
-        self._live.changed.look(optimizer, params, rows, self._live.current)
+        self._live.changed.look(optimizer, params, rows, self._live.current, number)
         if not rows:
             return None
         wanted = self._rounds.steps_of(optimizer) % self._every == 0
@@ -254,7 +254,7 @@ class Recorder:
             self.update = "exact" if may_copy(self._live.tensors(number)) else "sampled"
         if self.update == "exact":
             try:
-                return Kept(chosen)
+                return Kept(chosen, filled=False)
             except torch.OutOfMemoryError:
                 logger.warning("no memory is left for a copy of the parameters: updates are estimated from samples from now on")
                 self.update = "sampled"
@@ -265,14 +265,16 @@ class Recorder:
         for before in step.before:
             these = slice(start, start := start + len(before))
             if isinstance(before, Kept):
-                reading = measure_update(after[these], before, step.grads and step.grads[these], step.scale)
+                reading, left = measure_end(after[these], before, step.grads and step.grads[these], step.scale)
+                step.left.append(Measured("param", names[these], left))
             else:
                 reading = measure_sampled_update(after[these], before)
             step.ended.append(Measured("update", names[these], reading))
-        # of rows that an optimizer moves between its steps, or that step unmeasured, the next entry tells nothing
-        if self.update == "exact" and self._every == 1 and not any(map(moves_between_steps, step.optimizers)):
-            entered = [measured for measured in step.entered if measured.kind == "param"]
-            step.left = [Measured("param", names, measure(after))] if step.before else entered
+        if not step.before:  # a step that was skipped
+            step.left = [measured for measured in step.entered if measured.kind == "param"]
+        # where a row steps unmeasured in between, or its optimizer moves it, what the next entry finds tells nothing
+        if self.update != "exact" or self._every > 1 or any(map(moves_between_steps, step.optimizers)):
+            step.left = []
         if self._full:
             for kind in ("exp_avg", "exp_avg_sq"):
                 step.ended.append(Measured(kind, names, measure(states(step.optimizers, after, kind))))

@@ -120,26 +120,34 @@ class Rounds:
     """Numbers steps as rounds of several optimizers: ordered by first appearance, a round ends when one steps that is not after the last.
 
     An optimizer that holds a tensor of an earlier one (it was made anew, or they take turns) has the earlier one's place, so that no
-    tensor steps twice in a round.
+    tensor steps twice in a round. So has one that holds what came into the place of such a tensor, under its name. One that holds what
+    came into the model after the last step begins with a new round.
 
     Args:
         first_step: Number of the first step.
         holds: Whether the model has a tensor of this identity. Of others what is known is forgotten with the optimizers that held them.
+        named: Gives the name of each tensor, by identity: of those the model has now or, cheaper, had when it was last read.
     """
 
-    def __init__(self, first_step: int, holds: Callable[[int], bool] = lambda identity: False) -> None:
+    def __init__(
+        self,
+        first_step: int,
+        holds: Callable[[int], bool] = lambda identity: False,
+        named: Callable[[bool], Mapping[int, str]] = lambda now: {},
+    ) -> None:
         self.step = first_step
         self._holds = holds
+        self._named = named
         self._known: dict[int, _Known] = {}
         self._place_of: dict[int, int] = {}
+        self._stepped: dict[str, tuple[int, int]] = {}
+        self._there: Mapping[int, str] = {}
         self._places = 0
         self._last = -1
 
     def number(self, optimizer: Optimizer) -> int:
         """The step that this optimizer's next step belongs to."""
-        known = self._find(optimizer)
-        place = self._place(optimizer) if known is None else known.place
-        return self.step + (place <= self._last)
+        return self._next(optimizer)[1]
 
     def steps_of(self, optimizer: Optimizer) -> int:
         """How many steps of this optimizer were counted."""
@@ -148,18 +156,20 @@ class Rounds:
 
     def take(self, optimizer: Optimizer) -> int:
         """Count a step of this optimizer, and give its number."""
-        known = self._find(optimizer)
+        known, (place, number) = self._find(optimizer), self._next(optimizer)
         if known is None:
-            known = _Known(weakref.ref(optimizer), self._place(optimizer))
+            known = _Known(weakref.ref(optimizer), place)
             self._forget_what_is_gone()
             self._known[id(optimizer)] = known
-            self._places = max(self._places, known.place + 1)
-            for param in params_of(optimizer):
-                self._place_of.setdefault(id(param), known.place)
+            self._places = max(self._places, place + 1)
+            named = self._named(True)
+            for key in map(id, params_of(optimizer)):
+                self._place_of.setdefault(key, place)
+                if key in named:
+                    self._stepped[named[key]] = place, key
         known.steps += 1
-        self.step += known.place <= self._last
-        self._last = known.place
-        return self.step
+        self.step, self._last, self._there = number, place, self._named(False)
+        return number
 
     def _forget_what_is_gone(self) -> None:
         self._known = {key: known for key, known in self._known.items() if known.optimizer() is not None}
@@ -171,9 +181,24 @@ class Rounds:
         known = self._known.get(id(optimizer))
         return known if known is not None and known.optimizer() is optimizer else None
 
-    def _place(self, optimizer: Optimizer) -> int:
-        held = (self._place_of[id(param)] for param in params_of(optimizer) if id(param) in self._place_of)
-        return min(held, default=self._places)
+    def _next(self, optimizer: Optimizer) -> tuple[int, int]:
+        """The place of an optimizer, and the number of its next step."""
+        known = self._find(optimizer)
+        if known is not None:
+            return known.place, self.step + (known.place <= self._last)
+        held = [id(param) for param in params_of(optimizer)]
+        places = [self._place_of[key] for key in held if key in self._place_of]
+        if not places:
+            named = self._named(True)
+            rows = {key: named[key] for key in held if key in named}
+            # while the tensor that had a name is in the model, under another one, what has the name now is not in its place
+            before = (self._stepped[name] for name in rows.values() if name in self._stepped)
+            places = [place for place, key in before if key not in named]
+            if not places:
+                # who holds nothing of the model takes no place, and is followed by the next round once all places have stepped
+                came = self._last >= 0 and any(self._there.get(key) != name for key, name in rows.items())
+                return self._places, self.step + (came if rows else 0 <= self._last == self._places - 1)
+        return min(places), self.step + (min(places) <= self._last)
 
 
 class AllRows:

@@ -80,7 +80,7 @@ class TieBroken:
                     "conversion, a layer that was replaced?) They are separate parameters now; assign one nn.Parameter to all of them to "
                     "tie them again"
                 )
-                yield Finding(record.step, "tie_broken", apart.names[0], message)
+                yield Finding(apart.step, "tie_broken", apart.names[0], message)
 
 
 class DeadOptimizer:
@@ -94,7 +94,7 @@ class DeadOptimizer:
                 f"the optimizer ({lost.optimizer}) owns {tensors} no longer in the model: training has silently stopped for "
                 f"{'it' if n == 1 else 'them'} (was {were}). Make the optimizer anew, or give it with add_param_group what took the place"
             )
-            yield Finding(record.step, "dead_optimizer", lost.names[0], message)
+            yield Finding(lost.step, "dead_optimizer", lost.names[0], message)
 
 
 class ChangedOutside:
