@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from paramwatch.gradients import see_gradients
 from paramwatch.guard import Guard, logger
 from paramwatch.inventory import LiveInventory
 from paramwatch.measure import Kept, measure, measure_end, measure_sampled_update, read_scalars, sample
@@ -116,20 +117,10 @@ class Recorder:
     def gradients(self, step: OptimizerStep, optimizer: Optimizer, evaluation: bool) -> None:
         """Measure gradients; the last time wins."""
         step.evaluations += evaluation
-        if not step.wanted:
-            return
-        started = time.perf_counter_ns()
-        scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-        step.scale = scale.clone() if isinstance(scale, Tensor) else None
-        step.found_inf = found_inf.clone() if isinstance(found_inf, Tensor) else None
-        grads = [tensor.grad for tensor in step.tensors]
-        step.had_grad = [grad is not None for grad in grads]
-        step.required_grad = [tensor.requires_grad for tensor in step.tensors]
-        step.used = Measured("grad", step.names, measure(grads, step.scale))
-        step.raw = self._raw.of(step.names, grads)
-        if self._full:
-            step.grads = [None if grad is None else grad.detach().clone() for grad in grads]
-        self._overhead_ns += time.perf_counter_ns() - started
+        if step.wanted:
+            started = time.perf_counter_ns()
+            see_gradients(step, optimizer, self._raw, self._full, evaluation)
+            self._overhead_ns += time.perf_counter_ns() - started
 
     def end(self, step: OptimizerStep) -> None:
         """Measure the update, count the step, close what is complete."""
@@ -286,7 +277,7 @@ class Recorder:
         """Gradients before clipping where they were seen; elsewhere nothing was clipped, and raw is what was used."""
         self._raw.forget(step.names)
         if self.raw and step.used is not None:
-            step.entered.append(Measured("grad_raw", step.used.names, step.used.reading))
+            step.entered += [Measured("grad_raw", used.names, used.reading) for used in (step.used, *step.refined)]
 
     def _measure_others(self, number: int) -> None:
         """The parameters that no optimizer holds: at the first step, at powers of two, and at close."""

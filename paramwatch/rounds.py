@@ -54,6 +54,8 @@ class OptimizerStep:
     evaluations: int = 0
     entered: list[Measured] = field(default_factory=list)
     used: Measured | None = None
+    refined: list[Measured] = field(default_factory=list)
+    """Gradients of some rows as an inner optimizer used them: these count, not those in `used`."""
     had_grad: list[bool] = field(default_factory=list)
     required_grad: list[bool] = field(default_factory=list)
     raw: list[Measured] = field(default_factory=list)
@@ -69,7 +71,7 @@ class OptimizerStep:
     @property
     def measured(self) -> list[Measured]:
         """Everything measured, in the order in which one takes the place of another."""
-        return [*self.entered, *([self.used] if self.used else []), *self.raw, *self.ended]
+        return [*self.entered, *([self.used] if self.used else []), *self.refined, *self.raw, *self.ended]
 
     def readings(self) -> list[Reading]:
         """What the record waits for."""
@@ -120,8 +122,9 @@ class Rounds:
     """Numbers steps as rounds of several optimizers: ordered by first appearance, a round ends when one steps that is not after the last.
 
     An optimizer that holds a tensor of an earlier one (it was made anew, or they take turns) has the earlier one's place, so that no
-    tensor steps twice in a round. So has one that holds what came into the place of such a tensor, under its name. One that holds what
-    came into the model after the last step begins with a new round.
+    tensor steps twice in a round; several that share a place, but no tensor (one was replaced by two), step in one round. So has one that
+    holds what came into the place of such a tensor, under its name. One that holds what came into the model after the last step begins
+    with a new round.
 
     Args:
         first_step: Number of the first step.
@@ -144,6 +147,7 @@ class Rounds:
         self._there: Mapping[int, str] = {}
         self._places = 0
         self._last = -1
+        self._in_round: set[int] = set()
 
     def number(self, optimizer: Optimizer) -> int:
         """The step that this optimizer's next step belongs to."""
@@ -168,6 +172,9 @@ class Rounds:
                 if key in named:
                     self._stepped[named[key]] = place, key
         known.steps += 1
+        if number != self.step:
+            self._in_round = set()
+        self._in_round.update(map(id, params_of(optimizer)))
         self.step, self._last, self._there = number, place, self._named(False)
         return number
 
@@ -185,7 +192,7 @@ class Rounds:
         """The place of an optimizer, and the number of its next step."""
         known = self._find(optimizer)
         if known is not None:
-            return known.place, self.step + (known.place <= self._last)
+            return known.place, self.step + self._ends(known.place, optimizer)
         held = [id(param) for param in params_of(optimizer)]
         places = [self._place_of[key] for key in held if key in self._place_of]
         if not places:
@@ -198,7 +205,12 @@ class Rounds:
                 # who holds nothing of the model takes no place, and is followed by the next round once all places have stepped
                 came = self._last >= 0 and any(self._there.get(key) != name for key, name in rows.items())
                 return self._places, self.step + (came if rows else 0 <= self._last == self._places - 1)
-        return min(places), self.step + (min(places) <= self._last)
+        return min(places), self.step + self._ends(min(places), optimizer)
+
+    def _ends(self, place: int, optimizer: Optimizer) -> bool:
+        """Whether the round is over: the order begins anew, or a tensor would step twice."""
+        again = place == self._last and not self._in_round.isdisjoint(map(id, params_of(optimizer)))
+        return place < self._last or again
 
 
 class AllRows:

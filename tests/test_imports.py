@@ -19,7 +19,7 @@ LAYERS = (
     "lightning loggers",
     "watch",
     "attached",
-    "worker assemble recorder raw outside rounds inventory changes optimizers clipping arguments",
+    "worker assemble recorder gradients raw outside rounds inventory changes optimizers clipping arguments",
     "tensorboard steps callstack measure run overview sampling",
     "notebook frames table initial wording laws standards hazards sheet",
     "store absence block cost folder schedule totals rules ties testing formulas",

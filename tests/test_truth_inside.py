@@ -146,19 +146,8 @@ LOOPS: dict[str, Loop] = by_name(
     master_weights_that_free_gradients,
 )
 
-WRONG = {
-    "together_where_the_first_changes_gradients": "an optimizer inside measures the gradients of all rows again, not only of its own",
-    "master_weights_that_free_gradients": "an optimizer inside measures again even where it holds nothing of the model",
-}
-"""What is not right yet."""
-
-CASES = [
-    pytest.param(loop, id=name, marks=[pytest.mark.xfail(reason=WRONG[name], raises=AssertionError)] if name in WRONG else [])
-    for name, loop in LOOPS.items()
-]
-
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("loop", CASES)
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 def test_the_books_agree(loop: Loop, options: dict[str, Any]) -> None:
     verify(loop, **options)

@@ -274,16 +274,8 @@ LOOPS: dict[str, Loop] = by_name(
     two_that_share_a_parameter,
 )
 
-WRONG = {"one_replaced_by_two": "both have the place of the one they replace, and the second ends the round of the first"}
-"""What is not right yet."""
-
-CASES = [
-    pytest.param(loop, id=name, marks=[pytest.mark.xfail(reason=WRONG[name], raises=AssertionError)] if name in WRONG else [])
-    for name, loop in LOOPS.items()
-]
-
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("loop", CASES)
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 def test_the_books_agree(loop: Loop, options: dict[str, Any]) -> None:
     verify(loop, **options)

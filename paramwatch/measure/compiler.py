@@ -88,7 +88,8 @@ def _key(compiler: str) -> str:
     """Of everything the library depends on: source, flags, compiler and CPU."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_PATIENCE).stdout
     said = hashlib.sha256()
-    for fact in (*(source.read_bytes() for source in _SOURCES), repr(_flags()).encode(), compiler.encode(), version, platform.machine().encode(), _cpu()):
+    sources = [source.read_bytes() for source in _SOURCES]
+    for fact in (*sources, repr(_flags()).encode(), compiler.encode(), version, platform.machine().encode(), _cpu()):
         said.update(len(fact).to_bytes(8, "little") + fact)
     return said.hexdigest()[:20]
 

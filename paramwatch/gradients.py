@@ -1,0 +1,65 @@
+"""The gradients a step used: measured when they are complete, and again where a wrapper's inner optimizer knows better.
+
+The last measurement before the update is right, with one exception: an optimizer that steps inside another speaks for the rows it holds
+alone, since what the others hold may have been used up, changed or freed by then.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from paramwatch.measure import measure
+from paramwatch.optimizers import params_of
+from paramwatch.raw import RawGradients
+from paramwatch.rounds import Measured, OptimizerStep
+
+
+def see_gradients(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, keep: bool, evaluation: bool) -> None:
+    """Measure the gradients of a step, or of those of its rows that an inner optimizer holds.
+
+    Args:
+        step: In progress; it takes what is measured.
+        optimizer: Who will use them.
+        raw: What they were before they were clipped.
+        keep: Keep copies for the direction of the update.
+        evaluation: Whether a closure has just computed them.
+    """
+    scale, found_inf = (_copied(getattr(optimizer, name, None)) for name in ("grad_scale", "found_inf"))
+    if step.used is not None and not evaluation and optimizer is not step.optimizers[0]:
+        _see_inner(step, optimizer, raw, scale, found_inf)
+        return
+    step.scale, step.found_inf = scale, found_inf
+    grads = [tensor.grad for tensor in step.tensors]
+    step.had_grad = [grad is not None for grad in grads]
+    step.required_grad = [tensor.requires_grad for tensor in step.tensors]
+    step.used, step.refined = Measured("grad", step.names, measure(grads, scale)), []
+    step.raw = raw.of(step.names, grads)
+    if keep:
+        step.grads = [_copied(grad) for grad in grads]
+
+
+def _see_inner(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, scale: Tensor | None, found_inf: Tensor | None) -> None:
+    held = set(map(id, params_of(optimizer)))
+    which = [i for i, tensor in enumerate(step.tensors) if id(tensor) in held]
+    if not which:
+        return
+    step.scale, step.found_inf = (old if new is None else new for old, new in ((step.scale, scale), (step.found_inf, found_inf)))
+    names, grads = [step.names[i] for i in which], [step.tensors[i].grad for i in which]
+    # this optimizer may have brought rows of its own
+    more = len(step.tensors) - len(step.had_grad)
+    step.had_grad += [False] * more
+    step.required_grad += [False] * more
+    if step.grads is not None:
+        step.grads += [None] * more
+    for i, grad in zip(which, grads, strict=True):
+        step.had_grad[i], step.required_grad[i] = grad is not None, step.tensors[i].requires_grad
+        if step.grads is not None:
+            step.grads[i] = _copied(grad)
+    others = set(step.names) - set(names)
+    step.refined.append(Measured("grad", names, measure(grads, scale)))
+    step.raw = [*(seen.only(others) for seen in step.raw), *raw.of(names, grads)]
+
+
+def _copied(tensor: Tensor | None) -> Tensor | None:
+    return tensor.detach().clone() if isinstance(tensor, Tensor) else None
