@@ -43,8 +43,6 @@ class LiveInventory:
     """
 
     current: Inventory
-    step: int
-    """The step at which the model was last looked at, or is about to be."""
     changed: Changed
     """What training may not survive."""
 
@@ -53,7 +51,6 @@ class LiveInventory:
         self._model = type(module).__name__
         self._include, self._exclude = include, exclude
         self._layout = tuple(layout)
-        self.step = 0
         self.changed = Changed()
         self._owned: set[str] = set()
         self._seen: list[tuple[weakref.ref[nn.Module], str, int, _Form | None]] = []
@@ -76,7 +73,6 @@ class LiveInventory:
 
     def tensors(self, step: int) -> list[nn.Parameter]:
         """The parameter tensor of each row, after reading the model again if it has changed; empty once the module is gone."""
-        self.step = step
         held = self._look()
         if held is None and self._module() is not None:
             # a tensor that is gone may have left its identity to one of ours
@@ -110,6 +106,11 @@ class LiveInventory:
     def holds(self, identity: int) -> bool:
         """Whether a tensor of this identity was in the model when it was last read."""
         return identity in self._position
+
+    def glance(self) -> list[nn.Parameter]:
+        """The parameter tensors that the model has now, for which it is not read; those of no row may be among them."""
+        module, held = self._module(), self._look()
+        return held if held is not None else [] if module is None else list(module.parameters())
 
     def named(self, now: bool) -> Mapping[int, str]:
         """The name of each tensor, watched or not, by identity: as the model is now, for which it is not read, or as it was last read."""

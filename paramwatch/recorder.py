@@ -181,7 +181,6 @@ class Recorder:
 
     def _enter(self, optimizer: Optimizer, snapshot: bool = True) -> OptimizerStep | None:
         number = self._rounds.number(optimizer)
-        self._live.step = number
         params = params_of(optimizer)
         rows = self._live.held_by(params, number)
         self._live.changed.look(optimizer, params, rows, self._live.current, number)

@@ -192,25 +192,25 @@ class Rounds:
         """The place of an optimizer, and the number of its next step."""
         known = self._find(optimizer)
         if known is not None:
-            return known.place, self.step + self._ends(known.place, optimizer)
+            return known.place, self.step + self._ends(known.place, map(id, params_of(optimizer)))
         held = [id(param) for param in params_of(optimizer)]
         places = [self._place_of[key] for key in held if key in self._place_of]
-        if not places:
-            named = self._named(True)
-            rows = {key: named[key] for key in held if key in named}
-            # while the tensor that had a name is in the model, under another one, what has the name now is not in its place
-            before = (self._stepped[name] for name in rows.values() if name in self._stepped)
-            places = [place for place, key in before if key not in named]
-            if not places:
-                # who holds nothing of the model takes no place, and is followed by the next round once all places have stepped
-                came = self._last >= 0 and any(self._there.get(key) != name for key, name in rows.items())
-                return self._places, self.step + (came if rows else 0 <= self._last == self._places - 1)
-        return min(places), self.step + self._ends(min(places), optimizer)
+        if places:
+            return min(places), self.step + self._ends(min(places), held)
+        named = self._named(True)
+        rows = {key: named[key] for key in held if key in named}
+        # while the tensor that had a name is in the model, under another one, what has the name now is not in its place
+        before = [self._stepped[name] for name in rows.values() if name in self._stepped and self._stepped[name][1] not in named]
+        if before:
+            place = min(place for place, _ in before)
+            return place, self.step + self._ends(place, [key for _, key in before])
+        # who holds nothing of the model takes no place, and is followed by the next round once all places have stepped
+        came = self._last >= 0 and any(self._there.get(key) != name for key, name in rows.items())
+        return self._places, self.step + (came if rows else 0 <= self._last == self._places - 1)
 
-    def _ends(self, place: int, optimizer: Optimizer) -> bool:
-        """Whether the round is over: the order begins anew, or a tensor would step twice."""
-        again = place == self._last and not self._in_round.isdisjoint(map(id, params_of(optimizer)))
-        return place < self._last or again
+    def _ends(self, place: int, held: Iterable[int]) -> bool:
+        """Whether the round is over: the order begins anew, or a tensor of these identities would step twice."""
+        return place < self._last or (place == self._last and not self._in_round.isdisjoint(held))
 
 
 class AllRows:
@@ -221,4 +221,4 @@ class AllRows:
 
     @property
     def param_groups(self) -> list[dict[Literal["params"], list[Tensor]]]:
-        return [{"params": [tensor for tensor in self._live.tensors(self._live.step) if tensor.requires_grad]}]
+        return [{"params": [tensor for tensor in self._live.glance() if tensor.requires_grad]}]

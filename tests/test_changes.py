@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from changing import MLP, Forms, assert_rows, assign, conversion, train
+from changing import MLP, Forms, assert_rows, assign, conversion, step, train
 from harness import LR, Lab, verify
 from loops import by_name, loss_of, mlp, sgd
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+
+import paramwatch
+from paramwatch import Watch
 
 # ---- layers ---------------------------------------------------------------------------------
 
@@ -237,3 +240,30 @@ LOOPS = by_name(
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 def test_the_books_agree_before_and_after(loop: Callable[[Lab], None]) -> None:
     verify(loop)
+
+
+def by_all_rows(net: nn.Module, watch: Watch) -> None:
+    net.zero_grad()
+    loss_of(net).backward()
+    with watch.step(), torch.no_grad():
+        for p in net.parameters():
+            p -= LR * p.grad
+
+
+def after_a_stranger(net: nn.Module, watch: Watch) -> None:
+    other = mlp(1)
+    step(other, sgd(other))
+    step(net, sgd(net))
+
+
+@pytest.mark.parametrize("make_step", [by_all_rows, after_a_stranger], ids=lambda make_step: make_step.__name__)
+def test_a_row_that_came_is_there_from_the_step_that_first_has_it(make_step: Callable[[nn.Module, Watch], None]) -> None:
+    net = mlp()
+    with paramwatch.attach(net) as watch:
+        for _ in range(3):
+            make_step(net, watch)
+        net[2] = nn.Linear(4, 2, dtype=torch.float64)
+        make_step(net, watch)
+
+    assert watch.parameters["from_step"].to_dict() == {"0.weight": 0, "0.bias": 0, "2.weight": 3, "2.bias": 3}
+    assert list(watch.steps.index) == [0, 1, 2, 3]

@@ -117,11 +117,13 @@ def test_an_optimizer_of_two_models_is_not_dead_for_the_tensors_of_the_other() -
     assert watch.findings.empty
 
 
-def test_a_new_tensor_with_the_identity_of_one_that_is_gone_is_not_taken_for_it() -> None:
+@pytest.mark.parametrize("memory_lives_on", [False, True])
+def test_a_new_tensor_with_the_identity_of_one_that_is_gone_is_not_taken_for_it(memory_lives_on: bool) -> None:
     net = mlp()
     with paramwatch.attach(net) as watch:
         step(net, sgd(net))
         gone = {id(p) for p in net[0].parameters()}
+        kept = [p.data for p in net[0].parameters() if memory_lives_on]
         net[0] = mlp()[0]
         gc.collect()
         strangers: list[Tensor] = []
@@ -133,6 +135,7 @@ def test_a_new_tensor_with_the_identity_of_one_that_is_gone_is_not_taken_for_it(
             pytest.skip("no identity was used again")
         step(net, sgd([*net.parameters(), *reused]))
 
+    assert len(kept) == 2 * memory_lives_on
     assert said(watch, "dead_optimizer") == []
 
 

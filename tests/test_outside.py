@@ -126,3 +126,17 @@ def test_a_row_that_rests_for_some_steps_is_compared_with_its_own_last_one() -> 
             net["c"] = nn.Linear(1, 1).requires_grad_(False)
 
     assert messages(watch) == ["'b.0.weight' changed outside an optimizer step between 3 and 6"]
+
+
+def test_a_skipped_step_leaves_what_it_found() -> None:
+    net = mlp()
+    optimizer = sgd(net)
+    with paramwatch.attach(net) as watch:
+        for i in range(4):
+            loss_of(net, i).backward()
+            watch.recorder.skipped(optimizer) if i % 2 else optimizer.step()
+            if i == 1:
+                net[2].bias.data.add_(1)
+
+    assert watch.steps["skipped"].to_list() == [False, True, False, True]
+    assert messages(watch) == ["'2.bias' changed outside an optimizer step between 1 and 2"]
