@@ -44,6 +44,12 @@ class Options:
     first_step: int
     sinks: list[Sink]
 
+    @property
+    def recording(self) -> dict[str, Any]:
+        """The keyword arguments of `Recorder`."""
+        own = {"first_step": self.first_step, "every": self.every, "update": self.update}
+        return {**own, "full": self.detail == "full", "raw": self.raw_gradients}
+
 
 def check_options(
     *,

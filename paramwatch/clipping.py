@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad
 
 from paramwatch.callstack import caller
+from paramwatch.guard import Guard
 
 _HELPER = "_group_tensors_by_device_and_dtype"
 
@@ -30,7 +31,9 @@ _in_place = False
 
 
 class RawListener(Protocol):
-    """Takes gradients that are about to be clipped; contains its own failures."""
+    """Takes gradients that are about to be clipped."""
+
+    guard: Guard
 
     def raw_gradients(self, grads: Sequence[Tensor]) -> None: ...
 
@@ -61,12 +64,16 @@ def unlisten(listener: RawListener) -> None:
 
 
 def _report_first(tensorlistlist: Any, *args: Any, **kwargs: Any) -> Any:
-    running = caller(__file__)
-    if _listeners and (running is None or running.f_code.co_name != _ONLY_LOOKS):
-        grads = [tensor for tensors in tensorlistlist for tensor in tensors if isinstance(tensor, Tensor)]
-        for listener in _listeners:
-            listener.raw_gradients(grads)
+    for listener in _listeners:
+        with listener.guard.contain("measuring gradients before clipping"):
+            _tell(listener, tensorlistlist)
     return _original(tensorlistlist, *args, **kwargs)
+
+
+def _tell(listener: RawListener, tensorlistlist: Any) -> None:
+    running = caller(__file__)
+    if running is None or running.f_code.co_name != _ONLY_LOOKS:
+        listener.raw_gradients([tensor for tensors in tensorlistlist for tensor in tensors if isinstance(tensor, Tensor)])
 
 
 # a compiled loop must call this as it is and not trace it

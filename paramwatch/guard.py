@@ -44,7 +44,10 @@ class Guard:
             return
         self.failed = True
         logger.warning("paramwatch failed while %s (%s: %s). %s", doing, type(error).__name__, error, self._consequence, exc_info=error)
-        self._on_failure()
+        try:
+            self._on_failure()
+        except Exception as another:
+            logger.debug("paramwatch failed while letting go (%s: %s)", type(another).__name__, another, exc_info=another)
 
 
 class _Contained:

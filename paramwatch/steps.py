@@ -10,61 +10,25 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import cache
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.optim.optimizer as torch_optimizer
 from torch.optim import Optimizer
 
-from paramwatch.callstack import caller, is_only_step, is_running, steps_running
+from paramwatch.callstack import caller, is_only_step, steps_running
 from paramwatch.guard import Guard
-
-
-class Watcher(Protocol):
-    """Who wants to know of steps. A failure in a call is contained by the watcher's own guard."""
-
-    guard: Guard
-
-    def begin(self, optimizer: Optimizer) -> Any | None:
-        """A step is entered; parameters have their old value. None: this optimizer holds nothing of ours."""
-
-    def begin_inside(self, token: Any, optimizer: Optimizer) -> None:
-        """An optimizer steps inside a step of ours (a wrapper's base optimizer): it is part of that step."""
-
-    def gradients(self, token: Any, optimizer: Optimizer, evaluation: bool) -> None:
-        """Gradients are as this optimizer will use them, as far as is known; the last call before `end` is right."""
-
-    def end(self, token: Any) -> None:
-        """The step is over; parameters have their new value."""
-
-
-class _Entry:
-    """One `step` call in progress."""
-
-    __slots__ = ("begun", "caller", "hook", "optimizer", "seen")
-
-    def __init__(self, optimizer: Optimizer, caller: FrameType | None) -> None:
-        self.optimizer = optimizer
-        # the calling frame, held until the step ends, tells a step inside a step from one that was left by an exception
-        self.caller = caller
-        self.begun: list[tuple[Watcher, Any]] = []
-        self.seen: list[tuple[Watcher, Any]] = []
-        self.hook: Any = None
-
-
-class _Stack(threading.local):
-    def __init__(self) -> None:
-        self.entries: list[_Entry] = []
-
+from paramwatch.progress import Entry, Watcher, close_entry, drop, drop_left_by_exception, open_entry, report_gradients, stack
 
 _watchers: tuple[Watcher, ...] = ()
 _handles: list[Any] = []
 _lock = threading.Lock()
-_stack = _Stack()
+_evaluating: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+"""Optimizers that were seen to call their closure."""
 
 
 def _forget_all() -> None:
@@ -142,17 +106,21 @@ def _retire(registry: dict[int, Any], ours: int) -> None:
 @contextlib.contextmanager
 def explicit(watcher: Watcher, optimizer: Optimizer) -> Iterator[None]:
     """A step that torch's hooks cannot see: begins on entry, gradients as on entry, ends on exit; nothing is recorded on an exception."""
-    with torch.no_grad():
-        _drop_left_by_exception()
-        entry = _open(optimizer, None, (watcher,))
-        _report_gradients(entry.seen, optimizer)
+    entry: Entry | None = None
+    with watcher.guard.contain("entering an optimizer step"), torch.no_grad():
+        drop_left_by_exception()
+        entry = open_entry(optimizer, None, (watcher,))
+        report_gradients(entry.seen, optimizer)
     try:
         yield
     except BaseException:
-        _drop_from(entry)
+        with watcher.guard.contain("leaving an optimizer step"):
+            if entry is not None:
+                drop(entry)
         raise
-    with torch.no_grad():
-        _close(entry)
+    with watcher.guard.contain("recording an optimizer step"), torch.no_grad():
+        if entry is not None:
+            close_entry(entry)
 
 
 # ---- the two hooks --------------------------------------------------------------------------
@@ -163,15 +131,18 @@ def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any])
         _retire(torch_optimizer._global_optimizer_pre_hooks, 0)
         return None
     with _guard.contain("entering an optimizer step"), torch.no_grad():
-        _drop_left_by_exception()
-        entry = _open(optimizer, caller(__file__), _watchers)
+        drop_left_by_exception()
+        entry = open_entry(optimizer, caller(__file__), _watchers)
         if not entry.seen:
-            _stack.entries.pop()
+            stack.entries.pop()
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if isinstance(closure, ReportingClosure):
             closure.add(entry.seen)
         elif callable(closure):
+            if optimizer not in _evaluating:
+                # it may never call its closure, and use up the gradients there are
+                report_gradients(entry.seen, optimizer)
             closure = ReportingClosure(closure, entry)
             if "closure" in kwargs:
                 return args, {**kwargs, "closure": closure}
@@ -182,11 +153,11 @@ def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if _stack.entries:
+    if stack.entries:
         with _guard.contain("leaving an optimizer step"), torch.no_grad():
-            entry = next((entry for entry in reversed(_stack.entries) if entry.optimizer is optimizer), None)
+            entry = next((entry for entry in reversed(stack.entries) if entry.optimizer is optimizer), None)
             if entry is not None:
-                _close(entry)
+                close_entry(entry)
     if not _watchers:
         _retire(torch_optimizer._global_optimizer_post_hooks, 1)
 
@@ -194,7 +165,7 @@ def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 class ReportingClosure:
     """The user's closure, with a word to the watchers each time it has returned. What it raises passes untouched."""
 
-    def __init__(self, closure: Callable[..., Any], entry: _Entry) -> None:
+    def __init__(self, closure: Callable[..., Any], entry: Entry) -> None:
         self._closure = closure
         self._entry = entry
         self._seen = list(entry.seen)
@@ -210,7 +181,8 @@ class ReportingClosure:
             result = self._closure(*args, **kwargs)
         except BaseException:
             # the step will not end; waiting for the next one would keep alive what the frames on the stack hold
-            _drop_from(self._entry)
+            with _guard.contain("leaving a step that raised"):
+                drop(self._entry)
             raise
         self._report(self._seen, self._entry.optimizer)
         return result
@@ -221,7 +193,8 @@ class ReportingClosure:
 
 def _report_evaluation(seen: list[tuple[Watcher, Any]], optimizer: Optimizer) -> None:
     with _guard.contain("measuring after a closure"), torch.no_grad():
-        _report_gradients(seen, optimizer, evaluation=True)
+        _evaluating.add(optimizer)
+        report_gradients(seen, optimizer, evaluation=True)
 
 
 @cache
@@ -230,69 +203,21 @@ def _untraced_report() -> Any:
     return torch.compiler.disable(_report_evaluation)
 
 
-# ---- steps in progress, per thread ----------------------------------------------------------
-
-
-def _open(optimizer: Optimizer, caller: FrameType | None, watchers: tuple[Watcher, ...]) -> _Entry:
-    """Begin a step for each watcher; inside another step of the same watcher the two are one."""
-    entry = _Entry(optimizer, caller)
-    outer = [pair for other in _stack.entries for pair in other.begun]
-    _stack.entries.append(entry)
-    for watcher in watchers:
-        running = next((token for other, token in outer if other is watcher), None)
-        with watcher.guard.contain("entering an optimizer step"):
-            if running is not None:
-                watcher.begin_inside(running, optimizer)
-                entry.seen.append((watcher, running))
-            elif (token := watcher.begin(optimizer)) is not None:
-                entry.begun.append((watcher, token))
-                entry.seen.append((watcher, token))
-    return entry
-
-
-def _close(entry: _Entry) -> None:
-    """End a step, and forget those inside it that were left by an exception."""
-    _drop_from(entry)
-    for watcher, token in entry.begun:
-        with watcher.guard.contain("recording an optimizer step"):
-            watcher.end(token)
-
-
-def _drop_from(entry: _Entry) -> None:
-    while entry in _stack.entries:
-        last = _stack.entries.pop()
-        if last.hook is not None:
-            last.hook.remove()
-
-
-def _drop_left_by_exception() -> None:
-    """Forget steps whose call is no longer running: they raised, so torch's post-hook never came."""
-    for entry in list(_stack.entries):
-        if entry.caller is not None and not is_running(entry.caller):
-            _drop_from(entry)
-
-
-def _report_when_hooks_are_done(entry: _Entry) -> None:
+def _report_when_hooks_are_done(entry: Entry) -> None:
     """Report gradients after everyone who may still change them: pre-hooks of others run after ours, so ours must be the last of all."""
     optimizer = entry.optimizer
     own = getattr(optimizer, "_optimizer_step_pre_hooks", None)
     ours_is_last = next(reversed(torch_optimizer._global_optimizer_pre_hooks), None) == _handles[0].id
     if own is None or (not own and ours_is_last):
-        _report_gradients(entry.seen, optimizer)
+        report_gradients(entry.seen, optimizer)
         return
 
     def last(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         with _guard.contain("measuring before an optimizer step"), torch.no_grad():
-            _report_gradients(entry.seen, optimizer)
+            report_gradients(entry.seen, optimizer)
 
     # a hook added from a pre-hook takes effect in the same step, as the last one
     entry.hook = optimizer.register_step_pre_hook(torch.compiler.disable(last))
-
-
-def _report_gradients(seen: list[tuple[Watcher, Any]], optimizer: Optimizer, evaluation: bool = False) -> None:
-    for watcher, token in seen:
-        with watcher.guard.contain("measuring gradients"):
-            watcher.gradients(token, optimizer, evaluation)
 
 
 if hasattr(os, "register_at_fork"):

@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -118,37 +118,33 @@ class Watch(Run):
     def __init__(self, module: nn.Module, live: LiveInventory, folder: Path | None, options: Options) -> None:
         """Use `attach`."""
         super().__init__(folder)
-        self.watched = weakref.ref(module, lambda _: self._module_is_gone())
+        self._closed, self._gave_way = True, False  # until all of it is there
+        self.watched = weakref.ref(module, self._module_is_gone)
         self._live = live
         self._guard = Guard("This Watch has stopped; training goes on.", self._let_go)
         holder = MemoryFolder() if folder is None else DiskFolder(folder, _rank())
         self._store = Store(holder, max_bytes=MEMORY_BYTES if folder is None else options.max_bytes)
-        # a later session in the same folder may be another model's
-        self._folder = Until(holder, self._store.session)
+        self._folder = Until(holder, self._store.session)  # a later session in the same folder may be another model's
         # in a distributed run the first rank's curves stand for all
         self._events = EventFile(folder) if folder is not None and _rank() == 0 else None
         own: list[Sink] = [self._store, *([self._events] if self._events else [])]
-        self._worker = Worker([*own, *options.sinks], [rule() for rule in RULES], self._store.find, self._guard)
         self._waiting: deque[Round] = deque()
         self._closing = threading.RLock()
-        self._closed = self._gave_way = False
         self._measured = 0, 0, 0
         self._at_end: Inventory | None = None
         self._all_rows = AllRows(live)
-        self.recorder = Recorder(
-            live,
-            self._guard,
-            self._publish,
-            first_step=options.first_step,
-            every=options.every,
-            update=options.update,
-            full=options.detail == "full",
-            raw=options.raw_gradients,
-        )
+        self.recorder = Recorder(live, self._guard, self._publish, **options.recording)
+        self._worker = Worker([*own, *options.sinks], [rule() for rule in RULES], self._store.find, self._guard)
         self._listens = options.raw_gradients
-        if self._listens:
-            clipping.listen(self.recorder)
-        steps.register(self.recorder)
+        try:
+            if self._listens:
+                clipping.listen(self.recorder)
+            steps.register(self.recorder)
+        except BaseException:
+            self._let_go()
+            self._worker.stop(wait=True)
+            raise
+        self._closed = False
         attached.opened.append(self)
 
     # ---- what users call ---------------------------------------------------------------------
@@ -168,12 +164,14 @@ class Watch(Run):
         with self._closing:
             if self._closed:
                 return
-            self._finish("closing")
-            self._worker.stop(wait=True)
-        self._say_goodbye()
+            with self._guard.contain("closing"):
+                self._finish("closing")
+            with self._guard.contain("closing"):
+                self._worker.stop(wait=True)
+        with self._guard.contain("closing"):
+            self._say_goodbye()
 
-    @contextlib.contextmanager
-    def step(self, optimizer: Optimizer | None = None) -> Iterator[None]:
+    def step(self, optimizer: Optimizer | None = None) -> contextlib.AbstractContextManager[None]:
         """`with watch.step(optimizer): optimizer.step()`, for optimizers that torch's hooks cannot see.
 
         Gradients and parameters are measured on entry, the update on exit; nothing is recorded when the block raises. Inside a step that
@@ -191,10 +189,8 @@ class Watch(Run):
                 "`with watch.step():` stands for all trainable parameters"
             )
         if self._closed or self._guard.failed:
-            yield
-            return
-        with steps.explicit(self.recorder, self._all_rows if optimizer is None else optimizer):  # type: ignore[arg-type]
-            yield
+            return contextlib.nullcontext()
+        return steps.explicit(self.recorder, self._all_rows if optimizer is None else optimizer)  # type: ignore[arg-type]
 
     def __enter__(self) -> Watch:
         return self
@@ -274,7 +270,8 @@ class Watch(Run):
 
     def _finish(self, doing: str) -> None:
         """Hand the last rounds to the thread, for which nobody waits here."""
-        self._let_go()
+        with self._guard.contain(doing):
+            self._let_go()
         with self._guard.contain(doing):
             self.recorder.finish()
             self._hand_over(wait=True)
@@ -283,12 +280,16 @@ class Watch(Run):
         if self in attached.opened:
             attached.opened.remove(self)
 
-    def _module_is_gone(self) -> None:
+    def _module_is_gone(self, _: object) -> None:
         """Called by the collector, in any thread and at any time: must not wait for the thread."""
-        if not self._closed and hasattr(self, "recorder"):
-            self._finish("closing after the model is gone")
-            self._worker.later(self._say_goodbye)
-            self._worker.stop(wait=False)
+        if not self._closed:
+            doing = "closing after the model is gone"
+            with self._guard.contain(doing):
+                self._finish(doing)
+            with self._guard.contain(doing):
+                self._worker.later(self._say_goodbye)
+            with self._guard.contain(doing):
+                self._worker.stop(wait=False)
 
     def _say_goodbye(self) -> None:
         with self._guard.contain("saying what was seen"):

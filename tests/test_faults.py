@@ -71,24 +71,22 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return found
 
 
-NOT_YET = pytest.mark.xfail(strict=True, reason="what is done before the guard is entered, or after it, can fail outside of it")
-ENTRY_POINTS: dict[str, Any] = {
-    "_before": (),
-    "_after": (),
-    "_report_when_hooks_are_done.<locals>.last": (),
-    "ReportingClosure.__call__": NOT_YET,
-    "_report_first": NOT_YET,
-    "Worker._run": NOT_YET,
-    "explicit": NOT_YET,
-    "Watch.close": NOT_YET,
-    "Watch._module_is_gone": NOT_YET,
-}
+ENTRY_POINTS = (
+    "_before",
+    "_after",
+    "_report_when_hooks_are_done.<locals>.last",
+    "ReportingClosure.__call__",
+    "_report_first",
+    "Worker._run",
+    "explicit",
+    "Watch.close",
+    "Watch._module_is_gone",
+)
 """What torch, the user's loop, the thread and the collector call; each of them does nothing before it enters the guard."""
 
 
-@NOT_YET
 def test_every_entry_point_is_tried(plan: Plan) -> None:
-    assert plan.keys() == ENTRY_POINTS.keys()
+    assert plan.keys() == set(ENTRY_POINTS)
     assert sum(map(len, plan.values())) > 200
 
 
@@ -102,7 +100,10 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     gc.collect()
 
 
-@pytest.mark.parametrize("entry", [pytest.param(name, id=name, marks=marks) for name, marks in ENTRY_POINTS.items()])
+NOT_YET = pytest.mark.xfail(strict=True, reason="a job that fails takes the thread with it")
+
+
+@pytest.mark.parametrize("entry", [pytest.param(name, marks=NOT_YET if name == "Worker._run" else ()) for name in ENTRY_POINTS])
 def test_a_failure_in_any_function_is_reported_once_and_training_goes_on(
     entry: str, plan: Plan, tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: list[Any]
 ) -> None:
@@ -173,7 +174,6 @@ def test_an_interrupt_in_any_function_that_torch_calls_passes_and_nothing_is_sai
     assert not [record for record in caplog.records if "failed" in record.getMessage()]
 
 
-@pytest.mark.xfail(strict=True, reason="the thread goes on, and a half-made Watch is asked whether it is closed")
 def test_an_attach_that_fails_in_any_function_leaves_nothing(tmp_path: Path, lost: list[Any]) -> None:
     def attach(failing: Pair | None) -> Injector:
         injector, net = Injector(failing), nn.Linear(2, 1)

@@ -535,7 +535,7 @@ def test_a_failure_that_stops_all_watches_is_known_to_each(monkeypatch: pytest.M
     nets = net, _ = mlp(0), mlp(1)
     watches = [paramwatch.attach(each, raw_gradients=True) for each in nets]
     LOOPS["sgd"](net)
-    monkeypatch.setattr(steps, "_open", failing)
+    monkeypatch.setattr(steps, "open_entry", failing)
     LOOPS["sgd"](net)
     for watch in watches:
         watch.close()

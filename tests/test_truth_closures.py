@@ -152,17 +152,9 @@ LOOPS: dict[str, Loop] = by_name(
     never_called_and_gradients_are_gone,
 )
 
-WRONG = {"never_called_and_gradients_are_gone": "where the closure was never called, gradients are first read when the step is over"}
-"""What is not right yet."""
-
-CASES = [
-    pytest.param(loop, id=name, marks=[pytest.mark.xfail(reason=WRONG[name], raises=AssertionError)] if name in WRONG else [])
-    for name, loop in LOOPS.items()
-]
-
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("loop", CASES)
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 def test_the_books_agree(loop: Loop, options: dict[str, Any]) -> None:
     verify(loop, **options)
 

@@ -1,0 +1,102 @@
+"""Steps in progress: for each thread a stack of the `step` calls it is in, and the watchers that began with each.
+
+Beside `steps`, which says when a step is entered, when its gradients are known and when it is over.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import FrameType
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
+
+from paramwatch.callstack import is_running
+from paramwatch.guard import Guard
+
+
+class Watcher(Protocol):
+    """Who wants to know of steps. A failure in a call is contained by the watcher's own guard."""
+
+    guard: Guard
+
+    def begin(self, optimizer: Optimizer) -> Any | None:
+        """A step is entered; parameters have their old value. None: this optimizer holds nothing of ours."""
+
+    def begin_inside(self, token: Any, optimizer: Optimizer) -> None:
+        """An optimizer steps inside a step of ours (a wrapper's base optimizer): it is part of that step."""
+
+    def gradients(self, token: Any, optimizer: Optimizer, evaluation: bool) -> None:
+        """Gradients are as this optimizer will use them, as far as is known; the last call before `end` is right."""
+
+    def end(self, token: Any) -> None:
+        """The step is over; parameters have their new value."""
+
+
+class Entry:
+    """One `step` call in progress."""
+
+    __slots__ = ("begun", "caller", "hook", "optimizer", "seen")
+
+    def __init__(self, optimizer: Optimizer, caller: FrameType | None) -> None:
+        self.optimizer = optimizer
+        # the calling frame, held until the step ends, tells a step inside a step from one that was left by an exception
+        self.caller = caller
+        self.begun: list[tuple[Watcher, Any]] = []
+        self.seen: list[tuple[Watcher, Any]] = []
+        self.hook: Any = None
+
+
+class Stack(threading.local):
+    """The calls that this thread is in, the innermost last."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+
+stack = Stack()
+
+
+def open_entry(optimizer: Optimizer, caller: FrameType | None, watchers: tuple[Watcher, ...]) -> Entry:
+    """Begin a step for each watcher; inside another step of the same watcher the two are one."""
+    entry = Entry(optimizer, caller)
+    outer = [pair for other in stack.entries for pair in other.begun]
+    stack.entries.append(entry)
+    for watcher in watchers:
+        running = next((token for other, token in outer if other is watcher), None)
+        with watcher.guard.contain("entering an optimizer step"):
+            if running is not None:
+                watcher.begin_inside(running, optimizer)
+                entry.seen.append((watcher, running))
+            elif (token := watcher.begin(optimizer)) is not None:
+                entry.begun.append((watcher, token))
+                entry.seen.append((watcher, token))
+    return entry
+
+
+def close_entry(entry: Entry) -> None:
+    """End a step, and forget those inside it that were left by an exception."""
+    drop(entry)
+    for watcher, token in entry.begun:
+        with watcher.guard.contain("recording an optimizer step"):
+            watcher.end(token)
+
+
+def drop(entry: Entry) -> None:
+    while entry in stack.entries:
+        last = stack.entries.pop()
+        if last.hook is not None:
+            last.hook.remove()
+
+
+def drop_left_by_exception() -> None:
+    """Forget steps whose call is no longer running: they raised, so torch's post-hook never came."""
+    for entry in list(stack.entries):
+        if entry.caller is not None and not is_running(entry.caller):
+            drop(entry)
+
+
+def report_gradients(seen: list[tuple[Watcher, Any]], optimizer: Optimizer, evaluation: bool = False) -> None:
+    for watcher, token in seen:
+        with watcher.guard.contain("measuring gradients"):
+            watcher.gradients(token, optimizer, evaluation)
