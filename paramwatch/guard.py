@@ -21,11 +21,13 @@ class Guard:
     """Contains failures: after the first one, `failed` is True and `on_failure` has been called.
 
     Use as `with guard.contain("measuring step 3"): ...`. An `Exception` raised inside is reported once and swallowed;
-    `KeyboardInterrupt`, `SystemExit` and other `BaseException`s pass untouched.
+    `KeyboardInterrupt`, `SystemExit` and other `BaseException`s pass untouched, and what is named in `passing` (misuse, which is the
+    caller's to hear of).
     """
 
-    def __init__(self, consequence: str, on_failure: Callable[[], None]) -> None:
+    def __init__(self, consequence: str, on_failure: Callable[[], None], passing: tuple[type[Exception], ...] = ()) -> None:
         self.failed = False
+        self.passing = passing
         self._consequence = consequence
         self._on_failure = on_failure
 
@@ -61,7 +63,7 @@ class _Contained:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception) or isinstance(error, self._guard.passing):
             return False
         self._guard._report(self._doing, error)
         return True

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from paramwatch.arguments import check_options, check_path
 from paramwatch.attached import beside
 from paramwatch.columns import Detail
-from paramwatch.guard import ParamWatchError, logger
+from paramwatch.guard import Guard, ParamWatchError, logger
 from paramwatch.loggers import Outlets, folder_of, local
 from paramwatch.record import Sink
 from paramwatch.recorder import UpdateMode
@@ -177,8 +177,12 @@ class ParamWatch(Callback):
         options["raw_gradients"] |= not pl_module.automatic_optimization
         if self._resume is not None:
             options["first_step"] = self._resume
-        with beside([other.watch for other in beside_us if other.watch]):
+        self.watch = None
+        guard = Guard("Nothing is recorded; training goes on.", lambda: None, passing=(ParamWatchError,))
+        with guard.contain("attaching to the module"), beside([other.watch for other in beside_us if other.watch]):
             self.watch = attach(pl_module, folder, **options)
+        if self.watch is None:
+            return
         self.watch.recorder.raw = True
         here = self._trainer = weakref.ref(trainer)
         # Lightning takes all callbacks away while it searches for a learning rate or a batch size, and restores the weights after it

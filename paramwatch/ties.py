@@ -72,7 +72,8 @@ def _span(name: str, tensor: torch.Tensor) -> _Span | None:
         return None
     item = local.element_size()
     if local.is_contiguous():
-        size = local.numel() * item
+        # several elements of a quantised dtype may share a byte
+        size = local.untyped_storage().nbytes() if local.is_quantized else local.numel() * item
         return _Span(name, str(local.device), start, start + size, size, size, item, size)
     dimensions = sorted((stride * item, size) for stride, size in zip(local.stride(), local.shape, strict=True) if size > 1 and stride > 0)
     pitch, count = dimensions[-1] if dimensions else (item, 1)

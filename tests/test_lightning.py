@@ -585,6 +585,19 @@ def test_a_failure_of_ours_is_reported_once_and_the_fit_goes_on(
     assert said == [f"paramwatch failed while {doing} (RuntimeError: ours). This Watch has stopped; training goes on."]
 
 
+def test_a_fit_goes_on_if_attaching_to_its_module_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    untouched, trained, callback = module(), module(), ParamWatch()
+    plain(untouched)
+    monkeypatch.setattr(callback_module, "attach", failing)
+    fit(trained, callback)
+
+    for one, other in zip(trained.parameters(), untouched.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert callback.watch is None
+    said = [record.message for record in caplog.records if record.name == "paramwatch"]
+    assert said == ["paramwatch failed while attaching to the module (RuntimeError: ours). Nothing is recorded; training goes on."]
+
+
 def test_a_skipped_step_is_reported_once_if_recording_it_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     callback, trained = ParamWatch(), module()
     monkeypatch.setattr("paramwatch.recorder.Recorder.skipped", failing)

@@ -12,6 +12,7 @@ from torch import nn
 
 import paramwatch
 from paramwatch import ParamWatchError, TieGroup, tie_groups
+from paramwatch.ties import _span
 
 
 def pair(size: int = 4) -> nn.ModuleDict:
@@ -191,3 +192,13 @@ def test_shared_memory_is_a_finding_once() -> None:
             optimizer.step()
 
     assert watch.findings[["step", "rule", "parameter"]].values.tolist() == [[0, "shared_storage", "a.weight"]]
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_elements_that_share_a_byte_take_no_more_than_they_have() -> None:
+    net = nn.Module()
+    net.a = nn.Parameter(torch.quantize_per_tensor(torch.ones(64), 1.0, 0, torch.quint4x2), requires_grad=False)
+
+    (span,) = [_span("a", net.a)]
+    assert span is not None
+    assert span.end - span.start == net.a.untyped_storage().nbytes()

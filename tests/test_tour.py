@@ -250,5 +250,5 @@ def test_notebook_runs_and_shows_the_watch() -> None:
     shown = [output["data"] for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs if "data" in output]
     pages = [data["text/html"] for data in shown if "text/html" in data]
     assert any("Watch in memory: SharedMLP, 6 rows (8 names), 300 steps" in page for page in pages)
-    assert any("2.weight = 4.weight" in page for page in pages)
+    assert any("2.weight, 4.weight" in page for page in pages)
     assert any("image/png" in data for data in shown)
