@@ -70,6 +70,20 @@ def test_a_row_that_something_else_changes_is_said_with_the_steps_around_it(upda
     assert messages(watch) == ["'0.weight' changed outside an optimizer step between 1 and 2"]
 
 
+def test_an_extreme_is_compared_to_the_bit_where_sums_are_not() -> None:
+    net = nn.Linear(3, 500, bias=False, dtype=torch.float64)
+    optimizer = sgd(net)
+    with paramwatch.attach(net) as watch:
+        for i in range(3):
+            loss_of(net, i).backward()
+            optimizer.step()
+            if i == 1:
+                largest = net.weight.data.view(-1)[net.weight.argmax()]
+                largest.copy_(torch.nextafter(largest, torch.tensor(9.0, dtype=torch.float64)))
+
+    assert messages(watch) == ["'weight' changed outside an optimizer step between 1 and 2"]
+
+
 def test_rows_that_change_together_are_one_finding_that_names_the_first_and_counts_the_others() -> None:
     watch = verify(loop_with(lambda net, _, i: i == 2 and (net[0].reset_parameters(), net[2].reset_parameters()))).watch
 
