@@ -1,0 +1,196 @@
+"""The Triton kernels as a measuring path: which tensors it takes, and the launches.
+
+Nothing here waits for the device, and the number of torch operations does not depend on the number of tensors. All work is queued on
+the stream that is current when a function is called. Autograd has joined its streams to that one by the end of a backward pass, and the
+optimizer queues its update there next: what is read is what the step uses. Memory that is freed later is given to work that is queued
+later, so nobody has to hold the tensors after the call.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paramwatch.columns import PARTS
+from paramwatch.guard import logger
+from paramwatch.measure.native import TYPES, _is_dense
+from paramwatch.measure.tables import Layout, Sizes, Variant, forget
+
+__all__ = ["are_alike", "available", "capturing", "forget", "measure", "measure_update", "takes"]
+
+OLDEST = (7, 5)
+"""Compute capability that the kernels need."""
+
+SIZES = Sizes()
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+_NOTHING, _ALL_BUT_COUNTS, _DOT = range(3)
+"""What a scale is taken out of, as `triton_fold` numbers it."""
+
+
+def available(device: torch.device) -> bool:
+    """Whether tensors on a device can be measured here. The first call for a CUDA device compiles; a line in the log says why not."""
+    return device.type == "cuda" and _works(device)
+
+
+def takes(tensor: Tensor) -> bool:
+    """Whether the kernels can read a tensor: plain, on CUDA, of a floating type, its elements side by side in memory that is there."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.dtype in TYPES
+        and tensor.layout is torch.strided
+        and tensor.is_cuda
+        and tensor.numel() < 1 << 40
+        and (tensor.is_contiguous() or _is_dense(tensor))
+        and not tensor.is_neg()
+        # who shards a model may have taken the memory away for now: what is left of the address then is the offset
+        and (tensor.data_ptr() != tensor.storage_offset() * tensor.element_size() or not tensor.numel())
+    )
+
+
+def are_alike(after: Tensor, before: Tensor, grad: Tensor | None) -> bool:
+    """Whether a tensor that it takes can be compared with its copy, and multiplied by its gradient, element by element as they lie."""
+    return after.dtype == before.dtype and _lie_alike(after, before) and (grad is None or _lie_alike(after, grad))
+
+
+def capturing() -> bool:
+    """Whether a CUDA graph is being captured: what is queued now would be done at each replay, and asking for an event is not allowed."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def measure(tensors: Sequence[Tensor], copies: Sequence[Tensor] | None = None, scale: Tensor | None = None) -> Tensor:
+    """float64 [tensors, parts], on the device of the tensors.
+
+    Args:
+        tensors: On one device, of those it `takes`.
+        copies: Alike: each tensor is copied there as it is read.
+        scale: A positive factor that the tensors carry and the parts shall not.
+    """
+    if not tensors:
+        return torch.empty((0, len(PARTS)), dtype=torch.float64, device="cpu")
+    layout, kernel = Layout(tensors, copies), _kernels().measure_chunks
+    found: Tensor = _run(kernel, layout, {"COPY": copies is not None}, _NOTHING if scale is None else _ALL_BUT_COUNTS, scale)[0]
+    return found
+
+
+def measure_update(
+    after: Sequence[Tensor], before: Sequence[Tensor], grads: Sequence[Tensor | None] | None = None, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The parts of `after - before`, and those of `after` as `measure` gives them to the bit, float64 [tensors, parts] each.
+
+    Args:
+        after: On one device, of those it `takes`.
+        before: Alike.
+        grads: For the inner product: alike, but of any type that it takes.
+        scale: A positive factor that the gradients carry.
+    """
+    if not after:
+        return measure(after), measure(after)
+    layout, kernel = Layout(after, before, grads), _kernels().measure_updates
+    found = _run(kernel, layout, {"maxnreg": SIZES.registers}, _NOTHING if scale is None else _DOT, scale, sets=2)
+    return found[0], found[1]
+
+
+def options(variant: Variant, kernel: Any, sizes: Sizes, extra: dict[str, Any]) -> dict[str, Any]:
+    """What a kernel is compiled with for a variant."""
+    element = _kernels().elements
+    known = {
+        "ELEMENT": element[TYPES[variant.dtype]],
+        "BYTES": variant.dtype.itemsize,
+        "ALIGNED": variant.aligned,
+        "CHUNK": sizes.elements(variant.dtype),
+        "LANES": sizes.lanes,
+        "SLOW_LANES": sizes.slow_lanes,
+        "num_warps": sizes.warps,
+        "enable_fp_fusion": False,
+    }
+    if kernel is _kernels().measure_chunks:
+        return known | {"COPY_ALIGNED": variant.other_aligned} | extra
+    grad = variant.grad or variant.dtype
+    pull = {"GRAD": variant.grad is not None, "GRAD_ELEMENT": element[TYPES[grad]], "GRAD_BYTES": grad.itemsize}
+    return known | pull | {"OLD_ALIGNED": variant.other_aligned, "GRAD_ALIGNED": variant.grad_aligned} | extra
+
+
+def _run(kernel: Any, layout: Layout, extra: dict[str, Any], scaled: int, scale: Tensor | None, sets: int = 1) -> Tensor:
+    """float64 [sets, tensors, parts]."""
+    device, rows, sizes, kernels = layout.device, len(layout.numel), SIZES, _kernels()
+    with _on(device):
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        plan, addresses = layout.plan(sizes, stream), layout.addresses(stream)
+        records = torch.empty(max(plan.chunks, 1) * sets * kernels.fields, dtype=torch.float64, device=device)
+        found = torch.empty((sets, rows, len(PARTS)), dtype=torch.float64, device=device)
+        for launch in plan.launches:
+            chosen = options(launch.variant, kernel, sizes, extra)
+            kernel[(launch.chunks,)](plan.table, addresses, records, rows, plan.chunks, launch.base, **chosen)
+        factor = records if scale is None else _factor(scale, device)
+        for base, turns, lanes, warps in ((0, plan.few, 32, 1), (plan.few, rows - plan.few, sizes.many_lanes, sizes.many_warps)):
+            if turns:
+                given = (plan.table, records, factor, found, rows, plan.chunks, base, turns)
+                kernels.fold[(sets * turns,)](*given, SCALED=scaled, LANES=lanes, num_warps=warps, enable_fp_fusion=False)
+    return found
+
+
+def _factor(scale: Tensor, device: torch.device) -> Tensor:
+    scale = scale.detach()
+    if device.type == "cuda" and scale.device.type == "cpu":
+        scale = scale.pin_memory()
+    return scale.to(device, non_blocking=True)
+
+
+def _lie_alike(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.device != other.device or not takes(other):
+        return False
+    # of a dimension of one element the stride means nothing
+    return one.stride() == other.stride() or (one.is_contiguous() and other.is_contiguous())
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@cache
+def _kernels() -> SimpleNamespace:
+    """All that needs triton."""
+    from paramwatch.measure import triton_fold, triton_kernels, triton_tiles
+
+    return SimpleNamespace(
+        measure_chunks=triton_kernels.measure_chunks,
+        measure_updates=triton_kernels.measure_updates,
+        fold=triton_fold.fold,
+        fields=triton_tiles.FIELDS.value,
+        elements=triton_tiles.ELEMENTS,
+        failures=(triton_tiles.TritonError, RuntimeError, OSError, subprocess.SubprocessError),
+    )
+
+
+@cache
+def _works(device: torch.device) -> bool:
+    obstacle = _obstacle(device)
+    if obstacle is not None:
+        logger.info("paramwatch: measuring on %s in plain PyTorch, which takes several times longer: %s", device, obstacle)
+    return obstacle is None
+
+
+def _obstacle(device: torch.device) -> str | None:
+    if torch.version.cuda is None:
+        return "the kernels are for CUDA"
+    if torch.cuda.get_device_capability(device) < OLDEST:
+        return f"the kernels need compute capability {OLDEST[0]}.{OLDEST[1]}"
+    try:
+        _kernels()
+    except ImportError as error:
+        return f"Triton, which comes with PyTorch for CUDA on Linux, cannot be imported ({error})"
+    logger.info("paramwatch: compiling the measuring kernels for %s, where that was not done before", torch.cuda.get_device_name(device))
+    try:
+        measure([torch.zeros(1, device=device)])
+    except _kernels().failures as error:
+        return f"the kernels could not be compiled: {str(error).strip()[:500]}"
+    return None
