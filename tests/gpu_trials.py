@@ -190,3 +190,58 @@ def holds(device: str) -> bool:
     gpu.measure_update([x], [copy], [x])
     del x, copy
     return any(ref() is not None for ref in seen)
+
+
+# ---- launches on a GPU that is not there ----------------------------------------------------
+
+
+class Nowhere:
+    """A driver that knows what to compile for, and no more."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+def compiled_by_launches() -> list[tuple[int, int, int]]:
+    """How often each kernel has been compiled after some calls, by Triton's own launcher, which stops short of the launch."""
+    from triton.runtime.driver import driver
+
+    driver.set_active(Nowhere())
+    kernels = gpu._kernels()
+    names = ("measure_chunks", "measure_updates", "fold")
+    for name in names:
+        setattr(kernels, name, _Warmed(getattr(kernels, name)))
+    seen = []
+
+    def count() -> None:
+        seen.append(tuple(getattr(kernels, name).compiled for name in names))
+
+    one, many = [noise(40)], [noise(40_000), *(noise(40 + i) for i in range(31))]
+    for tensors in (one, many[:16], many):
+        gpu.measure(tensors)
+        count()
+    for tensors in (one, many):
+        gpu.measure_update(tensors, tensors, tensors, torch.tensor(8.0))
+        count()
+    return seen
+
+
+class _Warmed:
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+
+    def __getitem__(self, grid: tuple[int]) -> Any:
+        return lambda *args, **options: self._kernel.warmup(*args, grid=grid, **options)
+
+    @property
+    def compiled(self) -> int:
+        kernel = self._kernel
+        return len(kernel.device_caches[0][0] if hasattr(kernel, "device_caches") else kernel.cache[0])

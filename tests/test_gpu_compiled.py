@@ -6,9 +6,12 @@ import inspect
 import re
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import gpu_trials
 import pytest
 import torch
 
@@ -167,3 +170,11 @@ def test_sums_are_in_the_same_order_whatever_else_a_kernel_does(compiled: Compil
     assert f"{SIZES.lanes}xf32" in plain
     assert other == plain
     assert compiled(name, 90).metadata.enable_fp_fusion is False
+
+
+def test_a_launch_is_understood_and_sizes_compile_nothing_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        found = pool.submit(gpu_trials.compiled_by_launches).result()
+
+    assert found == [(1, 0, 1), (1, 0, 1), (1, 0, 1), (1, 1, 2), (1, 1, 2)]
