@@ -174,7 +174,8 @@ class Rounds:
         known.steps += 1
         if number != self.step:
             self._in_round = set()
-        self._in_round.update(map(id, params_of(optimizer)))
+        # what has left the model is not stepped: whoever holds what took its place may step in the same round
+        self._in_round.update(key for key in map(id, params_of(optimizer)) if self._holds(key))
         self.step, self._last, self._there = number, place, self._named(False)
         return number
 

@@ -237,6 +237,19 @@ def two_replaced_by_one(lab: Lab) -> None:
         _plain_round(lab, i, *optimizers)
 
 
+def a_layer_replaced_with_an_optimizer_of_its_own(lab: Lab) -> None:
+    """The first optimizer goes on with the layers that stayed, and with tensors that are gone."""
+    net = mlp()
+    optimizers = [sgd(net)]
+    lab.attach(net)
+    lab.expected_findings = {"dead_optimizer", "changed_outside"}
+    for i in range(5):
+        if i == 2:
+            net[2] = nn.Linear(4, 1, dtype=torch.float64)
+            optimizers.append(sgd(net[2]))
+        _plain_round(lab, i, *optimizers)
+
+
 def two_that_take_turns_over_the_same(lab: Lab) -> None:
     lab.attach(mlp())
     optimizers = [sgd(lab.model), sgd(lab.model)]
@@ -270,6 +283,7 @@ LOOPS: dict[str, Loop] = by_name(
     a_second_one_made_later,
     one_replaced_by_two,
     two_replaced_by_one,
+    a_layer_replaced_with_an_optimizer_of_its_own,
     two_that_take_turns_over_the_same,
     two_that_share_a_parameter,
 )
