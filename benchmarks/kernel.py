@@ -60,7 +60,7 @@ def main() -> None:
                 taken[name].append(bytes_read[name] / seconds(work) / 1e9)
         for name, rates in taken.items():
             ratio = statistics.median(mine / dot for mine, dot in zip(rates, taken["numpy.dot"], strict=True))
-            print(f"{str(dtype):16} {name:12} {statistics.median(rates):6.2f} GB/s, {ratio:5.2f} x numpy.dot")
+            print(f"{dtype!s:16} {name:12} {statistics.median(rates):6.2f} GB/s, {ratio:5.2f} x numpy.dot")
     small = [torch.randn(64) for _ in range(1000)]
     spent = [seconds(lambda: native.parts_of([x for x in small if native.takes(x)])) for _ in range(50 * options.rounds)]
     print(f"1000 tensors of 64 elements: {statistics.median(spent) * 1e3:.2f} us each, addresses gathered")
