@@ -23,9 +23,9 @@ def caller(file: str) -> FrameType | None:
     return frame
 
 
-def is_running(wanted: FrameType) -> bool:
-    """Whether a frame is on the stack of this thread."""
-    frame: FrameType | None = sys._getframe(1)
+def is_running(wanted: FrameType, top: FrameType | None) -> bool:
+    """Whether a frame is on the stack that has this one on top."""
+    frame = top
     while frame is not None:
         if frame is wanted:
             return True

@@ -5,6 +5,8 @@ Beside `steps`, which says when a step is entered, when its gradients are known 
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 from types import FrameType
 from typing import Any, Protocol
@@ -52,8 +54,10 @@ class Stack(threading.local):
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        _of_threads[threading.get_ident()] = self.entries
 
 
+_of_threads: dict[int, list[Entry]] = {}
 stack = Stack()
 
 
@@ -92,8 +96,22 @@ def drop(entry: Entry) -> None:
 def drop_left_by_exception() -> None:
     """Forget steps whose call is no longer running: they raised, so torch's post-hook never came."""
     for entry in list(stack.entries):
-        if entry.caller is not None and not is_running(entry.caller):
+        if entry.caller is not None and not is_running(entry.caller, sys._getframe()):
             drop(entry)
+
+
+def drop_left_in_any_thread() -> None:
+    """The same for all threads. To be called now and then: what is left holds frames, and with them whatever the user's loop had."""
+    tops = sys._current_frames()
+    for thread, entries in tuple(_of_threads.items()):
+        for entry in tuple(entries):
+            if entry.caller is not None and not is_running(entry.caller, tops.get(thread)):
+                with contextlib.suppress(ValueError):  # the thread itself was quicker
+                    entries.remove(entry)
+                if entry.hook is not None:
+                    entry.hook.remove()
+        if thread not in tops:
+            _of_threads.pop(thread, None)
 
 
 def report_gradients(seen: list[tuple[Watcher, Any]], optimizer: Optimizer, evaluation: bool = False) -> None:

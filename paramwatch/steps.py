@@ -22,7 +22,17 @@ from torch.optim import Optimizer
 
 from paramwatch.callstack import caller, is_only_step, steps_running
 from paramwatch.guard import Guard
-from paramwatch.progress import Entry, Watcher, close_entry, drop, drop_left_by_exception, open_entry, report_gradients, stack
+from paramwatch.progress import (
+    Entry,
+    Watcher,
+    close_entry,
+    drop,
+    drop_left_by_exception,
+    drop_left_in_any_thread,
+    open_entry,
+    report_gradients,
+    stack,
+)
 
 _watchers: tuple[Watcher, ...] = ()
 _handles: list[Any] = []
@@ -71,6 +81,7 @@ def unregister(watcher: Watcher) -> None:
         try:
             # the stacks of threads that go on meanwhile are read here
             with _guard.contain("taking away the hooks"):
+                drop_left_in_any_thread()
                 if not _watchers and not steps_running():
                     _take_away_hooks()
         finally:

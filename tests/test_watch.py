@@ -107,6 +107,29 @@ def test_a_watch_does_not_keep_its_model() -> None:
     assert gone() is None
 
 
+@pytest.mark.parametrize("end", ["close", "wait"])
+def test_a_step_that_raised_does_not_keep_the_model(end: str) -> None:
+    def leave_a_step() -> tuple[weakref.ref[nn.Module], paramwatch.Watch]:
+        net = mlp()
+        optimizer = sgd(net)
+        watch = paramwatch.attach(net)
+        optimizer.register_step_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step()
+        return weakref.ref(net), watch
+
+    gone, watch = leave_a_step()
+    if end == "close":
+        watch.close()
+    deadline = time.monotonic() + 10
+    while gone() is not None and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.05)
+
+    assert gone() is None
+    watch.close()
+
+
 def test_a_closure_that_raised_does_not_keep_the_model() -> None:
     net = mlp()
     gone = weakref.ref(net)
