@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from paramwatch.batch import Batch, BatchSink
 from paramwatch.block import Block
 from paramwatch.columns import ABSENT, Array
 from paramwatch.record import GRAD_STATES, Inventory, Record
@@ -90,7 +91,7 @@ class _Seen(NamedTuple):
     """int8: the state of its gradient at its latest step, `ABSENT` where it had none."""
 
 
-class Tally:
+class Tally(BatchSink):
     """A sink that counts. It can be asked from any thread and at any time, and waits for nothing: it knows of the records it was given."""
 
     def __init__(self) -> None:
@@ -105,6 +106,12 @@ class Tally:
         """Take a record."""
         self._count(record.inventory, record.stepped[None], record.grad_state[None])
         self._count_step(record.step, bool(record.steps.get("skipped")))
+
+    def write_batch(self, batch: Batch) -> None:
+        """Take the records of a batch."""
+        self._count(batch.inventory, np.broadcast_to(batch.stepped, batch.grad_state.shape), batch.grad_state)
+        for step, steps in zip(batch.step, batch.steps, strict=True):
+            self._count_step(step, bool(steps.get("skipped")))
 
     def close(self) -> None:
         """Nothing is held open."""

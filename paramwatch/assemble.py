@@ -11,7 +11,9 @@ from paramwatch.columns import ABSENT, PARTS, Array
 from paramwatch.record import GRAD_STATES, Changes, Inventory, Record
 from paramwatch.rounds import Measured, OptimizerStep, Round
 
-_SCALE, _FOUND_INF = 0, 1
+SCALE, FOUND_INF = 0, 1
+"""Where they are in `OptimizerStep.amp`."""
+
 _WHOLE, _REAL = ([i for i, part in enumerate(PARTS.values()) if part.integer == integer] for integer in (True, False))
 
 
@@ -22,26 +24,33 @@ def assemble(done: Round, update_mode: str) -> Record:
     wide = np.full((len(PARTS), len(kinds), len(inventory.rows)), np.nan)
     stepped = np.zeros(len(inventory.rows), dtype=bool)
     lr = np.full(len(inventory.rows), np.nan)
-    state = _idle_states(inventory)
+    state = idle_states(inventory)
     skipped, scale = done.skipped, None
     outside: dict[str, int] = {}
     for measured in done.others:
         _fill(wide, measured, inventory)
     for step in done.optimizer_steps:
         amp = step.amp.numpy() if step.amp is not None else np.full(2, np.nan)
-        inf_found = amp[_FOUND_INF] > 0
+        inf_found = amp[FOUND_INF] > 0
         skipped = skipped or bool(inf_found)
-        scale = scale if np.isnan(amp[_SCALE]) else float(amp[_SCALE])
+        scale = scale if np.isnan(amp[SCALE]) else float(amp[SCALE])
         for measured in step.measured:
             if not (inf_found and measured.kind == "update"):
                 _fill(wide, measured, inventory)
-        kept, here = _rows(step.names, inventory)
+        kept, here = rows_of(step.names, inventory)
         stepped[here] = True
         lr[here] = step.rates.numpy()[kept] if step.rates is not None else np.nan
         outside |= done.changed(step, done.step)
         state[here] = _states(step, inventory, kept, here, wide[:, kinds.index("grad")])
+    changes = Changes(tuple(done.apart), tuple(done.lost), outside)
+    steps = described(done, update_mode, skipped, scale)
+    return Record(done.step, done.time, inventory, steps, _held(wide), stepped, lr, state, changes=changes)
+
+
+def described(done: Round, update_mode: str, skipped: bool, scale: float | None) -> dict[str, Any]:
+    """What is known of the step as a whole."""
     evaluations = [step.evaluations for step in done.optimizer_steps if step.evaluations]
-    steps: dict[str, Any] = {
+    return {
         "skipped": skipped,
         "amp_scale": scale,
         "evaluations": sum(evaluations) if evaluations else None,
@@ -50,24 +59,22 @@ def assemble(done: Round, update_mode: str) -> Record:
         "overhead_us": done.overhead_ns / 1000,
         **done.steps,
     }
-    changes = Changes(tuple(done.apart), tuple(done.lost), outside)
-    return Record(done.step, done.time, inventory, steps, _held(wide), stepped, lr, state, changes=changes)
 
 
 def _fill(wide: Array, measured: Measured, inventory: Inventory) -> None:
     if measured.kind in inventory.kinds:
-        known, rows = _rows(measured.names, inventory)
+        known, rows = rows_of(measured.names, inventory)
         wide[:, inventory.kinds.index(measured.kind), rows] = measured.reading.numpy()[known].T
 
 
-def _rows(names: Sequence[str], inventory: Inventory) -> tuple[Array, Array]:
+def rows_of(names: Sequence[str], inventory: Inventory) -> tuple[Array, Array]:
     """Which of these names are rows, and which rows."""
     found = np.array([inventory.position.get(name, -1) for name in names], dtype=np.intp)
     known = np.flatnonzero(found >= 0)
     return known, found[known]
 
 
-def _idle_states(inventory: Inventory) -> Array:
+def idle_states(inventory: Inventory) -> Array:
     """The gradient states of a round in which nobody stepped."""
     frozen, unowned = GRAD_STATES.index("frozen"), GRAD_STATES.index("unowned")
     idle = [ABSENT if row.owned else (unowned if row.trainable else frozen) for row in inventory.rows]

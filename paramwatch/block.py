@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from paramwatch.batch import Batch
 from paramwatch.columns import ABSENT, PARTS, Array
 from paramwatch.record import Inventory, Record, Row, TieGroup
 from paramwatch.schedule import Schedule
@@ -200,15 +201,19 @@ def rows_schema(inventory: Inventory, label: Mapping[str, str]) -> Any:
     return pa.schema(fields, {**label, "model": inventory.model, "inventory": json.dumps(described)})
 
 
-def rows_batch(records: Sequence[Record], schema: Any) -> Any:
+def rows_batch(batches: Sequence[Batch], schema: Any) -> Any:
     """The rows of some steps; what was not measured is null."""
-    inventory = records[0].inventory
-    values = {part: np.stack([record.values[part] for record in records]) for part in {part for _, part in inventory.layout}}
-    stepped, lr, state = (np.stack([getattr(record, name) for record in records]) for name in ("stepped", "lr", "grad_state"))
-    absent = {kind: values["count"][:, i] < 0 for i, kind in enumerate(inventory.kinds)}
-    lists = [(values[part][:, inventory.kinds.index(kind)], absent[kind]) for kind, part in inventory.layout]
+    inventory = batches[0].inventory
+
+    def column(kind: str, part: str) -> Array:
+        return np.concatenate([batch.values[part][:, inventory.kinds.index(kind)] for batch in batches])
+
+    lr, state = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("lr", "grad_state"))
+    stepped = np.concatenate([np.broadcast_to(batch.stepped, batch.lr.shape) for batch in batches])
+    absent = {kind: column(kind, "count") < 0 for kind in inventory.kinds}
+    lists = [(column(*pair), absent[pair[0]]) for pair in inventory.layout]
     lists += [(stepped, np.zeros_like(stepped)), (lr, np.isnan(lr)), (state, state < 0)]
-    columns = [pa.array([record.step for record in records], pa.int64())]
+    columns = [pa.array([step for batch in batches for step in batch.step], pa.int64())]
     for field, (array, null) in zip(list(schema)[1:], lists, strict=True):
         items = pa.array(array.ravel(), field.type.value_type, mask=null.ravel() if null.any() else None)
         columns.append(pa.FixedSizeListArray.from_arrays(items, len(inventory.rows)))
@@ -221,14 +226,14 @@ def steps_schema(types: Mapping[str, Any], label: Mapping[str, str]) -> Any:
     return pa.schema([pa.field(key, kind) for key, kind in (own | dict(types)).items()], dict(label))
 
 
-def steps_batch(records: Sequence[Record], schema: Any, schedule: Schedule) -> Any:
+def steps_batch(batches: Sequence[Batch], schema: Any, schedule: Schedule) -> Any:
     """What is known of some steps as a whole; a key that a record lacks is null."""
-    found = [{**record.steps, "step": record.step, "time": record.time, "full_rate": schedule.full_rate(record.step)} for record in records]
+    of_each = [each for batch in batches for each in zip(batch.steps, batch.step, batch.time, strict=True)]
+    found = [{**steps, "step": step, "time": time, "full_rate": schedule.full_rate(step)} for steps, step, time in of_each]
     columns = []
-    for field in schema:
-        make = _MAKE[field.type]
-        values = (steps.get(field.name) for steps in found)
-        columns.append(pa.array([None if value is None else make(value) for value in values], field.type))
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        make = _MAKE[kind]
+        columns.append(pa.array([None if (value := steps.get(name)) is None else make(value) for steps in found], kind))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from paramwatch.batch import Batch, BatchSink
 from paramwatch.record import Record
 
 
-class Cost:
+class Cost(BatchSink):
     """A sink that sums up `overhead_us`, the time that the training thread spent on watching.
 
     The run's time is from where its first step was entered to where its last one was, all between the steps included; what the last step
@@ -20,12 +24,13 @@ class Cost:
 
     def write(self, record: Record) -> None:
         """Take a record."""
-        if record.stepped.any():
-            self._first = record.time if self._first is None else self._first
-            self._last = record.time
-            self._spent_us += self._latest_us
-            self._latest_us = 0.0
-        self._latest_us += record.steps.get("overhead_us") or 0.0
+        self._add(record.time, bool(record.stepped.any()), record.steps)
+
+    def write_batch(self, batch: Batch) -> None:
+        """Take the records of a batch."""
+        stepped = bool(batch.stepped.any())
+        for time, steps in zip(batch.time, batch.steps, strict=True):
+            self._add(time, stepped, steps)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -36,3 +41,11 @@ class Cost:
         if self._first is None or self._last <= self._first:
             return None
         return self._spent_us / 1e6 / (self._last - self._first)
+
+    def _add(self, time: float, stepped: bool, steps: Mapping[str, Any]) -> None:
+        if stepped:
+            self._first = time if self._first is None else self._first
+            self._last = time
+            self._spent_us += self._latest_us
+            self._latest_us = 0.0
+        self._latest_us += steps.get("overhead_us") or 0.0

@@ -84,6 +84,27 @@ class Outside:
             self._left[rows[sure]] = _numbers(step.left)[which][sure]
         return {names[which[i]]: int(since[i]) for i in found}
 
+    def unchanged(self, inventory: Inventory, rows: Array | slice, entered: Array, left: Array | None, number: int) -> bool:
+        """Whether several steps in a row found all as it had been left, to the last bit; then none of them need be asked for by itself.
+
+        Args:
+            inventory: Of all of them.
+            rows: What each of them held, of nothing unsure.
+            entered: [steps, rows, parts], what they found.
+            left: The same of what they left; None where nobody knows.
+            number: That of the last one.
+        """
+        self._follow(inventory)
+        before, alone = self._left[rows], ~self._shared[rows]
+        differ = _bits_differ(entered[0], before)
+        # nearly always nothing does, which is quick to see
+        if differ.any() and (differ.any(-1) & alone & ~np.isnan(before[:, _COUNT])).any():
+            return False
+        if left is not None and (differ := _bits_differ(entered[1:], left[:-1])).any() and (differ.any(-1) & alone).any():
+            return False
+        self._left[rows], self._since[rows] = np.nan if left is None else left[-1], number
+        return True
+
     def _follow(self, inventory: Inventory) -> None:
         if inventory is self._inventory:
             return
@@ -98,6 +119,12 @@ class Outside:
             at = -1 if before is None else before.position.get(row.name, -1)
             if before is not None and at >= 0 and _form(before.rows[at]) == _form(row):
                 self._left[i], self._since[i] = old_left[at], old_since[at]
+
+
+def _bits_differ(entered: Array, left: Array) -> Array:
+    """Which numbers."""
+    differ: Array = entered.view(np.int64) != left.view(np.int64)
+    return differ
 
 
 def _differ(entered: Array, left: Array) -> Array:

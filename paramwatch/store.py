@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
+from paramwatch.batch import Batch, BatchSink
+from paramwatch.block import STEP_COLUMNS, block_of, one_per_step, rows_batch, rows_schema, steps_batch, steps_schema, widened
 from paramwatch.block import Block as Block
-from paramwatch.block import block_of, one_per_step, rows_batch, rows_schema, steps_batch, steps_schema, widened
 from paramwatch.columns import PARTS
 from paramwatch.folder import DiskFolder as DiskFolder
 from paramwatch.folder import Folder as Folder
@@ -68,7 +69,7 @@ def read(folder: Folder) -> Contents:
     return Contents([one_per_step(block) for block in blocks if len(block.step)], findings)
 
 
-class Store:
+class Store(BatchSink):
     """The sink that keeps records, thinned by a schedule that is fixed at the session's first record.
 
     A step that the schedule drops is kept all the same where a row was stepped for the first time, or for the first time since a whole
@@ -91,9 +92,12 @@ class Store:
         self._first_step = self._last = -1
         self._inventory: Inventory | None = None
         self._types: dict[str, Any] = {}
+        # keys whose types do not depend on their values, and are among `_types`
+        self._plain: Collection[str] = frozenset()
         self._epoch = -1
         self._streams: dict[str, _Stream] = {}
-        self._records: list[Record] = []
+        self._waiting: list[Batch] = []
+        self._steps_waiting = 0
         self._findings: list[Finding] = []
         self._since = 0.0
         # the background thread writes while a read may flush from any other
@@ -105,22 +109,17 @@ class Store:
             if self.schedule is None:
                 self.schedule, self._first_step = Schedule(_stored_bytes(record.inventory), self._max_bytes), record.step
             same = record.inventory is self._inventory or record.inventory == self._inventory
-            if same and not self._keeps(record, self.schedule):
-                return
-            types = widened(self._types, record.steps)
-            if not same or types != self._types:
-                self._write_records()
-                self._close("rows", "steps")
-                self._inventory, self._types, self._epoch = record.inventory, types, self._epoch + 1
-                label = _label(self.session, self._first_step) | {"epoch": str(self._epoch)}
-                self._schemas = rows_schema(record.inventory, label), steps_schema(types, label)
             if not same:
+                self._begin(record.inventory, widened(self._types, record.steps))
                 self._kept = np.full(len(record.stepped), np.iinfo(np.int64).min // 2)
-            self._kept[record.stepped] = self._last = record.step
-            self._wait_since_now()
-            self._records.append(record)
-            if len(self._records) >= BATCH_STEPS or len(self._records) * _raw_bytes(record.inventory) >= BATCH_BYTES:
-                self._write_records()
+            alone = Batch.of(record)
+            self._keep(alone, self._chosen(alone, self.schedule, always=not same))
+
+    def write_batch(self, batch: Batch) -> None:
+        """Take the records of a batch, and keep those that the schedule does."""
+        with self._lock:
+            if self.schedule is not None:
+                self._keep(batch, self._chosen(batch, self.schedule))
 
     def find(self, findings: Iterable[Finding]) -> None:
         """Take what the rules said."""
@@ -153,22 +152,66 @@ class Store:
             finally:
                 self._close(*self._streams)
 
-    def _keeps(self, record: Record, schedule: Schedule) -> bool:
-        if record.step == self._last or schedule.keeps(record.step):
-            return True
-        return bool((record.step - self._kept[record.stepped] >= schedule.stride(record.step)).any())
+    def _begin(self, inventory: Inventory, types: dict[str, Any]) -> None:
+        """Further files, for steps of another inventory or with other columns."""
+        self._write_records()
+        self._close("rows", "steps")
+        self._inventory, self._types, self._epoch = inventory, types, self._epoch + 1
+        label = _label(self.session, self._first_step) | {"epoch": str(self._epoch)}
+        self._schemas = rows_schema(inventory, label), steps_schema(types, label)
+        # a batch is written as soon as it holds that many bytes
+        self._most_steps = max(1, min(BATCH_STEPS, -(-BATCH_BYTES // max(1, _raw_bytes(inventory)))))
+
+    def _chosen(self, batch: Batch, schedule: Schedule, always: bool = False) -> list[int]:
+        """Which steps are kept."""
+        latest = self._kept[batch.stepped]
+        # the row that has waited longest decides; where no row stepped, none does
+        oldest = int(latest.min()) if len(latest) else None
+        chosen = []
+        for i, step in enumerate(batch.step):
+            due = oldest is not None and step - oldest >= schedule.stride(step)
+            if always or due or step == self._last or schedule.keeps(step):
+                chosen.append(i)
+                self._last, oldest = step, None if oldest is None else step
+        if chosen:
+            self._kept[batch.stepped] = self._last
+        return chosen
+
+    def _keep(self, batch: Batch, chosen: Sequence[int]) -> None:
+        start = 0
+        for end, i in enumerate(chosen):
+            if batch.steps[i].keys() == self._plain:
+                continue
+            types, keys = widened(self._types, batch.steps[i]), frozenset(batch.steps[i])
+            self._plain = keys if keys <= STEP_COLUMNS.keys() else frozenset()
+            if types != self._types and self._inventory is not None:
+                self._wait(batch, chosen[start:end])
+                self._begin(self._inventory, types)
+                start = end
+        self._wait(batch, chosen[start:])
+
+    def _wait(self, batch: Batch, chosen: Sequence[int]) -> None:
+        """Hold steps until they are many."""
+        while chosen:
+            room = self._most_steps - self._steps_waiting
+            self._wait_since_now()
+            self._waiting.append(batch.at(chosen[:room]))
+            self._steps_waiting += len(self._waiting[-1])
+            if self._steps_waiting >= self._most_steps:
+                self._write_records()
+            chosen = chosen[room:]
 
     def _wait_since_now(self) -> None:
-        if not self._records and not self._findings:
+        if not self._waiting and not self._findings:
             self._since = time.monotonic()
 
     def _write_records(self) -> None:
-        records, self._records = self._records, []
-        if records and self.schedule is not None:
+        batches, self._waiting, self._steps_waiting = self._waiting, [], 0
+        if batches and self.schedule is not None:
             rows, steps = self._schemas
             name = f"{self.session}.{self._epoch}"
-            self._append("rows", f"{name}.rows", rows_batch(records, rows))
-            self._append("steps", f"{name}.steps", steps_batch(records, steps, self.schedule))
+            self._append("rows", f"{name}.rows", rows_batch(batches, rows))
+            self._append("steps", f"{name}.steps", steps_batch(batches, steps, self.schedule))
 
     def _append(self, kind: str, name: str, batch: Any) -> None:
         if kind not in self._streams:

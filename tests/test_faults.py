@@ -100,10 +100,7 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     gc.collect()
 
 
-NOT_YET = pytest.mark.xfail(strict=True, reason="a job that fails takes the thread with it")
-
-
-@pytest.mark.parametrize("entry", [pytest.param(name, marks=NOT_YET if name == "Worker._run" else ()) for name in ENTRY_POINTS])
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
 def test_a_failure_in_any_function_is_reported_once_and_training_goes_on(
     entry: str, plan: Plan, tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: list[Any]
 ) -> None:

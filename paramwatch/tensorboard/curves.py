@@ -1,4 +1,4 @@
-"""Which curves an event file draws, and their values in a record.
+"""Which curves an event file draws, and their values in some records.
 
 Totals always; beside them the parameters themselves while they are few, and blocks of them (the names that share a prefix) in a larger
 model. What was not measured has no value and is not drawn; a value that is not a number because the data are not is drawn as such.
@@ -6,16 +6,16 @@ model. What was not measured has no value and is not drawn; a value that is not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 
-from paramwatch.columns import ABSENT, STATISTICS, Array, ratio
+from paramwatch.batch import Batch
+from paramwatch.columns import ABSENT, SPECIALS, STATISTICS, Array, ratio
 from paramwatch.merging import merge
-from paramwatch.record import Inventory, Record
-from paramwatch.totals import TOTALS, counted, totals
+from paramwatch.record import Inventory
+from paramwatch.totals import TOTALS, counted, totals_of
 
 MOST_LINES = 64
 """Rows with curves of their own, and blocks where there are more rows: TensorBoard's tabs are of little use with many more tags."""
@@ -25,9 +25,6 @@ LINES = {"param_norm": ("param",), "grad_norm": ("grad",), "update_ratio": ("upd
 
 _ALL = "(all)"
 _PARTS = ("count", "nan", "posinf", "neginf", "rms")
-
-Scalar: TypeAlias = tuple[str, float]
-"""A tag and its value at one step."""
 
 
 @dataclass(frozen=True)
@@ -60,52 +57,62 @@ class Curves:
     def event_bytes(self) -> int:
         """An upper bound of what an event that holds every curve takes in the file."""
         framing, per_value = 64, 12
-        tags = [*(f"{statistic}/{_ALL}" for statistic in TOTALS), *(tag for _, tags in self.lines for tag in tags)]
-        return framing + sum(per_value + len(tag.encode()) for tag in tags)
+        return framing + sum(per_value + len(tag.encode()) for tag in self.tags())
 
-    def scalars(self, record: Record) -> Iterator[Scalar]:
-        """The curves' values in a record; a curve of which nothing was measured is left out."""
-        axis = {kind: i for i, kind in enumerate(record.inventory.kinds)}
-        yield from _totals(record, axis)
-        if not len(self.positions):
-            return
-        values = {part: record.values[part] for part in _PARTS}
-        if self.blocks:
-            values["count"] = np.where(counted(record.values["count"], record.inventory.kinds, record.stepped), values["count"], ABSENT)
-            values = merge(values, self.blocks)
+    def tags(self) -> list[str]:
+        """The tag of every curve, those of the totals first."""
+        return [*(f"{statistic}/{_ALL}" for statistic in TOTALS), *(tag for _, tags in self.lines for tag in tags)]
+
+    def values(self, batch: Batch) -> tuple[Array, Array]:
+        """The curves' values, float64 [n, tags], and whether they are drawn: a curve of which nothing was measured is left out."""
+        axis = {kind: i for i, kind in enumerate(batch.inventory.kinds)}
+        values = {part: batch.values[part] for part in _PARTS}
+        among = counted(values["count"], batch.inventory.kinds, batch.stepped)[..., None, :]
+        found, drawn = _totals(batch, axis, among)
+        if len(self.positions):
+            if self.blocks:
+                values = merge(values | {"count": np.where(among, values["count"], ABSENT)}, self.blocks)
+            lines, shown = self._lines(values, axis)
+            found, drawn = found + lines, drawn + shown
+        return np.concatenate(found, axis=1), np.concatenate(drawn, axis=1)
+
+    def _lines(self, values: Mapping[str, Array], axis: Mapping[str, int]) -> tuple[list[Array], list[Array]]:
+        """[n, names] for each statistic."""
         numbers = np.array([values[part] for part in _PARTS], dtype=np.float64)
         numbers[:, numbers[0] < 0] = np.nan
         parts = dict(zip(_PARTS, numbers, strict=True))
         # A norm follows from its parts in the same way for every kind; so one call does for all of them.
         norms = STATISTICS["param_norm"].compute(lambda kind, part: parts[part], False)
         spoilt = parts["nan"] + parts["posinf"] + parts["neginf"]
-        for kinds, tags in self.lines:
+        found, drawn = [], []
+        for kinds, _ in self.lines:
             first, *second = (axis[kind] for kind in kinds)
-            value = ratio(norms[first], norms[second[0]]) if second else norms[first]
+            value = ratio(norms[:, first], norms[:, second[0]]) if second else norms[:, first]
             # Where one of the kinds was not measured the sum is NaN, and the comparison false.
-            drawn = ~np.isnan(value) | (spoilt[[first, *second]].sum(axis=0) > 0)
-            for tag, number, shown in zip(tags, value[self.positions].tolist(), drawn[self.positions].tolist(), strict=True):
-                if shown:
-                    yield tag, number
+            shown = ~np.isnan(value) | (spoilt[:, [first, *second]].sum(axis=1) > 0)
+            found.append(value[:, self.positions])
+            drawn.append(shown[:, self.positions])
+        return found, drawn
 
 
-def _totals(record: Record, axis: Mapping[str, int]) -> Iterator[Scalar]:
-    for name, value in totals(record).items():
-        if value == value or _spoilt(record, axis, name):
-            yield f"{name}/{_ALL}", value
+def _totals(batch: Batch, axis: Mapping[str, int], among: Array) -> tuple[list[Array], list[Array]]:
+    """[n, 1] for each total."""
+    found = totals_of(batch.values, batch.inventory.kinds, batch.stepped, batch.lr)
+    known = {name: ~np.isnan(value) for name, value in found.items()}
+    drawn = {name: seen if seen.all() else seen | _spoilt(batch, axis, name, among) for name, seen in known.items()}
+    return [found[name][:, None] for name in TOTALS], [drawn[name][:, None] for name in TOTALS]
 
 
-def _spoilt(record: Record, axis: Mapping[str, int], name: str) -> bool:
-    """Whether a total is not a number because of the data, rather than unknown or a ratio to zero."""
-    if name not in STATISTICS:
-        return False
-    needed = {kind for kind, _ in STATISTICS[name].needs}
-    if not needed.issubset(axis):
-        return False
+def _spoilt(batch: Batch, axis: Mapping[str, int], name: str, among: Array) -> Array:
+    """Where a total is not a number because of the data, rather than unknown or a ratio to zero: bool [n]."""
+    needed = {kind for kind, _ in STATISTICS[name].needs} if name in STATISTICS else set()
+    if not needed or not needed.issubset(axis):
+        return np.zeros(len(batch), dtype=bool)
     kinds = [axis[kind] for kind in needed]
-    measured = (record.values["count"] >= 0) & counted(record.values["count"], record.inventory.kinds, record.stepped)
-    special = measured & (record.values["nan"] + record.values["posinf"] + record.values["neginf"] > 0)
-    return bool(measured[kinds].any(axis=1).all() and special[kinds].any())
+    count, nan, posinf, neginf = (batch.values[part][:, kinds] for part in SPECIALS)
+    measured = (count >= 0) & among
+    special = measured & (nan + posinf + neginf > 0)
+    return np.logical_and(measured.any(-1).all(-1), special.any((-2, -1)))
 
 
 def _blocks(inventory: Inventory) -> tuple[int, dict[str, dict[int, None]]]:

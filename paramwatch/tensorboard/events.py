@@ -7,12 +7,15 @@ of TensorBoard read that right, and so does its `EventAccumulator.Scalars`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto import event_pb2, summary_pb2, types_pb2
 
+from paramwatch.batch import Batch, BatchSink
 from paramwatch.block import joined_record
+from paramwatch.columns import Array
 from paramwatch.record import Inventory, Record
 from paramwatch.schedule import Schedule
 from paramwatch.tensorboard.curves import Curves
@@ -25,6 +28,7 @@ MAX_BYTES = 64_000_000
 MAX_BASE = 512
 """The schedule's base is at most this: every step is drawn up to twice this number, and a loader keeps 1000 samples of a curve."""
 
+_FORMS = 16
 _TEXT = summary_pb2.SummaryMetadata(
     plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name="text"),
     # Without the class the Rust loader keeps nothing.
@@ -32,7 +36,7 @@ _TEXT = summary_pb2.SummaryMetadata(
 )
 
 
-class EventFile:
+class EventFile(BatchSink):
     """A sink that writes one event file into a folder, made when the first record comes.
 
     A step that is written twice (its round was read before it was over) shows its whole round. A later file in the same folder hides what
@@ -58,14 +62,14 @@ class EventFile:
             self._start(file, record)
         if record.inventory is not self._inventory:
             self._describe(file, record)
-        if self._schedule.keeps(record.step):
-            self._drawn = record.step
-            summary = summary_pb2.Summary()
-            for tag, value in self._curves.scalars(record):
-                summary.value.add(tag=tag, simple_value=value)
-            file.append(_event(record, summary=summary))
+        self._draw(file, Batch.of(record))
         if first:
             file.flush()
+
+    def write_batch(self, batch: Batch) -> None:
+        if self._file is not None:
+            self._last = batch.record(len(batch) - 1)
+            self._draw(self._file, batch)
 
     def flush(self) -> None:
         """Hand everything to the operating system now, rather than with a record that comes a second later."""
@@ -79,6 +83,24 @@ class EventFile:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+    def _draw(self, file: RecordFile, batch: Batch) -> None:
+        """The curves of those steps that the schedule keeps."""
+        kept = batch.at([i for i, step in enumerate(batch.step) if self._schedule.keeps(step)])
+        if len(kept):
+            values, drawn = self._curves.values(kept)
+            for step, time, numbers, shown in zip(kept.step, kept.time, values, drawn, strict=True):
+                file.append(self._form(shown).filled(step, time, numbers[shown].tolist()))
+            self._drawn = kept.step[-1]
+
+    def _form(self, drawn: Array) -> _Form:
+        """For events in which these of the curves are drawn; most are of one form."""
+        key = drawn.tobytes()
+        if key not in self._forms:
+            if len(self._forms) == _FORMS:
+                self._forms.clear()
+            self._forms[key] = _Form([tag for tag, shown in zip(self._curves.tags(), drawn.tolist(), strict=True) if shown])
+        return self._forms[key]
 
     def _begin(self, record: Record) -> RecordFile:
         file = self._file = RecordFile(self._folder)
@@ -95,7 +117,7 @@ class EventFile:
 
     def _describe(self, file: RecordFile, record: Record) -> None:
         inventory = self._inventory = record.inventory
-        self._curves = Curves.of(inventory)
+        self._curves, self._forms = Curves.of(inventory), dict[bytes, _Form]()
         self._schedule = Schedule(self._curves.event_bytes(), self._max_bytes, max_base=MAX_BASE)
         texts = {
             "paramwatch/ties": ties_text(inventory),
@@ -106,6 +128,23 @@ class EventFile:
             if tag not in self._texts or self._texts[tag][1] != text:
                 self._texts[tag] = record.step, text
                 file.append(_text_event(record, tag, text))
+
+
+class _Form:
+    """An event that is filled anew for each step: its tags stay, so that only numbers have to be set."""
+
+    def __init__(self, tags: Sequence[str]) -> None:
+        self._event = event_pb2.Event()
+        self._event.summary.SetInParent()
+        self._values = [self._event.summary.value.add(tag=tag) for tag in tags]
+
+    def filled(self, step: int, time: float, numbers: Sequence[float]) -> bytes:
+        """The event of a step."""
+        self._event.wall_time, self._event.step = time, step
+        for value, number in zip(self._values, numbers, strict=True):
+            value.simple_value = number
+        payload: bytes = self._event.SerializeToString()
+        return payload
 
 
 def _event(record: Record, **what: Any) -> bytes:
