@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from paramwatch.columns import Array
-from paramwatch.laws import Kind, Law, Numbers, agrees, law_of, log_likelihood, scales, spread, two_sided
+from paramwatch.formulas import COARSE, gain_of_row, gain_of_rows, spread
+from paramwatch.laws import Kind, Law, Numbers, agrees, law_of, log_likelihood, scales, two_sided
 from paramwatch.standards import DEFAULT, Standard, standards
-from paramwatch.wording import plain, plain_std, words
+from paramwatch.wording import grouped, not_smooth, per_cent, plain, plain_std, standing_apart
 
 ENOUGH = 256
 """Elements that tell uniform from normal, and Xavier from Kaiming, in 99 draws of 100."""
@@ -24,14 +25,14 @@ UNLIKE = "unlike any standard one"
 
 _SMALL = "too small to tell"
 
-_AT_HAND = 1 << 15
-"""Elements looked at to see whether rows are orthogonal, at most."""
-
 _LESS_LIKELY = 7.5
 """Nats that a true law loses to another one in less than 1 draw of 1000: what loses more is not mentioned."""
 
 _STRAY_ZEROS = 0.01
-"""Share of zeros below which they say nothing: bfloat16 draws one in 256 by itself."""
+"""Share of zeros below which they say nothing."""
+
+_NO_CHANCE = 1e-6
+"""What random rows do more rarely than this is said of them alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Seen:
     """Gives a sample of the elements, all of them if they are few, in float64 or in their own precision."""
     lines: Callable[[Sequence[int]], Array] | None = None
     """Gives some rows of the tensor as a matrix, columns where it has more rows than columns; None where it is no matrix of reals."""
+    held: int | None = None
+    """How many of them there are, if not all: of a sharded tensor."""
     column_zeros: Callable[[], Array] | None = None
     """Gives how many elements of each column are zero; None where it is no matrix of reals."""
     default: Law | None = None
@@ -69,21 +72,25 @@ class Seen:
 def look(seen: Seen) -> Look:
     """The verdict on a tensor of finite elements, at least one of them."""
     x = seen.numbers
-    if x.low == x.high and (x.n > 1 or x.low in (0.0, 1.0) or _is_default(seen)):
+    if x.low == x.high and (x.extent > 1 or x.low in (0.0, 1.0) or _is_default(seen)):
         return _constant(seen, x.low)
+    if exact := _diagonal(seen):
+        return exact
     if x.std == 0 and x.extent > x.n:
         return Look(f"{UNLIKE}: nearly all elements are {x.mean:.4g}", "unlike", math.nan)
     if x.low < x.high and not (x.std > 0 and x.square(0.0) < math.inf):
         return Look(f"{UNLIKE} (too far from 1 to square)", "unlike", math.nan)
-    exact = _diagonal(seen) or _orthogonal(seen)
-    if exact:
-        return exact
+    rows = _orthogonal(seen)
+    if rows and rows.chance < _NO_CHANCE:
+        return Look(rows.text, "orthogonal", rows.std)
     share = seen.zeros / x.n
     if seen.default_zeros and seen.zeros == seen.default_zeros:
-        return _of_law(replace(seen, numbers=_nonzero(seen)))
-    if share > _STRAY_ZEROS and seen.zeros >= 2:
+        found = _of_law(replace(seen, numbers=_nonzero(seen)))
+    elif share > _STRAY_ZEROS and seen.zeros >= 2 and not _are_stray(seen):
         return _sparse(seen, share)
-    return _of_law(seen)
+    else:
+        found = _of_law(seen)
+    return _with_rows(rows, found) if rows else found
 
 
 # ---- exact ----------------------------------------------------------------------------------
@@ -101,16 +108,16 @@ def _is_default(seen: Seen) -> bool:
 
 def _diagonal(seen: Seen) -> Look | None:
     """`eye_` for a matrix, `dirac_` (in any number of groups) for a convolution."""
-    x = seen.numbers
-    if seen.lines is None or x.low != 0 or seen.zeros < x.n / 2 or x.n - seen.zeros > seen.shape[0]:
+    x, held = seen.numbers, seen.lines is not None and seen.held is None
+    if not held or 0 not in (x.low, x.high) or seen.zeros < x.n / 2 or x.n - seen.zeros > seen.shape[0]:
         return None
-    w = _whole(seen)
+    w, value = _whole(seen), x.high or x.low
     at = np.argwhere(w != 0)
-    if not np.all(w[tuple(at.T)] == x.high) or np.any(at[:, 2:] != np.array(seen.shape[2:]) // 2):
+    if not np.all(w[tuple(at.T)] == value) or np.any(at[:, 2:] != np.array(seen.shape[2:]) // 2):
         return None
     rows, columns = seen.shape[0], seen.shape[1]
-    gain = "" if x.high == 1 else f" times {x.high:.4g}"
-    std = x.std
+    gain = "" if value == 1 else f" times {value:.4g}"
+    std = _std_beside_zeros(value, 1 - len(at) / w.size)
     for groups in (g for g in range(1, rows + 1) if rows % g == 0):
         ones = min(rows // groups, columns)
         wanted = [(g * (rows // groups) + i, i) for g in range(groups) for i in range(ones)]
@@ -119,23 +126,37 @@ def _diagonal(seen: Seen) -> Look | None:
     return None
 
 
-def _orthogonal(seen: Seen) -> Look | None:
-    """Rows, or columns where there are more rows, that are pairwise orthogonal and equally long (Saxe et al., 2014)."""
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What is said of rows that are orthogonal and equally long."""
+
+    text: str
+    std: float
+    chance: float
+    """How often random rows are as much so."""
+
+
+def _orthogonal(seen: Seen) -> _Rows | None:
+    """Rows, or columns where there are more rows (Saxe et al., 2014)."""
     if seen.lines is None or seen.zeros > seen.numbers.n / 2:
         return None
-    count, length = sorted((seen.shape[0], math.prod(seen.shape[1:])))
-    # the cosine of two random rows is about 1 / sqrt(length); rounding to a grain shifts it by that share of itself
-    grain = seen.numbers.grain
-    near = max(1e-5, 2 * grain / math.sqrt(length))
-    if count < (2 if grain < 1e-5 else 8) or not _are_orthonormal(seen.lines([0, count - 1]), near):
+    fewer, length = sorted((seen.shape[0], math.prod(seen.shape[1:])))
+    count, grain = seen.held or fewer, seen.numbers.grain
+    found = gain_of_row(seen.lines([0])[0], grain) if count == 1 else gain_of_rows(seen.lines, count, length, grain)
+    if found is None:
         return None
-    some = np.unique(np.linspace(0, count - 1, min(count, max(2, _AT_HAND // length), 64)).astype(np.int64))
-    chosen = seen.lines(some.tolist())
-    if not _are_orthonormal(chosen, near):
-        return None
-    gain = math.sqrt(float(chosen[0] @ chosen[0]))
-    told = "" if abs(gain - 1) <= max(1e-4, grain) else f", gain {gain:.3g}"
-    return Look(f"orthogonal{told}", "orthogonal", gain / math.sqrt(length))
+    gain, chance = found
+    told = "" if f"{gain:.3g}" == "1" else f", gain {gain:.3g}"
+    return _Rows(f"orthogonal{told}", gain / math.sqrt(length), chance)
+
+
+def _with_rows(rows: _Rows, found: Look) -> Look:
+    """What is said of rows that may be orthogonal by chance: both, if what is orthogonal looks like that law, which is a normal one."""
+    if found.family == "small":
+        return Look(f"{_SMALL}: fits {rows.text}{found.text.removeprefix(_SMALL).replace(': fits', ',')}", "small", rows.std)
+    if "normal" not in found.family.split(" or "):
+        return found
+    return Look(f"{rows.text} or {found.text}", f"orthogonal or {found.family}", rows.std)
 
 
 def _whole(seen: Seen) -> Array:
@@ -145,21 +166,18 @@ def _whole(seen: Seen) -> Array:
     return (w if rows <= columns else w.T).reshape(seen.shape)
 
 
-def _are_orthonormal(rows: Array, near: float) -> bool:
-    # the first two tell at once in nearly all cases
-    first, second = rows[0], rows[1]
-    length = float(first @ first)
-    if abs(float(first @ second)) > near * length or abs(float(second @ second) - length) > 4 * near * length:
-        return False
-    products = rows @ rows.T
-    squares = np.diagonal(products)
-    scale = float(squares.mean())
-    if scale == 0:
-        return False
-    return bool(np.abs(products - np.diag(squares)).max() <= near * scale and np.ptp(squares) <= 4 * near * scale)
-
-
 # ---- with zeros -----------------------------------------------------------------------------
+
+
+def _are_stray(seen: Seen) -> bool:
+    """Whether so few elements are zero as coarse numbers are by themselves: half a grain of them, where torch draws in that precision."""
+    usual = seen.numbers.n * seen.numbers.grain / 2
+    return seen.numbers.grain > COARSE and seen.zeros <= usual + 4 * math.sqrt(usual) + 1
+
+
+def _std_beside_zeros(value: float, share: float) -> float:
+    """The standard deviation where that share of the elements is zero, the others one value."""
+    return abs(value) * math.sqrt(share * (1 - share))
 
 
 def _nonzero(seen: Seen) -> Numbers:
@@ -175,14 +193,14 @@ def _sparse(seen: Seen, share: float) -> Look:
     even = False
     if seen.column_zeros is not None and seen.shape[1] > 1:
         even = int(np.ptp(seen.column_zeros())) == 0
-    zeros = f"{share:.0%} zeros{' in each column' if even else ''}".replace("%", " %")
+    zeros = f"{per_cent(share)} zeros{' in each column' if even else ''}"
     value = rest.high or rest.low
     # rounding leaves a little spread where all are equal
     if 0 in (rest.low, rest.high) and rest.std <= 1e-6 * abs(value):
-        return Look(f"{zeros}, else {value:.4g}", "sparse", seen.numbers.std)
+        return Look(f"{zeros}, else {value:.4g}", "sparse", _std_beside_zeros(value, share))
     under = _of_law(replace(seen, numbers=rest, default=None))
     if under.family == "unlike":
-        return Look(f"{UNLIKE} ({zeros})", "unlike", math.nan)
+        return Look(f"{UNLIKE} ({zeros}){under.text.removeprefix(UNLIKE)}", "unlike", math.nan)
     std = under.std * math.sqrt(1 - share)
     if under.family == "small" and seen.numbers.n < ENOUGH:
         return Look(f"{_SMALL}: fits {zeros}, else {under.text.removeprefix(_SMALL + ': fits ')}", "small", std)
@@ -197,22 +215,22 @@ def _of_law(seen: Seen) -> Look:
     if x.n < ENOUGH:
         return _small(seen)
     elements = _ascending(seen)
-    some = spread(elements[elements != 0] if seen.zeros else elements, x.grain)
-    laws = law_of(replace(x, some=some)) if len(some) >= ENOUGH // 2 else []
+    some = elements[elements != 0] if seen.zeros else elements
+    if why := not_smooth(elements, some, x.grain):
+        return Look(f"{UNLIKE}: {why}", "unlike", math.nan)
+    some = spread(some, x.grain)
+    # a named bound that is met to one part in n says more than a slight curve, unless a round one is met as well
+    bounds = _named(seen, {"uniform"}) if x.high - x.low < 4.2 * x.std else []
+    laws = law_of(x.beside(some), bool(bounds) and all(bound.name for bound in bounds)) if len(some) >= ENOUGH // 2 else []
     if not laws:
-        return Look(UNLIKE + _stray(elements), "unlike", math.nan)
+        return Look(UNLIKE + standing_apart(elements), "unlike", math.nan)
     told: list[str] = []
     stds: list[float] = []
-    kinds: list[str] = []
     for law in laws:
-        named = _named(seen, {law.kind})
-        told += _grouped(named) if named else [plain(x, law)]
+        named = bounds if law.kind == "uniform" else _named(seen, {law.kind})
+        told += grouped(named) if named else [plain(x, law)]
         stds.append(named[0].law.std if named else plain_std(x, law))
-        kinds.append(law.kind)
-        # a named bound that is met to one part in n says more than a slight curve
-        if law.kind == "uniform" and any(standard.name for standard in named):
-            break
-    return Look(" or ".join(told), " or ".join(kinds), stds[0])
+    return Look(" or ".join(told), " or ".join(law.kind for law in laws), stds[0])
 
 
 def _ascending(seen: Seen) -> Array:
@@ -225,17 +243,17 @@ def _small(seen: Seen) -> Look:
     x = seen.numbers
     named = _named(seen, {"uniform", "normal"})
     if named:
-        return Look(f"{_SMALL}: fits {', '.join(_grouped(named, brief=True))}", "small", named[0].law.std)
+        return Look(f"{_SMALL}: fits {', '.join(grouped(named, brief=True))}", "small", named[0].law.std)
     if x.n < 8:
         return Look(_SMALL, "small", math.nan)
     middle = 0.0 if abs(x.mean) <= 3 * x.std / math.sqrt(x.n) else x.mean
     half = x.reach(middle)
     elements = _ascending(seen)
-    free = [*two_sided(replace(x, some=elements[elements != 0]))]
+    free = [*two_sided(x.beside(elements[elements != 0]))]
     free += [Law("normal", middle, math.sqrt(x.square(middle))), Law("uniform", middle, half)]
     fits = [law for law in free if law.kind == "two-sided" or agrees(x, law)]
     if not fits:
-        return Look(UNLIKE + _stray(elements), "unlike", math.nan)
+        return Look(UNLIKE + standing_apart(elements), "unlike", math.nan)
     return Look(f"{_SMALL}: fits {', '.join(plain(x, law) for law in fits)}", "small", plain_std(x, fits[0]))
 
 
@@ -261,33 +279,3 @@ def _named(seen: Seen, kinds: Set[Kind]) -> list[Standard]:
     near = [standard for standard in fitting if likelihood[id(standard)] >= best - _LESS_LIKELY]
     # in the order, one rank is worth two nats
     return sorted(near, key=lambda standard: 2 * standard.rank - likelihood[id(standard)])
-
-
-def _grouped(named: Sequence[Standard], brief: bool = False) -> list[str]:
-    """One text for each distinct law, with the other names it has."""
-    groups: dict[tuple[str, float], list[Standard]] = {}
-    for standard in named:
-        key = (standard.law.kind, round(math.log(standard.law.scale), 6))
-        groups.setdefault(key, []).append(standard)
-    texts = []
-    for group in list(groups.values())[: 3 if brief else None]:
-        first, *others = group
-        names = [standard.name for standard in others if standard.name and not standard.name.endswith("a=sqrt(5)")]
-        rounds = [words(standard.law) for standard in others if not standard.name]
-        if first.name == DEFAULT:
-            texts.append(DEFAULT if brief else f"{DEFAULT} (= {names[0]})" if names else f"{DEFAULT} ({words(first.law)})")
-        else:
-            same = [*names[:1], *rounds[:1]]
-            texts.append((first.name or words(first.law)) + (f" (= {' = '.join(same)})" if same else ""))
-    return texts
-
-
-def _stray(ascending: Array) -> str:
-    """Names an element that stands apart from all others, as one set by hand does."""
-    if len(ascending) < 8:
-        return ""
-    inner = float(ascending[-2] - ascending[1])
-    above, below = float(ascending[-1] - ascending[-2]), float(ascending[1] - ascending[0])
-    if max(above, below) <= 2 * inner:
-        return ""
-    return f": {ascending[-1] if above > below else ascending[0]:.4g} stands apart"

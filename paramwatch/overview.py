@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -25,7 +25,7 @@ from paramwatch.measure import is_supported, measure
 from paramwatch.measure.naive import ORDER
 from paramwatch.record import TieGroup
 from paramwatch.rows import Place, is_lazy, places
-from paramwatch.sampling import Limits, column_zeros, elements, lines, looked
+from paramwatch.sampling import Limits, column_zeros, completed, elements, has_values, held, lines, looked, stored
 from paramwatch.sheet import Line, Summary, Totals
 from paramwatch.standards import default_of, type_name
 from paramwatch.ties import find_ties
@@ -61,36 +61,34 @@ class _Row:
     numel: int
     unreadable: str
     """Why there are no values to look at, "" if there are."""
+    held: Tensor | None = None
+    """What is looked at: of a sharded tensor the local shard."""
 
 
 def _row(found: Sequence[Place], tensor: nn.Parameter) -> _Row:
     if is_lazy(tensor):
         return _Row(found, tensor, None, 0, "lazy: no shape before the first forward")
-    if tensor.is_meta:
-        why = "on the meta device: no values"
-    elif not is_supported(tensor):
+    why, here = "", None
+    if not has_values(tensor):
+        why = "on the meta device: no values" if tensor.is_meta else "fake: no values"
+    elif not is_supported(stored(tensor)):
         why = "of a dtype that cannot be measured"
-    else:
-        why = "" if tensor.numel() else "empty"
-    return _Row(found, tensor, tuple(tensor.shape), tensor.numel(), why)
+    elif not tensor.numel():
+        why = "empty"
+    elif not (here := held(tensor)).numel():
+        why, here = "sharded: no values in this process", None
+    return _Row(found, tensor, tuple(tensor.shape), tensor.numel(), why, here)
 
 
 def _frame(rows: Sequence[_Row], ties: Sequence[TieGroup]) -> pd.DataFrame:
     group_of = {name: i for i, tie in reversed(list(enumerate(ties))) for name in tie.names}
     first = [row.places[0] for row in rows]
-    limits = Limits.of([row.numel for row in rows])
-    readable = (None if row.unreadable else row.tensor for row in rows)
-    looked_at, wholes = zip(*(looked(tensor, limits) for tensor in readable), strict=True) if rows else ((), ())
+    limits = Limits.of([0 if row.held is None else row.held.numel() for row in rows])
+    looked_at, wholes = zip(*(looked(row.held, limits) for row in rows), strict=True) if rows else ((), ())
     reading = measure(looked_at)
     reading.wait()
     numbers = reading.numpy().T
-    totals = numbers[ORDER.index("count")].copy()
-    for i, whole in enumerate(wholes):
-        if whole is not None:
-            totals[i] = whole.n
-            share = numbers[ORDER.index("count"), i] / whole.n
-            for part, value in (("min", whole.low), ("max", whole.high), ("zero", whole.zeros * share)):
-                numbers[ORDER.index(part), i] = value
+    totals, exact = completed(numbers, wholes)
     each = zip(rows, looked_at, numbers.T, totals.tolist(), strict=True)
     judged = [_judge(row, seen, column, total, limits) for row, seen, column, total in each]
     statistics = _statistics(numbers)
@@ -106,7 +104,7 @@ def _frame(rows: Sequence[_Row], ties: Sequence[TieGroup]) -> pd.DataFrame:
         "aliases": pd.Series([tuple(place.name for place in row.places[1:]) for row in rows], index, "object"),
         "gradient": pd.Series([_gradient(row.tensor) for row in rows], index, "object"),
         **{name: pd.Series(values, index, "float64") for name, values in statistics.items()},
-        "exact": pd.Series([seen is None or seen is row.tensor for row, seen in zip(rows, looked_at, strict=True)], index, "bool"),
+        "exact": pd.Series(exact, index, "bool"),
         "looks_like": pd.Series([seen.text for seen, _ in judged], index, "object"),
         "family": pd.Series([seen.family for seen, _ in judged], index, "object"),
         "theoretical_std": pd.Series([seen.std for seen, _ in judged], index, "float64"),
@@ -126,10 +124,9 @@ def _gradient(tensor: Tensor) -> str:
     grad = tensor.grad
     if grad is None:
         return "none"
-    if grad.is_meta or not is_supported(grad):
+    if not has_values(grad) or not is_supported(stored(grad)):
         return "set"
-    held = grad.detach().coalesce().values() if grad.layout is torch.sparse_coo else grad.detach()
-    return "set" if bool(held.any()) else "zero"
+    return "set" if bool(stored(held(grad)).any()) else "zero"
 
 
 # ---- how it looks initialised ---------------------------------------------------------------
@@ -137,11 +134,11 @@ def _gradient(tensor: Tensor) -> str:
 
 def _judge(row: _Row, looked_at: Tensor | None, numbers: Array, total: float, limits: Limits) -> tuple[Look, str]:
     """The verdict on a row, and what to warn of."""
-    if looked_at is None or row.shape is None:
+    if looked_at is None or row.shape is None or row.held is None:
         return Look(row.unreadable, "unknown", math.nan), ""
     part = dict(zip(ORDER, numbers.tolist(), strict=True))
     bad = int(part["nan"] + part["posinf"] + part["neginf"])
-    shape, tensor = row.shape, row.tensor
+    shape, tensor, here = row.shape, row.tensor, row.held
     if bad:
         verdict = Look("unlike any standard one (NaN or infinite elements)", "unlike", math.nan)
         return verdict, hazards(row.places, shape, tensor.requires_grad, None, bad)
@@ -149,8 +146,11 @@ def _judge(row: _Row, looked_at: Tensor | None, numbers: Array, total: float, li
     x = Numbers(int(part["count"]), part["mean"], part["std"], part["min"], part["max"], grain, None, int(total))
     default, padding = _default(row)
     some = partial(elements, looked_at, limits.judged)
-    seen = Seen(shape, x, part["zero"], some, lines(tensor), column_zeros(tensor), default, padding)
-    return look(seen), hazards(row.places, shape, tensor.requires_grad, x, 0)
+    rows, few = lines(here, shape)
+    verdict = look(Seen(shape, x, part["zero"], some, rows, few, column_zeros(here, shape), default, padding))
+    if here.numel() < row.numel:
+        verdict = replace(verdict, text=f"local shard: {verdict.text}")
+    return verdict, hazards(row.places, shape, tensor.requires_grad, x, 0)
 
 
 def _default(row: _Row) -> tuple[Law | None, int]:

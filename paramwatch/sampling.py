@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from paramwatch.columns import Array
 from paramwatch.measure import SAMPLE, sample
-from paramwatch.measure.naive import as_reals
+from paramwatch.measure.naive import ORDER, as_reals
 
 EXACT = 1 << 20
 """Elements up to which all of a tensor is measured; of a larger one extremes are exact, the rest a sample's."""
@@ -23,8 +23,10 @@ EXACT_TOGETHER = 1 << 24
 JUDGED_TOGETHER, JUDGED_LEAST = 1 << 23, 1024
 """Elements that all samples have together, and what one of them has at least. It has `SAMPLE` at most."""
 
-_PLAIN = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+_COUNT = ORDER.index("count")
+_AS_IT_IS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 _READABLE = frozenset((torch.float32, torch.float64))
+_SPARSE = frozenset((torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,70 +48,146 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """What is cheap to know of all elements of a large tensor."""
+    """What is cheap to know of all elements of a large tensor, or of a sparse one."""
 
     n: int
     low: float
     high: float
     zeros: int
+    stored: int
+    """How many elements the measured ones are all or a sample of; those that a sparse tensor does not store are zero."""
 
 
-def looked(tensor: Tensor | None, limits: Limits) -> tuple[Tensor | None, Whole | None]:
-    """What is measured: all of a tensor, or a sample beside what is known of all; all of it where something is not finite."""
-    if tensor is None or tensor.numel() <= limits.exact:
-        return tensor, None
-    whole = _whole(tensor)
-    finite = math.isfinite(whole.low) and math.isfinite(whole.high)
-    return (sample(tensor, limits.judged), whole) if finite else (tensor, None)
+def held(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: the local shard of a sharded one."""
+    if hasattr(tensor, "to_local"):
+        tensor = tensor.to_local().detach()
+    return tensor.detach().resolve_neg() if tensor.is_neg() else tensor
 
 
-def _whole(tensor: Tensor) -> Whole:
-    x = tensor.detach()
-    if type(tensor) not in (Tensor, nn.Parameter) or x.layout is not torch.strided or x.dtype not in _PLAIN:
-        x = as_reals(tensor)
-    low, high = x.aminmax()
-    return Whole(x.numel(), float(low), float(high), x.numel() - int(x.count_nonzero()))
+def stored(x: Tensor) -> Tensor:
+    """The elements that a sparse tensor stores, all of another."""
+    if x.layout not in _SPARSE:
+        return x
+    return (x.detach().coalesce() if x.layout is torch.sparse_coo else x.detach()).values()
 
 
-def elements(tensor: Tensor, most: int) -> Array:
+def has_values(tensor: Tensor) -> bool:
+    """Whether there are any to look at: on the meta device and in a fake tensor there are none."""
+    return not tensor.is_meta and not hasattr(tensor, "fake_mode")
+
+
+def looked(x: Tensor | None, limits: Limits) -> tuple[Tensor | None, Whole | None]:
+    """What is measured: all of a tensor, or a sample beside what is known of all; all of it where something is not finite.
+
+    Args:
+        x: As `held` gives it. Of a sparse one the stored elements are measured.
+        limits: What there is time for.
+    """
+    if x is None:
+        return None, None
+    if x.layout not in _SPARSE and (x.numel() <= limits.judged or (_is_plain(x) and x.numel() <= limits.exact)):
+        return x, None
+    x, n = x.detach(), x.numel() * (2 if x.is_complex() else 1)
+    part = stored(x)
+    part = part if _is_plain(part) else as_reals(part)
+    whole = _whole(part, n)
+    few = part.numel() <= limits.exact or not (math.isfinite(whole.low) and math.isfinite(whole.high))
+    return (part if few else sample(part, limits.judged)), whole if x.layout in _SPARSE or not few else None
+
+
+def _whole(part: Tensor, n: int) -> Whole:
+    x = part if part.dtype in _AS_IT_IS else as_reals(part)
+    rest = n - x.numel()
+    low, high = (float(end) for end in x.aminmax()) if x.numel() else (0.0, 0.0)
+    if rest:
+        # a comparison with NaN is false, and leaves it
+        low, high = (0.0 if low > 0 else low), (0.0 if high < 0 else high)
+    return Whole(n, low, high, n - int(x.count_nonzero()), x.numel())
+
+
+def completed(numbers: Array, wholes: Sequence[Whole | None]) -> tuple[Array, Array]:
+    """Puts what is known of all elements into the parts [part, row] of those that were measured.
+
+    Returns:
+        How many elements each row has, and whether all that it stores were measured [row].
+    """
+    totals: Array = numbers[_COUNT].copy()
+    exact = np.full(len(wholes), True)
+    at = [i for i, whole in enumerate(wholes) if whole is not None]
+    if not at:
+        return totals, exact
+    known = [whole for whole in wholes if whole is not None]
+    n, low, high, zeros, here = np.array([(whole.n, whole.low, whole.high, whole.zeros, whole.stored) for whole in known]).T
+    seen, share = numbers[_COUNT, at], here / n
+    totals[at], exact[at] = n, seen == here
+    # where a sample is measured, so many are those of the whole that it stands for
+    count = np.where(here > 0, seen / np.maximum(share, 1 / n), n)
+    for part, values in (("count", count), ("min", low), ("max", high), ("zero", zeros / n * count)):
+        numbers[ORDER.index(part), at] = values
+    # beside what is stored all else is zero
+    some = np.array(at)[here < n]
+    mean, square = (np.where(here > 0, numbers[ORDER.index(part), at] ** k * share, 0.0) for part, k in (("mean", 1), ("rms", 2)))
+    for part, values in (("mean", mean), ("rms", np.sqrt(square)), ("std", np.sqrt(np.maximum(square - mean**2, 0.0)))):
+        numbers[ORDER.index(part), some] = values[here < n]
+    return totals, exact
+
+
+def elements(x: Tensor, most: int) -> Array:
     """A sample of the elements, all of them if they are few; those that NumPy can read where they are are not copied."""
-    if tensor.numel() > most:
-        return sample(tensor, most).cpu().numpy()
-    x = tensor.detach()
-    readable = type(tensor) in (Tensor, nn.Parameter) and x.is_cpu and x.dtype in _READABLE and x.layout is torch.strided
-    return x.reshape(-1).numpy() if readable else as_reals(tensor).cpu().numpy()
+    if x.numel() > most:
+        return sample(x, most).cpu().numpy()
+    readable = x.is_cpu and x.dtype in _READABLE and _is_plain(x)
+    return x.detach().reshape(-1).numpy() if readable else as_reals(x).cpu().numpy()
 
 
-def lines(tensor: Tensor) -> Callable[[Sequence[int]], Array] | None:
-    """Gives some rows of a matrix in float64, columns where it has more rows than columns; None where it is no matrix of reals."""
-    if not _is_real_matrix(tensor):
-        return None
+def _is_plain(x: Tensor) -> bool:
+    """Whether elements can be picked out of it as it is."""
+    return type(x) in (Tensor, nn.Parameter) and x.layout is torch.strided and not x.is_quantized
+
+
+def lines(x: Tensor, shape: tuple[int, ...]) -> tuple[Callable[[Sequence[int]], Array] | None, int | None]:
+    """Gives some rows of a matrix in float64, columns where it has more rows than columns; and how many are held, if not all of them.
+
+    None where it is no matrix of reals, or where the shard holds no whole rows (columns).
+
+    Args:
+        x: As `held` gives it.
+        shape: Of the tensor, wherever the rest of it is.
+    """
+    if not _is_real_matrix(x, shape):
+        return None, None
+    rows, width, all_here = shape[0], math.prod(shape[1:]), x.shape == shape
+    columns = rows > width
+    if not all_here:
+        if x.shape[0] != rows if columns else x.shape[1:] != shape[1:]:
+            return None, None
+        rows, width = x.shape[0], math.prod(x.shape[1:])
 
     def chosen(at: Sequence[int]) -> Array:
-        if tensor.numel() <= SAMPLE:
+        if x.numel() <= SAMPLE:
             # all are at hand
-            whole = elements(tensor, SAMPLE).reshape(tensor.shape[0], -1)
-            some: Array = (whole if whole.shape[0] <= whole.shape[1] else whole.T)[list(at)].astype(np.float64)
+            whole = elements(x, SAMPLE).reshape(rows, width)
+            some: Array = (whole.T if columns else whole)[list(at)].astype(np.float64)
             return some
-        w = tensor.detach().reshape(tensor.shape[0], -1)
-        w = w if w.shape[0] <= w.shape[1] else w.T
-        found: Array = as_reals(w[list(at)]).reshape(len(at), -1).cpu().numpy()
+        w = x.detach().reshape(rows, width)
+        found: Array = as_reals((w.T if columns else w)[list(at)]).reshape(len(at), -1).cpu().numpy()
         return found
 
-    return chosen
+    return chosen, (None if all_here else width if columns else rows)
 
 
-def column_zeros(tensor: Tensor) -> Callable[[], Array] | None:
-    """Gives how many elements of each column are zero; None where it is no matrix of reals."""
-    if tensor.dim() != 2 or not _is_real_matrix(tensor):
+def column_zeros(x: Tensor, shape: tuple[int, ...]) -> Callable[[], Array] | None:
+    """Gives how many elements of each column are zero; None where it is no matrix of reals, or not all of it is here."""
+    if len(shape) != 2 or not _is_real_matrix(x, shape) or x.shape != shape:
         return None
 
     def counted() -> Array:
-        found: Array = (tensor.detach() == 0).sum(0).cpu().numpy()
+        found: Array = (x == 0).sum(0).cpu().numpy()
         return found
 
     return counted
 
 
-def _is_real_matrix(tensor: Tensor) -> bool:
-    return tensor.dim() > 1 and not tensor.is_complex() and tensor.layout is torch.strided and not hasattr(tensor, "to_local")
+def _is_real_matrix(x: Tensor, shape: tuple[int, ...]) -> bool:
+    return x.dim() == len(shape) > 1 and not x.is_complex() and x.layout is torch.strided

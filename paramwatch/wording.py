@@ -6,8 +6,15 @@ Behind `summary`: where no law of a known scale fits, one says `normal(0, 0.01)`
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from paramwatch.columns import Array
+from paramwatch.formulas import few_values, tied_ends
 from paramwatch.laws import Law, Numbers
+from paramwatch.standards import DEFAULT, Standard
+
+_NEAR = 1.5
+"""Standard deviations: of a law that is cut nearer, the bound is known better than the standard deviation."""
 
 
 def words(law: Law) -> str:
@@ -20,6 +27,58 @@ def words(law: Law) -> str:
         return f"constant {law.centre:.6g}"
     text = f"normal({law.centre:.3g}, {law.scale:.3g})"
     return f"truncated {text}, cut at {law.cut:.3g} std" if law.kind == "truncated" else text
+
+
+def grouped(named: Sequence[Standard], brief: bool = False) -> list[str]:
+    """One text for each distinct law, with the other names it has."""
+    groups: dict[tuple[str, float], list[Standard]] = {}
+    for standard in named:
+        key = (standard.law.kind, round(math.log(standard.law.scale), 6))
+        groups.setdefault(key, []).append(standard)
+    texts = []
+    for group in list(groups.values())[: 3 if brief else None]:
+        first, *others = group
+        names = [standard.name for standard in others if standard.name and not standard.name.endswith("a=sqrt(5)")]
+        rounds = [words(standard.law) for standard in others if not standard.name]
+        if first.name == DEFAULT:
+            texts.append(DEFAULT if brief else f"{DEFAULT} (= {names[0]})" if names else f"{DEFAULT} ({words(first.law)})")
+        else:
+            same = [*names[:1], *rounds[:1]]
+            texts.append((first.name or words(first.law)) + (f" (= {' = '.join(same)})" if same else ""))
+    return texts
+
+
+def standing_apart(ascending: Array) -> str:
+    """Names an element that stands apart from all others, as one set by hand does."""
+    if len(ascending) < 8:
+        return ""
+    inner = float(ascending[-2] - ascending[1])
+    above, below = float(ascending[-1] - ascending[-2]), float(ascending[1] - ascending[0])
+    if max(above, below) <= 2 * inner:
+        return ""
+    return f": {ascending[-1] if above > below else ascending[0]:.4g} stands apart"
+
+
+def not_smooth(ascending: Array, nonzero: Array, grain: float) -> str:
+    """What no smooth law does: few values, or many elements at an extreme, beside zeros. "" if they do neither."""
+    if distinct := few_values(ascending, grain):
+        return f"{distinct} distinct values (quantised?)"
+    below, above = tied_ends(nonzero, grain)
+    if not below and not above:
+        return ""
+    low, high = float(nonzero[0]), float(nonzero[-1])
+    ends = [f"{end:.4g}" for end, ties in ((low, below), (high, above)) if ties]
+    at = f"±{high:.4g}" if len(ends) == 2 and low == -high else " and ".join(ends)
+    return f"{per_cent((below + above) / len(ascending))} of the elements are at {at} (clipped?)"
+
+
+def per_cent(share: float) -> str:
+    """A share in whole per cent, in more digits where rounding would make it none or all."""
+    for digits in range(12):
+        text = f"{100 * share:.{digits}f}"
+        if 0 < float(text) < 100 or share in (0, 1):
+            return f"{text} %"
+    return f"{100 * share} %"
 
 
 def plain(x: Numbers, law: Law) -> str:
@@ -39,6 +98,9 @@ def _rounded(x: Numbers, law: Law) -> Law:
         centre = law.centre and roundest(law.centre - 3 * law.scale / math.sqrt(n), law.centre + 3 * law.scale / math.sqrt(n))
         # from the cut at 256 elements known to a tenth, to the one at a million to a thousandth
         cut = law.cut if law.kind == "normal" else roundest(law.cut * (1 - 1.6 / math.sqrt(n)), law.cut * (1 + 1.6 / math.sqrt(n)))
+        if cut <= _NEAR:
+            # where they end is known far better than how they curve
+            scale = roundest(law.scale * law.cut / cut, law.scale * law.cut / cut * (1 + 8 / most + 2 * x.grain))
         return Law(law.kind, centre, scale, cut)
     # an extreme stays farther than 8/n of the width from its bound in 3 cases of 10,000
     if law.kind == "two-sided":
