@@ -166,6 +166,9 @@ class LiveInventory:
         shown = [place for place in found if id(place.tensor) in watched - lazy]
         before = {row.name: row for row in self.current.rows} if hasattr(self, "current") else {}
         self.changed.apart += came_apart(before.values(), {place.name: id(place.tensor) for place in found}, step)
+        known = {name: key for key, name in self._named.items()}
+        # whoever holds what had a name need not hold what has it now
+        self._owned -= {group[0].name for key, group in grouped.items() if known.get(group[0].name, key) != key}
         ties = find_ties(shown)
         group_of = {name: i for i, tie in reversed(list(enumerate(ties))) for name in tie.names}
         self._position = dict.fromkeys(grouped.keys() - watched, -1)

@@ -467,3 +467,23 @@ def test_a_notebook_shows_it() -> None:
     steps(net, sgd(net))
 
     assert NO_GRADIENT in watch._repr_html_()
+
+
+def test_what_took_the_place_of_a_tensor_is_in_no_optimizer_until_one_steps_it() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    watch = paramwatch.attach(net)
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        net(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+
+    step(optimizer)
+    net.load_state_dict(net.state_dict() | {"0.weight": torch.ones(2, 2)}, assign=True)
+    step(optimizer)
+    assert not watch.parameters["owned"].any()
+    assert "4 trainable rows are in no optimizer that stepped" in repr(watch)
+    step(torch.optim.SGD(net.parameters(), lr=0.1))
+    assert watch.parameters["owned"].all()
+    assert "in no optimizer" not in repr(watch)
+    watch.close()
