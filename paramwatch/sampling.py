@@ -170,7 +170,7 @@ def lines(x: Tensor, shape: tuple[int, ...]) -> tuple[Callable[[Sequence[int]], 
             whole = elements(x, SAMPLE).reshape(rows, width)
             some: Array = (whole.T if columns else whole)[list(at)].astype(np.float64)
             return some
-        w = x.detach().reshape(rows, width)
+        w = _picked(x).reshape(rows, width)
         found: Array = as_reals((w.T if columns else w)[list(at)]).reshape(len(at), -1).cpu().numpy()
         return found
 
@@ -183,10 +183,15 @@ def column_zeros(x: Tensor, shape: tuple[int, ...]) -> Callable[[], Array] | Non
         return None
 
     def counted() -> Array:
-        found: Array = (x == 0).sum(0).cpu().numpy()
+        found: Array = (_picked(x).reshape(shape) == 0).sum(0).cpu().numpy()
         return found
 
     return counted
+
+
+def _picked(x: Tensor) -> Tensor:
+    """Elements that can be picked out: those of a quantised tensor, or of one that knows few operations, are made plain."""
+    return x.detach() if _is_plain(x) else as_reals(x)
 
 
 def _is_real_matrix(x: Tensor, shape: tuple[int, ...]) -> bool:

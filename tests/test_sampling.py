@@ -119,6 +119,39 @@ def test_a_fake_tensor_has_no_values() -> None:
     assert "fake: no values" in str(found)
 
 
+class Scaled(Tensor):
+    """Integers and a factor, as quantised weights are held; it can be dequantised, and nothing else."""
+
+    @staticmethod
+    def __new__(cls, integers: Tensor, factor: Tensor) -> Scaled:
+        return Tensor._make_wrapper_subclass(cls, integers.shape, dtype=factor.dtype)
+
+    def __init__(self, integers: Tensor, factor: Tensor) -> None:
+        self.integers, self.factor = integers, factor
+
+    def dequantize(self) -> Tensor:
+        return self.integers * self.factor
+
+    @classmethod
+    def __torch_dispatch__(cls, func: object, types: object, args: tuple = (), kwargs: object = None) -> object:
+        if func is torch.ops.aten.detach.default:
+            return Scaled(args[0].integers, args[0].factor)
+        raise NotImplementedError(func)
+
+
+@pytest.mark.parametrize("n", [40, 80, 1100])
+def test_a_tensor_that_can_only_be_dequantised_is_read_so(n: int) -> None:
+    torch.manual_seed(0)
+    drawn = torch.randint(-127, 128, (n, n), dtype=torch.int8)
+    row = summary(holding(Scaled(drawn, torch.rand(n, 1) + 0.5))).frame.loc["p"]
+
+    assert row["exact"] == (n < 1100)
+    orthogonal = Scaled(init.orthogonal_(torch.empty(n, n)), torch.ones(1))
+    assert summary(holding(orthogonal)).frame["looks_like"]["p"] == "orthogonal"
+    sparse = Scaled(init.sparse_(torch.empty(n, n), 0.25), torch.ones(1))
+    assert summary(holding(sparse)).frame["looks_like"]["p"].startswith("25 % zeros in each column, else normal(0, 0.01)")
+
+
 # ---- sharded --------------------------------------------------------------------------------
 
 
