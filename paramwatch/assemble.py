@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from paramwatch.block import null_of
 from paramwatch.columns import ABSENT, PARTS, Array
 from paramwatch.record import GRAD_STATES, Changes, Inventory, Record
 from paramwatch.rounds import Measured, OptimizerStep, Round
@@ -14,7 +15,7 @@ from paramwatch.rounds import Measured, OptimizerStep, Round
 SCALE, FOUND_INF = 0, 1
 """Where they are in `OptimizerStep.amp`."""
 
-_WHOLE, _REAL = ([i for i, part in enumerate(PARTS.values()) if part.integer == integer] for integer in (True, False))
+_COUNT = list(PARTS).index("count")
 
 
 def assemble(done: Round, update_mode: str) -> Record:
@@ -94,15 +95,10 @@ def _states(step: OptimizerStep, inventory: Inventory, kept: Array, here: Array,
 
 
 def _held(wide: Array) -> dict[str, Array]:
-    """float64 as measured -> parts as they are kept: whole numbers as int64, the rest as float32."""
-    absent = np.isnan(wide[list(PARTS).index("count")])
-    whole = np.where(absent | np.isnan(wide[_WHOLE]), 0, wide[_WHOLE]).astype(np.int64)
+    """float64 as measured -> parts as they are kept."""
+    absent, held = np.isnan(wide[_COUNT]), {}
     with np.errstate(over="ignore", under="ignore"):
-        real = np.where(absent, np.nan, wide[_REAL]).astype(np.float32)
-    held = dict(zip((*_names(_WHOLE), *_names(_REAL)), (*whole, *real), strict=True))
-    held["count"][absent] = ABSENT
+        for (name, part), column in zip(PARTS.items(), wide, strict=True):
+            lost = absent | np.isnan(column) if part.integer else absent
+            held[name] = np.where(lost, null_of(name), column).astype(part.dtype)
     return held
-
-
-def _names(which: Sequence[int]) -> list[str]:
-    return [list(PARTS)[i] for i in which]

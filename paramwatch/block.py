@@ -188,7 +188,7 @@ def rows_schema(inventory: Inventory, label: Mapping[str, str]) -> Any:
     """One list over all rows for each kind and part; the inventory is in the metadata."""
     fields = [pa.field("step", pa.int64())]
     for kind, part in inventory.layout:
-        item = pa.int64() if PARTS[part].integer else pa.float32()
+        item = pa.from_numpy_dtype(PARTS[part].dtype)
         fields.append(pa.field(f"{kind}.{part}", pa.list_(item, len(inventory.rows)), metadata={"kind": kind, "part": part}))
     for name, item in (("stepped", pa.bool_()), ("lr", pa.float64()), ("grad_state", pa.int8())):
         fields.append(pa.field(name, pa.list_(item, len(inventory.rows))))

@@ -33,11 +33,13 @@ class Part:
 
     name: str
     integer: bool
+    product: bool = False
+    """Of two tensors: it leaves the range of float32 where the numbers of both are well inside."""
 
     @property
     def dtype(self) -> type[np.generic]:
-        """How the part is held: whole numbers as int64, the rest as float32."""
-        return np.int64 if self.integer else np.float32
+        """How the part is held: whole numbers as int64, products as float64, the rest as float32."""
+        return np.int64 if self.integer else np.float64 if self.product else np.float32
 
 
 PARTS: Mapping[str, Part] = {
@@ -53,7 +55,7 @@ PARTS: Mapping[str, Part] = {
         Part("rms", False),  # root mean square of the finite elements
         Part("min", False),  # least finite element
         Part("max", False),  # greatest finite element
-        Part("dot", False),  # inner product of update and gradient over the finite elements of both
+        Part("dot", False, product=True),  # inner product of update and gradient over the finite elements of both
     )
 }
 

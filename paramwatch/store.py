@@ -288,4 +288,4 @@ def _raw_bytes(inventory: Inventory) -> int:
 
 def _stored_bytes(inventory: Inventory) -> float:
     """What a step takes on disk: noise does not compress, counts hardly change."""
-    return len(inventory.rows) * sum(1.0 if PARTS[part].integer else 4.0 for _, part in inventory.layout)
+    return len(inventory.rows) * sum(1 if (held := PARTS[part]).integer else np.dtype(held.dtype).itemsize for _, part in inventory.layout)

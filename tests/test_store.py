@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from hypothesis import strategies as st
 from records import inventory, random_record, record
 
 from paramwatch import store as store_module
-from paramwatch.block import Block
+from paramwatch.batch import Batch
+from paramwatch.block import Block, block_of, rows_batch, rows_schema, steps_batch, steps_schema
 from paramwatch.columns import ABSENT, LAYOUTS
 from paramwatch.guard import ParamWatchError
 from paramwatch.record import GRAD_STATES, Finding, Inventory, Record
+from paramwatch.schedule import Schedule
 from paramwatch.store import DiskFolder, Folder, MemoryFolder, Store, read
 
 NET = inventory("0.weight", "0.bias", "2.weight", "4.weight", tied={"2.weight": ["4.weight"]})
@@ -79,6 +82,24 @@ def test_memory_and_disk_hold_the_same_bytes(tmp_path: Path) -> None:
     disk, memory = ({name: folder.open(name).read() for name in folder.names()} for folder in folders)
     assert disk == memory
     assert list(disk) == ["s.0.rows", "s.0.steps", "s.findings"]
+
+
+def test_products_beyond_float32_are_kept_and_those_of_older_files_which_are_float32_are_read() -> None:
+    net, products = inventory("a", "b", layout=LAYOUTS["full"]), np.array([1e-60, -1e60])
+    wide = random_record(0, net)
+    wide = replace(wide, values=wide.values | {"dot": np.tile(products, (len(net.kinds), 1))})
+    label = {"session": "s", "epoch": "0", "first_step": "0"}
+    rows = rows_batch([Batch.of(wide)], rows_schema(net, label))
+    steps = steps_batch([Batch.of(wide)], steps_schema({}, label), Schedule(1.0, 10**6))
+    at = rows.schema.get_field_index("update.dot")
+    older = rows.schema.set(at, rows.schema.field(at).with_type(pa.list_(pa.float32(), 2)))
+    axis = net.kinds.index("update")
+
+    read, read_older = (block_of(table, pa.table(steps)) for table in (pa.table(rows), pa.table(rows).cast(older, safe=False)))
+
+    np.testing.assert_array_equal(read.values["dot"][0, axis], products)
+    np.testing.assert_array_equal(read_older.values["dot"][0, axis], [0.0, -np.inf])
+    assert read.values["dot"].dtype == read_older.values["dot"].dtype == np.float64
 
 
 def test_not_measured_is_null_and_nan_is_nan() -> None:

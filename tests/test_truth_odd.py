@@ -181,17 +181,12 @@ CASES = (
 )
 
 
-PRODUCTS = pytest.mark.xfail(strict=True, reason="the inner product of update and gradient is held as float32, and is out of its range")
-OUT_OF_RANGE = (bfloat16_at_both_ends, float32_at_both_ends)
-FULL = [pytest.param(make, marks=PRODUCTS if make in OUT_OF_RANGE else (), id=make.__name__) for make in CASES]
-
-
 @pytest.mark.parametrize("make", CASES)
 def test_the_books_agree(make: Callable[[], Case]) -> None:
     verify(loop_of(make))
 
 
-@pytest.mark.parametrize("make", FULL)
+@pytest.mark.parametrize("make", CASES)
 def test_the_books_agree_in_full_detail(make: Callable[[], Case]) -> None:
     verify(loop_of(make), detail="full")
 
