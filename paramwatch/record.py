@@ -144,12 +144,14 @@ class Record:
     grad_state: Array
     """int8 [rows]: position in `GRAD_STATES`, `ABSENT` for an owned row that did not step."""
     histograms: Mapping[str, Array] = field(default_factory=dict)
+    """Kind ("param", "grad", "update") -> int64 [rows, bins]: how many elements are in each of the bins of `bins`, `ABSENT` throughout a
+    row of which none was made. A kind of which no row has one is left out, and nearly all steps have none at all."""
     uses: Mapping[str, Any] = field(default_factory=dict)
     changes: Changes = field(default_factory=Changes)
     """For the rules; what they say of it is kept, this is not."""
 
     def __post_init__(self) -> None:
-        for array in (*self.values.values(), self.stepped, self.lr, self.grad_state):
+        for array in (*self.values.values(), self.stepped, self.lr, self.grad_state, *self.histograms.values()):
             array.flags.writeable = False
 
     def __repr__(self) -> str:

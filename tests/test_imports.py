@@ -24,13 +24,13 @@ LAYERS = (
     "notebook frames table initial wording laws standards hazards sheet",
     "store absence block batch cost folder schedule totals rules ties testing formulas",
     "rows",
-    "record merging",
+    "record merging bins",
     "columns guard",
 )
 """From the top: a module imports from its own layer and from those below; the modules of a folder are in its layer."""
 
 LIGHT = (
-    "columns merging guard record absence rules testing schedule totals block folder store table frames notebook run "
+    "columns merging bins guard record absence rules testing schedule totals block folder store table frames notebook run "
     "tensorboard.events sheet"
 )
 """What works where torch is not installed."""
