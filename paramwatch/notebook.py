@@ -10,6 +10,7 @@ import pandas as pd
 
 from paramwatch import frames
 from paramwatch.block import Block
+from paramwatch.lettering import visible
 from paramwatch.record import Finding, TieGroup
 
 SHOWN = 60
@@ -65,11 +66,6 @@ def run_html(said: str, latest: Block | None, ties: Sequence[TieGroup], findings
             _table(table.assign(parameter=table["parameter"].map(visible), message=table["message"].map(visible)), False),
         ]
     return "\n".join(parts)
-
-
-def visible(text: str) -> str:
-    """The same text, with what cannot be seen (a terminal's escape, a line feed) written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _last_step(block: Block) -> pd.DataFrame:

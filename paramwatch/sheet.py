@@ -6,13 +6,13 @@ import html as escaping
 import math
 import shutil
 import textwrap
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from paramwatch.lettering import cut, padded, shortened, visible, width_of
 from paramwatch.record import TieGroup
 
 LINES = 1000
@@ -36,7 +36,7 @@ class Line:
     @property
     def label(self) -> str:
         """Its name, as far to the right as it is deep."""
-        return "  " * self.depth + printable(self.name)
+        return "  " * self.depth + visible(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def text(summary: Summary) -> str:
     out = [*_wrap(_heading(summary), width), "", layout.header(), "─" * width]
     for line in shown:
         if line.row is None:
-            out.append(_shorten_middle(f"{line.label}  {printable(line.note)}".rstrip(), width))
+            out.append(shortened(f"{line.label}  {visible(line.note)}".rstrip(), width))
         else:
             out.append(layout.tied(line) if line.note else layout.row(line, position[line.row]))
     if len(summary.tree) > LINES:
@@ -115,11 +115,6 @@ def html(summary: Summary) -> str:
             out.append(f"<tr>{label}{_tags('td', [cell[position[entry.row]] for cell in cells.values()])}</tr>")
     out += ["</tbody>", "</table>", *(f"<p>{_escape(line)}</p>" for line in _footer(summary, 10_000) if line)]
     return "\n".join(out)
-
-
-def printable(name: str) -> str:
-    """A name on one line: what cannot be seen is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 # ---- columns --------------------------------------------------------------------------------
@@ -160,9 +155,9 @@ class _Layout:
 
     def __init__(self, frame: pd.DataFrame, lines: Sequence[Line], width: int) -> None:
         self._cells = _cells(frame)
-        self._widths = {name: max([_width(name), *map(_width, cells)]) for name, cells in self._cells.items()}
-        needed = max((_width(line.label) for line in lines if line.row is not None), default=0)
-        self._first = min(max(needed, _width("parameter")), max(width // 3, 12))
+        self._widths = {name: max([width_of(name), *map(width_of, cells)]) for name, cells in self._cells.items()}
+        needed = max((width_of(line.label) for line in lines if line.row is not None), default=0)
+        self._first = min(max(needed, width_of("parameter")), max(width // 3, 12))
         self._names = self._chosen(width - self._first)
         self._total = width
 
@@ -184,16 +179,16 @@ class _Layout:
         return self._line(line.label, {name: self._cells[name][position] for name in self._names})
 
     def tied(self, line: Line) -> str:
-        return f"{self._padded(line.label)}  {_shorten_middle(printable(line.note), self._total - self._first - 2)}"
+        return f"{self._label(line.label)}  {shortened(visible(line.note), self._total - self._first - 2)}"
 
     def _line(self, first: str, cells: dict[str, str]) -> str:
-        out = self._padded(first)
+        out = self._label(first)
         for name in self._names[:-1]:
-            out += "  " + _pad(cells[name], self._widths[name], name in _RIGHT)
-        return f"{out}  {_shorten_end(cells[_LAST], self._total - _width(out) - 2)}".rstrip()
+            out += "  " + padded(cells[name], self._widths[name], name in _RIGHT)
+        return f"{out}  {cut(cells[_LAST], self._total - width_of(out) - 2)}".rstrip()
 
-    def _padded(self, label: str) -> str:
-        return _pad(_shorten_middle(label, self._first), self._first)
+    def _label(self, label: str) -> str:
+        return padded(shortened(label, self._first), self._first)
 
 
 def _number(value: float) -> str:
@@ -210,8 +205,8 @@ def _per_cent(value: float) -> str:
 def _heading(summary: Summary) -> str:
     frame = summary.frame
     if frame.empty:
-        return f"{printable(summary.model)}: no parameters"
-    said = [f"{printable(summary.model)}: {_count(len(frame), 'parameter tensor')}"]
+        return f"{visible(summary.model)}: no parameters"
+    said = [f"{visible(summary.model)}: {_count(len(frame), 'parameter tensor')}"]
     if frame["dtype"].nunique() == 1:
         said.append(str(frame["dtype"].iloc[0]))
     if frame["trainable"].nunique() == 1:
@@ -231,11 +226,11 @@ def _footer(summary: Summary, width: int) -> list[str]:
     if totals.buffers:
         elements = _count(totals.buffer_elements, "element")
         out += _wrap(f"{_count(totals.buffers, 'buffer')} of {elements}, {_size(totals.buffer_bytes)}", width)
-    out += [line for tie in summary.ties if tie.kind == "storage" for line in ("", *_wrap(printable(str(tie)), width))]
+    out += [line for tie in summary.ties if tie.kind == "storage" for line in ("", *_wrap(visible(str(tie)), width))]
     warnings = list(summary.warnings.items())
     if warnings:
         out += ["", _count(len(warnings), "warning")]
-        out += [line for name, said in warnings[:WARNINGS] for line in _wrap(f"{printable(name)}: {printable(said)}", width, "  ")]
+        out += [line for name, said in warnings[:WARNINGS] for line in _wrap(f"{visible(name)}: {visible(said)}", width, "  ")]
     if len(warnings) > WARNINGS:
         out.append(f"  … and {len(warnings) - WARNINGS:,} more; .warnings has them all")
     return out
@@ -256,44 +251,8 @@ def _wrap(said: str, width: int, indent: str = "") -> list[str]:
     return textwrap.wrap(said, width, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)
 
 
-# ---- text of a given width ------------------------------------------------------------------
-
-
-def _width(said: str) -> int:
-    """Columns that a terminal gives a text: two for a wide character, none for a combining one."""
-    if said.isascii():
-        return len(said)
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in said)
-
-
-def _pad(said: str, width: int, right: bool = False) -> str:
-    spaces = " " * (width - _width(said))
-    return spaces + said if right else said + spaces
-
-
-def _shorten_middle(said: str, width: int) -> str:
-    """A text in so many columns: its beginning and its end say more than its middle."""
-    if _width(said) <= width:
-        return said
-    tail = _within(reversed(said), (width - 1) // 2)[::-1]
-    return _within(said, width - 1 - _width(tail)) + "…" + tail
-
-
-def _shorten_end(said: str, width: int) -> str:
-    return said if _width(said) <= width else _within(said, max(width - 1, 0)) + "…"
-
-
-def _within(letters: Sequence[str] | Iterator[str], width: int) -> str:
-    kept = ""
-    for letter in letters:
-        if _width(kept + letter) > width:
-            break
-        kept += letter
-    return kept
-
-
 def _escape(said: str) -> str:
-    return escaping.escape(printable(said))
+    return escaping.escape(visible(said))
 
 
 def _tags(tag: str, values: Sequence[str]) -> str:
