@@ -22,7 +22,7 @@ LAYERS = (
     "worker batching assemble recorder gradients raw outside rounds inventory changes optimizers clipping arguments",
     "tensorboard steps progress callstack measure run overview sampling",
     "notebook frames table initial wording laws standards hazards sheet",
-    "store absence block batch cost folder schedule totals rules ties testing formulas lettering png",
+    "store absence block batch cost folder schedule totals rules ties testing formulas lettering png heatmap",
     "rows",
     "record merging bins",
     "columns guard",
@@ -32,7 +32,7 @@ LAYERS = (
 LIGHT = (
     "columns merging bins guard record absence rules testing schedule totals block folder store table frames notebook run "
     "tensorboard.events sheet "
-    "lettering png"
+    "lettering png heatmap"
 )
 """What works where torch is not installed."""
 
