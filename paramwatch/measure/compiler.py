@@ -23,7 +23,8 @@ from pathlib import Path
 from paramwatch.guard import logger
 
 SOURCE = Path(__file__).with_name("kernel.cc")
-_SOURCES = (SOURCE, SOURCE.with_name("sums.h"))
+_UNITS = (SOURCE, SOURCE.with_name("histogram.cc"))
+_SOURCES = (*_UNITS, SOURCE.with_name("elements.h"), SOURCE.with_name("sums.h"))
 
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno")
 """Followed by those of `$PARAMWATCH_CXXFLAGS`, for sanitizers."""
@@ -117,7 +118,7 @@ def _compile(compiler: str, ready: Path) -> None:
     try:
         said = ""
         for cpu in (*([flag] for flag in _FOR_THIS_CPU), ()):
-            done = _run([compiler, *_flags(), *cpu, str(SOURCE), "-o", made])
+            done = _run([compiler, *_flags(), *cpu, *map(str, _UNITS), "-o", made])
             if done.returncode == 0:
                 os.replace(made, ready)
                 return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from paramwatch.bins import BINS, LEAST, ZERO
 from paramwatch.columns import PARTS
 
 ORDER = tuple(PARTS)
@@ -104,6 +105,16 @@ def parts(x: Tensor, dot: Tensor | None = None) -> Tensor:
         "dot": lost if dot is None else _sum(torch.where(finite & torch.isfinite(dot), x * dot, 0.0)),
     }
     return torch.stack([found[part].to(torch.float64) for part in ORDER])
+
+
+def histogram(x: Tensor) -> Tensor:
+    """How many elements of a float64 vector are in each of the bins of `bins`, int64, on its device."""
+    # a mantissa of at least 1/2, so that 1 has the exponent 1 here
+    magnitude = (torch.frexp(x).exponent.long() - 1 - LEAST + 2).clamp(1, ZERO)
+    signed = torch.where(x == 0, 0, torch.where(x < 0, -magnitude, magnitude))
+    position = torch.where(torch.isfinite(x), ZERO + signed, BINS)
+    counts = torch.zeros(BINS + 1, dtype=torch.int64, device=x.device)
+    return counts.scatter_add_(0, position, torch.ones_like(position))[:BINS]
 
 
 def _with_zeros(found: Tensor, more: int) -> Tensor:
