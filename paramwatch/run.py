@@ -15,8 +15,9 @@ import pandas as pd
 
 from paramwatch import frames
 from paramwatch.absence import Absence, Tally, counted
-from paramwatch.block import Block, empty_block
+from paramwatch.block import Block
 from paramwatch.folder import DiskFolder, Folder, MemoryFolder
+from paramwatch.format import empty_block
 from paramwatch.guard import ParamWatchError
 from paramwatch.notebook import Ties, run_html
 from paramwatch.record import Inventory

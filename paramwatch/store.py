@@ -1,8 +1,8 @@
-"""The store: the one format in which records are kept, on disk or in memory, its writer and its reader side by side.
+"""The store: the sink that keeps records, on disk or in memory, in the format that `contents` reads.
 
-A sink at the end of the pipe, and the single source of everything that is read later. A session appends Arrow IPC streams to a folder:
+At the end of the pipe, and the single source of everything that is read later. A session appends Arrow IPC streams to a folder:
 `<session>.<epoch>.rows.arrow` (one line a step, one list over all rows for each kind and part), `.steps.arrow` (what is known of the step
-as a whole) and `<session>.findings.arrow`. Neither torch nor pandas is needed.
+as a whole) and one `<session>.<name>.arrow` for each of the long `streams`. Neither torch nor pandas is needed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import IO, Any
 
@@ -21,52 +20,24 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from paramwatch.batch import Batch, BatchSink
-from paramwatch.block import STEP_COLUMNS, block_of, one_per_step, rows_batch, rows_schema, steps_batch, steps_schema, widened
-from paramwatch.block import Block as Block
+from paramwatch.block import STEP_COLUMNS
 from paramwatch.columns import PARTS
+from paramwatch.contents import VERSION
+from paramwatch.contents import Contents as Contents
+from paramwatch.contents import read as read
 from paramwatch.folder import DiskFolder as DiskFolder
 from paramwatch.folder import Folder as Folder
 from paramwatch.folder import MemoryFolder as MemoryFolder
-from paramwatch.guard import ParamWatchError
+from paramwatch.format import rows_batch, rows_schema, steps_batch, steps_schema, widened
 from paramwatch.record import Finding, Inventory, Record
 from paramwatch.schedule import Schedule
+from paramwatch.streams import LONG, Columns
 
-VERSION = 1
 BATCH_STEPS, BATCH_BYTES, BATCH_SECONDS = 256, 8_000_000, 5.0
 """A batch is written when it holds that much or is that old: a small step written alone costs many times its share."""
 
-_FINDINGS = pa.schema([("step", pa.int64()), ("rule", pa.string()), ("parameter", pa.string()), ("message", pa.string())])
-_OPENING = b"\xff\xff\xff\xff"
-_NOTHING = pa.table({})
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a folder holds, after later sessions have hidden what they replace."""
-
-    blocks: list[Block]
-    """By session, then by epoch. Two blocks of one session share a step in which the inventory changed."""
-    findings: list[Finding]
-
-
-def read(folder: Folder) -> Contents:
-    """Read what is whole in a folder, also while it is being written.
-
-    Raises:
-        ParamWatchError: A file has one of our names but is not ours, or was written by a newer paramwatch.
-    """
-    names = folder.names()
-    epochs = [name.removesuffix(".rows") for name in names if name.endswith(".rows")]
-    blocks = [block for epoch in epochs if (block := _read_block(folder, epoch))]
-    said = [table for name in names if name.endswith(".findings") and (table := _read_table(folder, name)).num_rows]
-    starts = {block.session: block.first_step for block in blocks} | dict(_session(table.schema) for table in said)
-
-    def end(session: str) -> float:
-        return min((start for other, start in starts.items() if other > session), default=np.inf)
-
-    blocks = [block.at(block.step < end(block.session)) for block in sorted(blocks, key=lambda block: (block.session, block.epoch))]
-    findings = [Finding(**line) for table in said for line in table.to_pylist() if line["step"] < end(_session(table.schema)[0])]
-    return Contents([one_per_step(block) for block in blocks if len(block.step)], findings)
+LONG_SHARE = 0.25
+"""What each long stream may take of the bytes of a session."""
 
 
 class Store(BatchSink):
@@ -98,7 +69,9 @@ class Store(BatchSink):
         self._streams: dict[str, _Stream] = {}
         self._waiting: list[Batch] = []
         self._steps_waiting = 0
-        self._findings: list[Finding] = []
+        self._lines: dict[str, list[Any]] = {}
+        self._line_bytes = 0
+        self._thinned: dict[str, _Thinned] = {}
         self._since = 0.0
         # the background thread writes while a read may flush from any other
         self._lock = threading.RLock()
@@ -114,6 +87,9 @@ class Store(BatchSink):
                 self._kept = np.full(len(record.stepped), np.iinfo(np.int64).min // 2)
             alone = Batch.of(record)
             self._keep(alone, self._chosen(alone, self.schedule, always=not same))
+            for name, stream in LONG.items():
+                if lines := stream.lines(record):
+                    self._keep_lines(name, record.step, lines)
 
     def write_batch(self, batch: Batch) -> None:
         """Take the records of a batch, and keep those that the schedule does."""
@@ -124,8 +100,9 @@ class Store(BatchSink):
     def find(self, findings: Iterable[Finding]) -> None:
         """Take what the rules said."""
         with self._lock:
-            self._wait_since_now()
-            self._findings += findings
+            for finding in findings:
+                said = {key: [value] for key, value in vars(finding).items() if key != "step"}
+                self._add_lines("findings", LONG["findings"].batch(finding.step, said))
 
     def tick(self) -> None:
         """Write what has waited for 5 seconds. To be called about every second."""
@@ -137,12 +114,7 @@ class Store(BatchSink):
         """Write what was handed over; any process can read it afterwards."""
         with self._lock:
             self._write_records()
-            findings, self._findings = self._findings, []
-            if findings:
-                first = findings[0].step if self.schedule is None else self._first_step
-                schema = _FINDINGS.with_metadata(_label(self.session, first))
-                batch = pa.RecordBatch.from_pylist([vars(finding) for finding in findings], schema=schema)
-                self._append("findings", f"{self.session}.findings", batch)
+            self._write_lines()
 
     def close(self) -> None:
         """Write what is left, and close the files."""
@@ -201,8 +173,30 @@ class Store(BatchSink):
                 self._write_records()
             chosen = chosen[room:]
 
+    def _keep_lines(self, name: str, step: int, columns: Columns) -> None:
+        """Lines of a step, unless there are too many steps of them already."""
+        batch = LONG[name].batch(step, columns)
+        if name not in self._thinned:
+            self._thinned[name] = _Thinned(Schedule(batch.nbytes, self._max_bytes * LONG_SHARE))
+        if self._thinned[name].keeps(step):
+            self._add_lines(name, batch)
+
+    def _add_lines(self, name: str, batch: Any) -> None:
+        self._wait_since_now()
+        self._lines.setdefault(name, []).append(batch)
+        self._line_bytes += batch.nbytes
+        if self._line_bytes >= BATCH_BYTES:
+            self._write_lines()
+
+    def _write_lines(self) -> None:
+        waiting, self._lines, self._line_bytes = self._lines, {}, 0
+        for name, batches in waiting.items():
+            first = batches[0]["step"][0].as_py() if self.schedule is None else self._first_step
+            lines = pa.Table.from_batches(batches).replace_schema_metadata(_label(self.session, first)).combine_chunks()
+            self._append(name, f"{self.session}.{name}", lines.to_batches()[0])
+
     def _wait_since_now(self) -> None:
-        if not self._waiting and not self._findings:
+        if not self._waiting and not self._lines:
             self._since = time.monotonic()
 
     def _write_records(self) -> None:
@@ -225,6 +219,20 @@ class Store(BatchSink):
                     streams.callback(self._streams.pop(kind).close)
 
 
+class _Thinned:
+    """Which of the steps that have lines of one kind are kept: a schedule of their ordinals, since they may be rare already."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._ordinal = self._step = -1
+
+    def keeps(self, step: int) -> bool:
+        """To be asked in order, once for each record; the parts of one step are kept or dropped together."""
+        if step != self._step:
+            self._step, self._ordinal = step, self._ordinal + 1
+        return self._schedule.keeps(self._ordinal)
+
+
 class _Stream:
     def __init__(self, file: IO[bytes], schema: Any) -> None:
         self._file = file
@@ -241,45 +249,6 @@ class _Stream:
 
 def _label(session: str, first_step: int) -> dict[str, str]:
     return {"format": "paramwatch", "version": str(VERSION), "session": session, "first_step": str(first_step)}
-
-
-def _session(schema: Any) -> tuple[str, int]:
-    return schema.metadata[b"session"].decode(), int(schema.metadata[b"first_step"])
-
-
-def _read_block(folder: Folder, epoch: str) -> Block | None:
-    """The steps that are whole in both files: they are apart by the batch that is being written."""
-    rows, steps = _read_table(folder, f"{epoch}.rows"), _read_table(folder, f"{epoch}.steps")
-    n = min(rows.num_rows, steps.num_rows)
-    return block_of(rows.slice(0, n), steps.slice(0, n)) if n else None
-
-
-def _read_table(folder: Folder, name: str) -> Any:
-    """The whole batches of a stream: a torn or growing tail is left out, and a file without a whole header is empty."""
-    if name not in folder.names():
-        return _NOTHING
-    batches = []
-    with folder.open(name) as file:
-        opening = file.read(4)
-        if opening != _OPENING[: len(opening)] and opening.strip(b"\0"):
-            raise ParamWatchError(f"{folder.where(name)} is not a file of paramwatch: no Arrow IPC stream. Move it elsewhere.")
-        file.seek(0)
-        try:
-            stream = ipc.open_stream(file)
-        except (pa.ArrowInvalid, OSError):
-            return _NOTHING
-        metadata = stream.schema.metadata or {}
-        if metadata.get(b"format") != b"paramwatch":
-            raise ParamWatchError(f"{folder.where(name)} is not a file of paramwatch. Move it elsewhere.")
-        if (version := int(metadata[b"version"])) > VERSION:
-            raise ParamWatchError(
-                f"{folder.where(name)} is of a newer paramwatch (format {version}, {VERSION} is known here). Upgrade to read it."
-            )
-        with suppress(pa.ArrowInvalid, OSError):
-            # one by one: those before the torn one count
-            for batch in stream:
-                batches.append(batch)  # noqa: PERF402
-    return pa.Table.from_batches(batches, stream.schema)
 
 
 def _raw_bytes(inventory: Inventory) -> int:

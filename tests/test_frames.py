@@ -9,8 +9,9 @@ import pytest
 from records import inventory, random_record, record
 
 from paramwatch import table
-from paramwatch.block import Block, empty_block
+from paramwatch.block import Block
 from paramwatch.columns import LAYOUTS, STATISTICS, statistics_of
+from paramwatch.format import empty_block
 from paramwatch.frames import findings_frame, frame, parameters_frame, steps_frame
 from paramwatch.guard import ParamWatchError
 from paramwatch.record import Finding, Record

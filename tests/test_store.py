@@ -23,6 +23,7 @@ from paramwatch.guard import ParamWatchError
 from paramwatch.record import GRAD_STATES, Finding, Inventory, Record
 from paramwatch.schedule import Schedule
 from paramwatch.store import DiskFolder, Folder, MemoryFolder, Store, read
+from paramwatch.streams import LONG, LongStream
 
 NET = inventory("0.weight", "0.bias", "2.weight", "4.weight", tied={"2.weight": ["4.weight"]})
 STEPS = {"skipped": False, "amp_scale": None, "evaluations": 1, "update_mode": "exact", "overhead_us": 1.5, "note": "a"}
@@ -309,6 +310,62 @@ def test_parts_merge_as_a_dict_would(parts: list[tuple[int, set[str]]]) -> None:
     assert list(block.step) == list(wanted)
     for got in (means, block.lr):
         assert [{row: x for row, x in zip("abc", line, strict=True) if not np.isnan(x)} for line in got] == list(wanted.values())
+
+
+# ---- long streams ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of the words in a record's histograms."""
+    schema = pa.schema([("step", pa.int64()), ("word", pa.string()), ("counts", pa.list_(pa.int64()))])
+
+    def lines(record: Record) -> dict[str, Any]:
+        return {"word": list(record.histograms), "counts": list(record.histograms.values())} if record.histograms else {}
+
+    monkeypatch.setitem(LONG, "words", LongStream(schema, lines))
+
+
+def counted(step: int, **counts: list[int]) -> Record:
+    return replace(random_record(step, NET), histograms={word: np.array(found) for word, found in counts.items()})
+
+
+@pytest.mark.usefixtures("words")
+def test_a_long_stream_has_lines_for_those_records_that_hold_any() -> None:
+    folder = MemoryFolder()
+    write(folder, [counted(0), counted(3, a=[1, 2], b=[]), counted(5, c=[2**53 + 1])], session="s")
+    assert folder.names() == ["s.0.rows", "s.0.steps", "s.words"]
+    assert read(folder).lines["words"].to_pylist() == [
+        {"step": 3, "word": "a", "counts": [1, 2]},
+        {"step": 3, "word": "b", "counts": []},
+        {"step": 5, "word": "c", "counts": [2**53 + 1]},
+    ]
+    assert read(folder).lines["findings"].num_rows == 0
+
+
+@pytest.mark.usefixtures("words")
+def test_a_later_session_hides_long_lines_too() -> None:
+    folder = MemoryFolder()
+    write(folder, [counted(step, a=[step]) for step in range(5)], session="1")
+    write(folder, [counted(2, b=[9])], session="2")
+    assert read(folder).lines["words"]["counts"].to_pylist() == [[0], [1], [9]]
+
+
+@pytest.mark.usefixtures("words")
+def test_long_lines_are_thinned_by_how_often_there_were_any() -> None:
+    folder = MemoryFolder()
+    store = Store(folder, max_bytes=1)
+    for step in range(0, 400, 2):
+        store.write(counted(step, a=[step]))
+    store.close()
+    assert [2 * i for i in range(200) if Schedule(1, 1).keeps(i)] == read(folder).lines["words"]["step"].to_pylist()
+
+
+def test_what_is_no_unicode_text_is_written_out() -> None:
+    folder = MemoryFolder()
+    write(folder, [random_record(0, NET, note="a\udc80")], findings=[Finding(0, "rule", "\ud800", "m")])
+    assert read(folder).findings[0].parameter == "\\ud800"
+    assert only(folder).steps["note"].to_pylist() == ["a\\udc80"]
 
 
 # ---- epochs ---------------------------------------------------------------------------------
