@@ -17,8 +17,9 @@ from records import inventory, random_record, record
 
 from paramwatch import store as store_module
 from paramwatch.batch import Batch
-from paramwatch.block import Block, block_of, rows_batch, rows_schema, steps_batch, steps_schema
+from paramwatch.block import Block
 from paramwatch.columns import ABSENT, LAYOUTS
+from paramwatch.format import block_of, rows_batch, rows_schema, steps_batch, steps_schema
 from paramwatch.guard import ParamWatchError
 from paramwatch.record import GRAD_STATES, Finding, Inventory, Record
 from paramwatch.schedule import Schedule
