@@ -17,7 +17,7 @@ from paramwatch.record import Sink
 from paramwatch.recorder import UpdateMode
 from paramwatch.table import as_patterns
 
-_NOT_YET = {"histograms": "histograms are", "uses": "splitting tied gradients by use is"}
+_NOT_YET = {"uses": "splitting tied gradients by use is"}
 
 _LAST_STEP = 2**62
 """Step numbers are stored in 64 bits; this leaves as many again for the run."""
@@ -48,7 +48,7 @@ class Options:
     def recording(self) -> dict[str, Any]:
         """The keyword arguments of `Recorder`."""
         own = {"first_step": self.first_step, "every": self.every, "update": self.update}
-        return {**own, "full": self.detail == "full", "raw": self.raw_gradients}
+        return {**own, "full": self.detail == "full", "raw": self.raw_gradients, "histograms": self.histograms}
 
 
 def check_options(

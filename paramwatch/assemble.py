@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from paramwatch.bins import BINS
 from paramwatch.block import null_of
 from paramwatch.columns import ABSENT, PARTS, Array
 from paramwatch.record import GRAD_STATES, Changes, Inventory, Record
@@ -28,8 +29,10 @@ def assemble(done: Round, update_mode: str) -> Record:
     state = idle_states(inventory)
     skipped, scale = done.skipped, None
     outside: dict[str, int] = {}
+    histograms: dict[str, Array] = {}
     for measured in done.others:
         _fill(wide, measured, inventory)
+        _fill_histograms(histograms, measured, inventory)
     for step in done.optimizer_steps:
         amp = step.amp.numpy() if step.amp is not None else np.full(2, np.nan)
         inf_found = amp[FOUND_INF] > 0
@@ -38,6 +41,7 @@ def assemble(done: Round, update_mode: str) -> Record:
         for measured in step.measured:
             if not (inf_found and measured.kind == "update"):
                 _fill(wide, measured, inventory)
+                _fill_histograms(histograms, measured, inventory)
         kept, here = rows_of(step.names, inventory)
         stepped[here] = True
         lr[here] = step.rates.numpy()[kept] if step.rates is not None else np.nan
@@ -45,7 +49,7 @@ def assemble(done: Round, update_mode: str) -> Record:
         state[here] = _states(step, inventory, kept, here, wide[:, kinds.index("grad")])
     changes = Changes(tuple(done.apart), tuple(done.lost), outside)
     steps = described(done, update_mode, skipped, scale)
-    return Record(done.step, done.time, inventory, steps, _held(wide), stepped, lr, state, changes=changes)
+    return Record(done.step, done.time, inventory, steps, _held(wide), stepped, lr, state, histograms, changes=changes)
 
 
 def described(done: Round, update_mode: str, skipped: bool, scale: float | None) -> dict[str, Any]:
@@ -66,6 +70,17 @@ def _fill(wide: Array, measured: Measured, inventory: Inventory) -> None:
     if measured.kind in inventory.kinds:
         known, rows = rows_of(measured.names, inventory)
         wide[:, inventory.kinds.index(measured.kind), rows] = measured.reading.numpy()[known].T
+
+
+def _fill_histograms(histograms: dict[str, Array], measured: Measured, inventory: Inventory) -> None:
+    if measured.histograms is None:
+        return
+    known, rows = rows_of(measured.names, inventory)
+    counts = measured.histograms.numpy()[known]
+    counted = ~np.isnan(counts[:, 0])
+    if counted.any():
+        all_rows = histograms.setdefault(measured.kind, np.full((len(inventory.rows), BINS), ABSENT, np.int64))
+        all_rows[rows[counted]] = counts[counted]
 
 
 def rows_of(names: Sequence[str], inventory: Inventory) -> tuple[Array, Array]:

@@ -158,7 +158,7 @@ class _Piece:
         return cls(measured.kind, measured.names, axis, *_places(measured.names, inventory))
 
     def fits(self, measured: Measured) -> bool:
-        return measured.kind == self.kind and (measured.names is self.names or measured.names == self.names)
+        return measured.kind == self.kind and measured.histograms is None and (measured.names is self.names or measured.names == self.names)
 
 
 class _StepForm:

@@ -151,6 +151,10 @@ def joined_record(earlier: Record, later: Record) -> Record:
         if known:
             steps[key] = any(known) if key == "skipped" else sum(known)
     whole: dict[str, Any] = {name: array[0] for name, array in joined.items() if name != "values"}
+    whole["histograms"] = dict(earlier.histograms)
+    for kind, counts in later.histograms.items():
+        before = earlier.histograms.get(kind, counts)
+        whole["histograms"][kind] = np.where(counts >= 0, counts, before)
     return replace(later, time=earlier.time, steps=steps, values={part: array[0] for part, array in joined["values"].items()}, **whole)
 
 

@@ -15,11 +15,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from paramwatch.bins import HIGH, LOW
 from paramwatch.block import Block, nulls
-from paramwatch.columns import EXTRA_COLUMNS, Array, Statistic, getter, statistics_of
+from paramwatch.columns import EXTRA_COLUMNS, KINDS, Array, Statistic, getter, statistics_of
 from paramwatch.guard import ParamWatchError
+from paramwatch.histograms import filled
 from paramwatch.record import GRAD_STATES, Finding, Inventory, Row
-from paramwatch.table import By, Table, all_rows, at_steps, group, join, labels_of, layout_of, narrow, nearest, runs
+from paramwatch.streams import text
+from paramwatch.table import By, Table, all_rows, at_steps, chosen_steps, group, join, labels_of, layout_of, narrow, nearest, runs
 from paramwatch.totals import totals_of
 
 _STATES = pd.CategoricalDtype(list(GRAD_STATES))
@@ -105,6 +108,34 @@ def findings_frame(findings: Sequence[Finding]) -> pd.DataFrame:
     """What the rules said: `step` (int64), `rule`, `parameter` ("" for a whole step), `message`."""
     columns = {name: pd.Series([getattr(finding, name) for finding in findings], dtype="str") for name in ("rule", "parameter", "message")}
     return pd.DataFrame({"step": np.array([finding.step for finding in findings], np.int64), **columns})
+
+
+def histograms_frame(
+    blocks: Sequence[Block], lines: Any, *, parameters: str | Sequence[str] = "*", steps: slice | None = None, aliases: bool = False
+) -> pd.DataFrame:
+    """The bins that hold something: index (`step`, `parameter`, `kind`), columns `low`, `high` (float64) and `count` (int64).
+
+    Args:
+        blocks: At least one, in order: which names are which rows.
+        lines: The lines of the long stream `histograms`.
+        parameters: As for `frame`.
+        steps: As for `frame`.
+        aliases: As for `frame`.
+
+    Raises:
+        ParamWatchError: Patterns that fit no row, or an argument that makes no sense.
+    """
+    labels = labels_of(blocks, parameters, aliases)
+    # as the model was last: its order, and its row where a name was that of another one
+    rows: dict[str, str] = {}
+    for block, known in zip(reversed(blocks), reversed(labels), strict=True):
+        for name, row in zip(known.names, known.rows, strict=True):
+            rows.setdefault(name, block.inventory.rows[row].name)
+    found = filled(lines, list(map(text, rows.values())), chosen_steps(lines["step"].to_numpy(), steps))
+    codes: list[Any] = [np.unique(found.step, return_inverse=True)[1], found.parameter, found.kind]
+    levels: list[Any] = [np.unique(found.step), list(rows), list(KINDS)]
+    index = pd.MultiIndex(levels, codes, names=["step", "parameter", "kind"])
+    return pd.DataFrame({"low": LOW[found.bin], "high": HIGH[found.bin], "count": found.count}, index=index)
 
 
 def _level(by: By) -> str:

@@ -6,10 +6,13 @@ alone, since what the others hold may have been used up, changed or freed by the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.optim import Optimizer
 
 from paramwatch.measure import measure
+from paramwatch.measure.histograms import histograms
 from paramwatch.optimizers import params_of
 from paramwatch.raw import RawGradients
 from paramwatch.rounds import Measured, OptimizerStep
@@ -33,7 +36,7 @@ def see_gradients(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, 
     grads = [tensor.grad for tensor in step.tensors]
     step.had_grad = [grad is not None for grad in grads]
     step.required_grad = [tensor.requires_grad for tensor in step.tensors]
-    step.used, step.refined = Measured("grad", step.names, measure(grads, scale)), []
+    step.used, step.refined = _measured(step, step.names, grads, scale), []
     step.raw = raw.of(step.names, grads)
     if keep:
         step.grads = [_copied(grad) for grad in grads]
@@ -57,8 +60,12 @@ def _see_inner(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, sca
         if step.grads is not None:
             step.grads[i] = _copied(grad)
     others = set(step.names) - set(names)
-    step.refined.append(Measured("grad", names, measure(grads, scale)))
+    step.refined.append(_measured(step, names, grads, scale))
     step.raw = [*(seen.only(others) for seen in step.raw), *raw.of(names, grads)]
+
+
+def _measured(step: OptimizerStep, names: list[str], grads: Sequence[Tensor | None], scale: Tensor | None) -> Measured:
+    return Measured("grad", names, measure(grads, scale), histograms(grads, scale) if step.binned else None)
 
 
 def _copied(tensor: Tensor | None) -> Tensor | None:

@@ -66,7 +66,7 @@ class ParamWatch(Callback):
         exclude: Glob patterns over row names and aliases.
         detail: `cheap`, `default` or `full`.
         update: `auto`, `exact`, `sampled` or `off`.
-        histograms: Not available yet; leave it 0.
+        histograms: Histograms of parameters, gradients and exact updates at each N-th measured step, for `histograms()`; 0 for never.
         uses: Not available yet; leave it 0.
         uses_of: Which rows `uses` is about.
         raw_gradients: Also look for clipping by torch's own functions, as in a plain loop.

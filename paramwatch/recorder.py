@@ -19,6 +19,7 @@ from paramwatch.gradients import see_gradients
 from paramwatch.guard import Guard, logger
 from paramwatch.inventory import LiveInventory
 from paramwatch.measure import Kept, measure, measure_end, measure_sampled_update, read_scalars, sample
+from paramwatch.measure.histograms import histograms, update_histograms
 from paramwatch.measure.room import may_copy
 from paramwatch.optimizers import learning_rates, moves_between_steps, params_of, states
 from paramwatch.outside import Claims, Outside
@@ -40,6 +41,7 @@ class Recorder:
         update: How the update is measured.
         full: Measure the update's direction and the optimizer's state as well.
         raw: Record gradients before clipping: those given to `raw_gradients`, and the used ones where none were given.
+        histograms: Make histograms at each N-th measured step of each optimizer; 0 for never.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Recorder:
         update: UpdateMode = "auto",
         full: bool = False,
         raw: bool = False,
+        histograms: int = 0,
     ) -> None:
         self.guard = guard
         # an optimizer may step in another thread (inside backward, on a GPU's autograd thread)
@@ -71,6 +74,7 @@ class Recorder:
         self._rounds = Rounds(first_step, live.holds, live.named)
         self._every = every
         self._full = full
+        self._histograms = histograms
         self._raw = RawGradients()
         self._open: Round | None = None
         self._others: list[Measured] = []
@@ -102,7 +106,7 @@ class Recorder:
                     self._opened(self._rounds.step, time.time())
                     self.close_round()
             elif step.wanted and step.number >= self._others_due:
-                self._measure_others(step.number)
+                self._measure_others(step.number, step.binned)
             self._overhead_ns += time.perf_counter_ns() - started
             return step
 
@@ -186,8 +190,9 @@ class Recorder:
         self._live.changed.look(optimizer, params, rows, self._live.current, number)
         if not rows:
             return None
-        wanted = self._rounds.steps_of(optimizer) % self._every == 0
-        step = OptimizerStep(number, wanted, [optimizer], self._live.current)
+        measured, beside = divmod(self._rounds.steps_of(optimizer), self._every)
+        binned = not beside and self._histograms > 0 and measured % self._histograms == 0
+        step = OptimizerStep(number, not beside, binned, [optimizer], self._live.current)
         self._add_rows(step, rows, snapshot)
         return step
 
@@ -236,7 +241,7 @@ class Recorder:
         if kept is not None:
             step.before.append(kept)
         reading = measure(chosen, kept=kept if isinstance(kept, Kept) else None)
-        step.entered.append(Measured("param", names, reading))
+        step.entered.append(Measured("param", names, reading, histograms(chosen) if step.binned else None))
 
     def _kept(self, chosen: Sequence[Tensor], number: int) -> Kept | list[Tensor] | None:
         """What the update is measured against."""
@@ -257,9 +262,10 @@ class Recorder:
             if isinstance(before, Kept):
                 reading, left = measure_end(after[these], before, step.grads and step.grads[these], step.scale)
                 step.left.append(Measured("param", names[these], left))
+                binned = update_histograms(after[these], before.copies) if step.binned else None
             else:
-                reading = measure_sampled_update(after[these], before)
-            step.ended.append(Measured("update", names[these], reading))
+                reading, binned = measure_sampled_update(after[these], before), None
+            step.ended.append(Measured("update", names[these], reading, binned))
         if not step.before:  # a step that was skipped
             step.left = [measured for measured in step.entered if measured.kind == "param"]
         # where a row steps unmeasured in between, or its optimizer moves it, what the next entry finds tells nothing
@@ -278,7 +284,7 @@ class Recorder:
         if self.raw and step.used is not None:
             step.entered += [Measured("grad_raw", used.names, used.reading) for used in (step.used, *step.refined)]
 
-    def _measure_others(self, number: int) -> None:
+    def _measure_others(self, number: int, binned: bool = False) -> None:
         """The parameters that no optimizer holds: at the first step, at powers of two, and at close."""
         self._live.refresh(number)
         tensors = self._live.tensors(number)
@@ -286,4 +292,5 @@ class Recorder:
         self._others_due = 1 << number.bit_length()
         if idle and tensors:
             names = [self._live.current.rows[i].name for i in idle]
-            self._others = [Measured("param", names, measure([tensors[i] for i in idle]))]
+            chosen = [tensors[i] for i in idle]
+            self._others = [Measured("param", names, measure(chosen), histograms(chosen) if binned else None)]

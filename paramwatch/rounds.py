@@ -27,12 +27,18 @@ class Measured:
     kind: str
     names: list[str]
     reading: Reading
+    histograms: Reading | None = None
+    """Made at some steps only."""
 
     def only(self, names: Iterable[str]) -> Measured:
         """The same for these rows alone."""
         wanted = set(names)
         # no parameter has an empty name: what is called that is passed over
-        return Measured(self.kind, [name if name in wanted else "" for name in self.names], self.reading)
+        return Measured(self.kind, [name if name in wanted else "" for name in self.names], self.reading, self.histograms)
+
+    def readings(self) -> list[Reading]:
+        """All that is on its way."""
+        return [self.reading] if self.histograms is None else [self.reading, self.histograms]
 
 
 @dataclass
@@ -41,6 +47,8 @@ class OptimizerStep:
 
     number: int
     wanted: bool
+    binned: bool
+    """Whether histograms are made of what is measured."""
     optimizers: list[Optimizer]
     inventory: Inventory
     names: list[str] = field(default_factory=list)
@@ -75,7 +83,7 @@ class OptimizerStep:
 
     def readings(self) -> list[Reading]:
         """What the record waits for."""
-        readings = [each.reading for each in (*self.measured, *self.left)]
+        readings = [reading for each in (*self.measured, *self.left) for reading in each.readings()]
         return [*readings, *(reading for reading in (self.rates, self.amp) if reading is not None)]
 
 
@@ -105,7 +113,7 @@ class Round:
 
     def readings(self) -> list[Reading]:
         """Every reading of the round."""
-        found = [measured.reading for measured in self.others]
+        found = [reading for measured in self.others for reading in measured.readings()]
         for step in self.optimizer_steps:
             found += step.readings()
         return found

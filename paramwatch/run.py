@@ -105,6 +105,27 @@ class Run:
         """
         return frames.frame(self._blocks(), statistic, parameters=parameters, steps=steps, aliases=aliases, by=by, finite=finite)
 
+    def histograms(self, *, parameters: str | Sequence[str] = "*", steps: slice | None = None, aliases: bool = False) -> pd.DataFrame:
+        """How many elements were in each bin, where `attach(..., histograms=N)` asked for it: a line for each bin that is not empty.
+
+        The bins are one for each sign and power of two, and zero: a positive one holds what is at least `low` and below `high`, a negative
+        one mirrors it. The outermost have no end, and what is not finite is in none. Histograms add up: over rows, steps and runs.
+
+        Args:
+            parameters: As for `frame`.
+            steps: As for `frame`.
+            aliases: As for `frame`.
+
+        Returns:
+            Index (`step`, `parameter`, `kind`: param, grad, update), columns `low`, `high` and `count`, from the lowest bin to the highest.
+
+        Raises:
+            ParamWatchError: As for `frame`.
+        """
+        contents = self._read()
+        blocks = contents.blocks or [empty_block(self._inventory())]
+        return frames.histograms_frame(blocks, contents.lines["histograms"], parameters=parameters, steps=steps, aliases=aliases)
+
     @property
     def parameters(self) -> pd.DataFrame:
         """The rows of the model as it is, or was last: index `parameter`."""
@@ -208,6 +229,10 @@ class Runs:
     ) -> pd.DataFrame:
         """As `Run.frame`; a row or statistic that a run does not have is NaN in it."""
         return self._joined(lambda run: run.frame(statistic, parameters=parameters, steps=steps, aliases=aliases, by=by, finite=finite))
+
+    def histograms(self, *, parameters: str | Sequence[str] = "*", steps: slice | None = None, aliases: bool = False) -> pd.DataFrame:
+        """As `Run.histograms`."""
+        return self._joined(lambda run: run.histograms(parameters=parameters, steps=steps, aliases=aliases))
 
     @property
     def parameters(self) -> pd.DataFrame:

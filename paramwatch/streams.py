@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from paramwatch import histograms
 from paramwatch.record import Record
 
 Columns: TypeAlias = Mapping[str, Sequence[Any] | Any]
@@ -41,6 +42,7 @@ class LongStream:
 
 LONG: dict[str, LongStream] = {
     "findings": LongStream(pa.schema([("step", pa.int64()), ("rule", pa.string()), ("parameter", pa.string()), ("message", pa.string())])),
+    "histograms": LongStream(histograms.SCHEMA, histograms.lines_of),
 }
 """Every long stream by the name of its files."""
 

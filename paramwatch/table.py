@@ -76,8 +76,17 @@ def labels_of(blocks: Sequence[Block], parameters: str | Sequence[str], aliases:
 
 
 def at_steps(block: Block, steps: slice | None) -> Block:
+    return block if steps is None else block.at(chosen_steps(block.step, steps))
+
+
+def chosen_steps(numbers: Array, steps: slice | None) -> Array:
+    """Which of these step numbers a slice means, bool [n].
+
+    Raises:
+        ParamWatchError: It is no slice, or one that means nothing.
+    """
     if steps is None:
-        return block
+        return np.ones(len(numbers), dtype=bool)
     if not isinstance(steps, slice):
         raise ParamWatchError(f"steps={steps!r} is not a slice; {_as_slice(steps)}")
     try:
@@ -89,7 +98,8 @@ def at_steps(block: Block, steps: slice | None) -> Block:
         raise ParamWatchError(f"steps={steps!r}: steps are chosen by number, so start, stop and stride must be whole numbers") from error
     if start < 0 or stop < 0 or stride < 1:
         raise ParamWatchError(f"steps={steps!r}: steps are chosen by number, so start and stop cannot be negative, nor the stride below 1")
-    return block.at((block.step >= start) & (block.step < stop) & ((block.step - start) % stride == 0))
+    chosen: Array = (numbers >= start) & (numbers < stop) & ((numbers - start) % stride == 0)
+    return chosen
 
 
 def _as_slice(steps: object) -> str:

@@ -71,7 +71,7 @@ def attach(
         detail: `cheap` (norms, extremes, non-finite counts), `default`, or `full` (adds `update_cos` and the optimizer's state).
         update: `exact` keeps a copy of the parameters during each step, `sampled` looks at 4096 elements a row at most, `off` does
             neither; `auto` is exact while the copy takes under 2 % of the device's memory and under half of what is free.
-        histograms: Not available yet; leave it 0.
+        histograms: Histograms of parameters, gradients and exact updates at each N-th measured step, for `histograms()`; 0 for never.
         uses: Not available yet; leave it 0.
         uses_of: Which rows `uses` is about.
         raw_gradients: Also measure gradients before torch's clip functions change them.

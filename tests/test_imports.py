@@ -22,7 +22,8 @@ LAYERS = (
     "worker batching assemble recorder gradients raw outside rounds inventory changes optimizers clipping arguments",
     "tensorboard steps progress callstack measure run overview sampling",
     "notebook frames table initial wording laws standards hazards sheet",
-    "store contents streams format absence block batch cost folder schedule totals rules ties testing formulas lettering png heatmap",
+    "store contents streams histograms format absence block batch cost folder schedule totals rules ties testing formulas "
+    "lettering png heatmap",
     "rows",
     "record merging bins",
     "columns guard",
@@ -30,8 +31,8 @@ LAYERS = (
 """From the top: a module imports from its own layer and from those below; the modules of a folder are in its layer."""
 
 LIGHT = (
-    "columns merging bins guard record absence rules testing schedule totals block folder streams format contents store table frames "
-    "notebook run tensorboard.events sheet lettering png heatmap"
+    "folder streams format contents store table frames columns merging bins histograms guard record absence rules testing schedule "
+    "totals block notebook run tensorboard.events sheet lettering png heatmap"
 )
 """What works where torch is not installed."""
 
