@@ -69,6 +69,22 @@ def step_without_gradient(name: str, device: str) -> tuple[Array, Array]:
     return update.cpu().numpy()[0], itself.cpu().numpy()[0]
 
 
+def counted(name: str, device: str) -> dict[str, Array]:
+    """Histograms: of a tensor, without a factor that it carries, and of an update."""
+    x, scale = placed(cases()[name], device), torch.tensor(3.0, device=device)
+    found = {"alone": gpu.histograms([x]), "unscaled": gpu.histograms([x], scale=scale)}
+    if name in steps():
+        before, after, _ = (placed(x, device) for x in steps()[name])
+        found["update"] = gpu.histograms([after], [before])
+    return {how: counts.cpu().numpy()[0] for how, counts in found.items()}
+
+
+def counted_together(device: str) -> dict[str, Array]:
+    """One case in three, in one call."""
+    chosen = list(cases())[::3]
+    return dict(zip(chosen, gpu.histograms([placed(cases()[name], device) for name in chosen]).cpu().numpy(), strict=True))
+
+
 def together(device: str) -> dict[str, Array]:
     """One case in three, measured in one call."""
     chosen = list(cases())[::3]

@@ -17,6 +17,7 @@ from gpu_cases import cases, large, noise, not_read_once, steps
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from paramwatch.bins import BINS, positions
 from paramwatch.columns import PARTS, Array
 from paramwatch.measure.naive import ORDER, as_reals, parts
 from paramwatch.merging import merge
@@ -238,3 +239,26 @@ def test_nothing_is_held_of_what_was_measured(run: Run) -> None:
 def test_the_interpreter_leaves_no_trace_in_this_process(interpreter: ProcessPoolExecutor) -> None:
     assert interpreter.submit(os.getenv, "TRITON_INTERPRET").result() == "1"
     assert "TRITON_INTERPRET" not in os.environ
+
+
+# ---- histograms -----------------------------------------------------------------------------
+
+
+def histogram(x: torch.Tensor) -> Array:
+    return np.bincount(positions(x.numpy()), minlength=BINS + 1)[:BINS]
+
+
+@pytest.mark.parametrize("name", cases())
+def test_a_histogram_counts_every_finite_element_in_its_bin(run: Run, name: str) -> None:
+    found, reals = run(gpu_trials.counted, name), as_reals(cases()[name])
+
+    np.testing.assert_array_equal(found["alone"], histogram(reals))
+    np.testing.assert_array_equal(found["unscaled"], histogram(reals / 3))
+    if name in steps():
+        before, after, _ = steps()[name]
+        np.testing.assert_array_equal(found["update"], histogram(as_reals(after) - as_reals(before)))
+
+
+def test_histograms_of_many_tensors_are_those_of_each(run: Run) -> None:
+    for name, found in run(gpu_trials.counted_together).items():
+        np.testing.assert_array_equal(found, histogram(as_reals(cases()[name])), err_msg=name)

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from paramwatch.measure import gpu
+from paramwatch.measure.native import TYPES
 from paramwatch.measure.tables import Sizes, Variant
 
 triton = pytest.importorskip("triton")
@@ -41,10 +42,17 @@ VARIANTS: dict[str, tuple[str, Variant, dict[str, Any]]] = {
 }
 """What a launch is compiled for: the kernel, dtypes and alignments, and what else the launcher gives."""
 
+HISTOGRAMS: dict[str, tuple[str, Variant, dict[str, Any]]] = {
+    **{f"{dtype}": ("count_chunks", Variant(dtype, True, False, False, None), {"UPDATE": False, "SCALED": False}) for dtype in TYPES},
+    "update": ("count_chunks", Variant(FLOAT, True, True, False, None), {"UPDATE": True, "SCALED": False}),
+    "scaled": ("count_chunks", Variant(FLOAT, True, False, False, None), {"UPDATE": False, "SCALED": True}),
+}
+"""The same of histograms."""
+
 LOADS = {"measure": 4, "copy": 4, "update": 4, "dot": 6}
 """Of 16 bytes, in the loop over whole tiles."""
 
-POINTERS = {"p_plan": "*i64", "p_address": "*i64", "p_record": "*fp64", "p_scale": "*fp32", "p_out": "*fp64"}
+POINTERS = {"p_plan": "*i64", "p_address": "*i64", "p_record": "*fp64", "p_count": "*i64", "p_scale": "*fp32", "p_out": "*fp64"}
 
 Compiled = Callable[[str, int], Any]
 
@@ -64,7 +72,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 lanes, warps = (32, 1) if name == "fold few" else (SIZES.many_lanes, SIZES.many_warps)
                 chosen = {"SCALED": 1, "LANES": lanes, "num_warps": warps, "enable_fp_fusion": False}
             else:
-                which, variant, extra = VARIANTS[name]
+                which, variant, extra = (VARIANTS | HISTOGRAMS)[name]
                 kernel = getattr(gpu._kernels(), which)
                 chosen = gpu.options(variant, kernel, SIZES, extra)
             names = kernel.arg_names
@@ -153,6 +161,20 @@ def test_folding_compiles_and_spills_nothing(compiled: Compiled, name: str, arch
 @pytest.mark.parametrize("name", main)
 def test_subnormal_numbers_are_not_flushed(compiled: Compiled, name: str) -> None:
     assert ".ftz" not in compiled(name, 90).asm["ptx"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", HISTOGRAMS)
+def test_histograms_compile_and_spill_nothing(compiled: Compiled, name: str, architecture: int, tmp_path: Path) -> None:
+    registers, instructions = disassembled(compiled(name, architecture), tmp_path)
+
+    assert registers <= 128
+    assert not [instruction for instruction in instructions if re.match(r"(@!?\w+ )?(STL|LDL)", instruction)]
+    # nothing is added up in floating point by several programs
+    assert not [instruction for instruction in instructions if re.match(r"(@!?\w+ )?(RED|ATOMG?)\b.*\.F", instruction)]
+    if name in ("torch.float32", "torch.bfloat16"):
+        wide = {"torch.float32": 128, "torch.bfloat16": 64}[name]
+        assert [instruction for instruction in instructions if f"LDG.E.{wide}" in instruction]
 
 
 def sums(kernel: Any) -> dict[str, str]:

@@ -9,8 +9,8 @@ later, so nobody has to hold the tensors after the call.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paramwatch.bins import BINS
 from paramwatch.columns import PARTS
 from paramwatch.guard import logger
 from paramwatch.measure.native import TYPES, _is_dense
 from paramwatch.measure.tables import Layout, Sizes, Variant, forget
 
-__all__ = ["are_alike", "available", "capturing", "forget", "measure", "measure_update", "takes"]
+__all__ = ["are_alike", "available", "capturing", "forget", "histograms", "measure", "measure_update", "takes"]
 
 OLDEST = (7, 5)
 """Compute capability that the kernels need."""
@@ -99,6 +100,28 @@ def measure_update(
     return found[0], found[1]
 
 
+def histograms(tensors: Sequence[Tensor], before: Sequence[Tensor] | None = None, scale: Tensor | None = None) -> Tensor:
+    """int64 [tensors, bins], on the device of the tensors: of these, or of `tensors - before` in float64.
+
+    Args:
+        tensors: On one device, of those it `takes`.
+        before: Alike.
+        scale: A positive factor that what is counted carries and the counts shall not.
+    """
+    if not tensors:
+        return torch.empty((0, BINS), dtype=torch.int64, device="cpu")
+    layout, rows, kernel = Layout(tensors, before), len(tensors), _kernels().count_chunks
+    with _on(layout.device) as stream:
+        plan, addresses = layout.plan(SIZES, stream), layout.addresses(stream)
+        counts = torch.zeros((rows, BINS), dtype=torch.int64, device=layout.device)
+        factor = counts if scale is None else _factor(scale, layout.device)
+        extra = {"UPDATE": before is not None, "SCALED": scale is not None}
+        for launch in plan.launches:
+            chosen = options(launch.variant, kernel, SIZES, extra)
+            kernel[(launch.chunks,)](plan.table, addresses, factor, counts, rows, launch.base, **chosen)
+    return counts
+
+
 def options(variant: Variant, kernel: Any, sizes: Sizes, extra: dict[str, Any]) -> dict[str, Any]:
     """What a kernel is compiled with for a variant."""
     element = _kernels().elements
@@ -112,6 +135,9 @@ def options(variant: Variant, kernel: Any, sizes: Sizes, extra: dict[str, Any]) 
         "num_warps": sizes.warps,
         "enable_fp_fusion": False,
     }
+    if kernel is _kernels().count_chunks:
+        del known["SLOW_LANES"]
+        return known | {"OLD_ALIGNED": variant.other_aligned} | extra
     if kernel is _kernels().measure_chunks:
         return known | {"COPY_ALIGNED": variant.other_aligned} | extra
     grad = variant.grad or variant.dtype
@@ -122,8 +148,7 @@ def options(variant: Variant, kernel: Any, sizes: Sizes, extra: dict[str, Any]) 
 def _run(kernel: Any, layout: Layout, extra: dict[str, Any], scaled: int, scale: Tensor | None, sets: int = 1) -> Tensor:
     """float64 [sets, tensors, parts]."""
     device, rows, sizes, kernels = layout.device, len(layout.numel), SIZES, _kernels()
-    with _on(device):
-        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    with _on(device) as stream:
         plan, addresses = layout.plan(sizes, stream), layout.addresses(stream)
         records = torch.empty(max(plan.chunks, 1) * sets * kernels.fields, dtype=torch.float64, device=device)
         found = torch.empty((sets, rows, len(PARTS)), dtype=torch.float64, device=device)
@@ -152,19 +177,26 @@ def _lie_alike(one: Tensor, other: Tensor) -> bool:
     return one.stride() == other.stride() or (one.is_contiguous() and other.is_contiguous())
 
 
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+@contextmanager
+def _on(device: torch.device) -> Iterator[int]:
+    """Makes it the current device, and gives the stream on which work is queued there."""
+    if device.type != "cuda":
+        yield 0
+        return
+    with torch.cuda.device(device):
+        yield torch.cuda.current_stream(device).cuda_stream
 
 
 @cache
 def _kernels() -> SimpleNamespace:
     """All that needs triton."""
-    from paramwatch.measure import triton_fold, triton_kernels, triton_tiles
+    from paramwatch.measure import triton_bins, triton_fold, triton_kernels, triton_tiles
 
     return SimpleNamespace(
         measure_chunks=triton_kernels.measure_chunks,
         measure_updates=triton_kernels.measure_updates,
         fold=triton_fold.fold,
+        count_chunks=triton_bins.count_chunks,
         fields=triton_tiles.FIELDS.value,
         elements=triton_tiles.ELEMENTS,
         failures=(triton_tiles.TritonError, RuntimeError, OSError, subprocess.SubprocessError),
