@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from paramwatch.measure import gpu
+from paramwatch.measure import gpu, trusted
 from paramwatch.measure.naive import as_reals, parts
 
 LARGE = 512 << 20
@@ -150,7 +150,7 @@ def main() -> None:
         print("not run: no GPU")
         return
     device = torch.device("cuda", torch.cuda.current_device())
-    if not gpu.available(device):
+    if not trusted.works(device, torch.float32):
         sys.exit("not run: the kernels cannot be used here")
     import triton
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from paramwatch.gradients import see_gradients
 from paramwatch.guard import Guard, logger
 from paramwatch.inventory import LiveInventory
-from paramwatch.measure import Kept, measure, measure_end, measure_sampled_update, read_scalars, sample
+from paramwatch.measure import Kept, captured, measure, measure_end, measure_sampled_update, prepare, read_scalars, sample
 from paramwatch.measure.histograms import histograms, update_histograms
 from paramwatch.measure.room import may_copy
 from paramwatch.optimizers import learning_rates, moves_between_steps, params_of, states
@@ -82,6 +82,7 @@ class Recorder:
         self._claims = Claims()
         self._outside = Outside()
         self._overhead_ns = 0
+        prepare(live.tensors(first_step), histograms > 0)
 
     @property
     def next_step(self) -> int:
@@ -93,7 +94,7 @@ class Recorder:
     def begin(self, optimizer: Optimizer) -> OptimizerStep | None:
         """Take the rows of this optimizer and their old values."""
         started = time.perf_counter_ns()
-        idle = self.idle()
+        idle = captured() or self.idle()
         with self.lock:
             if idle:
                 self._claims.doubt(row.name for row in self._live.current.rows)
@@ -146,7 +147,7 @@ class Recorder:
         """
         with self.guard.contain("measuring gradients before clipping"), self.lock, torch.no_grad():
             started = time.perf_counter_ns()
-            wanted = {id(grad) for grad in grads}
+            wanted = set() if captured() else {id(grad) for grad in grads}
             tensors = self._live.tensors(self._rounds.step)
             held = zip(self._live.current.rows, tensors, strict=False)
             self._raw.see({row.name: t.grad for row, t in held if t.grad is not None and id(t.grad) in wanted}, replace)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import weakref
+from contextlib import ExitStack
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -15,9 +17,12 @@ from gpu_cases import INF, NAN, cases, large, noise, some, steps
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import paramwatch
 from paramwatch.columns import Array
-from paramwatch.measure import gpu, tables
+from paramwatch.measure import chunked, gpu, native, packed, tables, trusted
 from paramwatch.measure.naive import as_reals, parts
+from paramwatch.measure.native import TYPES, _is_dense
+from paramwatch.testing import ListSink
 
 SMALL = tables.Sizes(chunk=2048, lanes=64, slow_lanes=128, few=3, many_lanes=32)
 """For the interpreter: a chunk is 512 elements of float32, 1024 of 16 bits and 128 of float64; four chunks are many."""
@@ -147,7 +152,7 @@ def at_full_size(name: str, device: str) -> Array:
 
 def records(layout: tables.Layout, sizes: tables.Sizes, last: int, device: str) -> Array:
     """Of the last chunks of a layout of one tensor, the records as they are folded: [fields but the inner product, chunks]."""
-    kernels, plan = gpu._kernels(), layout.plan(sizes, 0)
+    kernels, plan = gpu.kernels(), layout.plan(sizes, 0)
     found = torch.full((plan.chunks * kernels.fields,), NAN, dtype=torch.float64, device=device)
     chosen = gpu.options(plan.launches[0].variant, kernels.measure_chunks, sizes, {"COPY": False})
     kernels.measure_chunks[(last,)](plan.table, layout.addresses(0), found, 1, plan.chunks, plan.chunks - last, **chosen)
@@ -208,6 +213,85 @@ def holds(device: str) -> bool:
     return any(ref() is not None for ref in seen)
 
 
+# ---- the path as a whole --------------------------------------------------------------------
+
+
+def tried(dtype: torch.dtype, device: str) -> tuple[str, str]:
+    """What is wrong with the kernels before they are trusted."""
+    return trusted._wrong(torch.device(device), dtype), trusted._wrong_histogram(torch.device(device), dtype)
+
+
+def tried_broken(device: str) -> list[tuple[str, bool]]:
+    """What is said of a kernel that gives a wrong number, of one that cannot be launched, and whether it is trusted then."""
+
+    def wrong(*args: Any, **options: Any) -> Tensor:
+        return good(*args, **options) * 1.001
+
+    def failing(*args: Any, **options: Any) -> Tensor:
+        raise RuntimeError("out of resources")
+
+    said = []
+    good = gpu.measure
+    for broken in (wrong, failing):
+        trusted._given_up.clear()
+        trusted._tried.cache_clear()
+        handler = _Said()
+        with patch.object(gpu, "measure", broken), patch.object(trusted, "logger", handler):
+            found = [trusted._tried(torch.device(device), torch.float32, False) for _ in range(2)]
+        said.append(("; ".join(handler.lines), any(found)))
+    trusted._given_up.clear()
+    trusted._tried.cache_clear()
+    return said
+
+
+class _Said:
+    """Takes what is logged."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def warning(self, text: str, *given: object) -> None:
+        self.lines.append(text % given)
+
+
+def _like_on_a_gpu(tensor: Tensor, histograms: bool = False) -> bool:
+    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.dtype in TYPES and _is_dense(tensor)
+
+
+def trained(by_kernels: bool, failing: bool = False) -> tuple[list[dict[str, Array]], list[dict[str, Array]], list[float]]:
+    """What is recorded of some steps, parts and histograms, and the losses; here tensors on the CPU are measured as those on a GPU are."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.Tanh(), torch.nn.Linear(9, 2))
+    net[2].weight.data = net[2].weight.data.t().contiguous().t()
+    optimizer, sink, losses = torch.optim.AdamW(net.parameters(), fused=True), ListSink(), []
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)  # type: ignore[attr-defined]
+
+    def fails(*args: Any, **options: Any) -> Tensor:
+        raise RuntimeError("out of resources")
+
+    with ExitStack() as patches:
+        if by_kernels:
+            for module in (trusted, gpu):
+                patches.enter_context(patch.object(module, "takes", _like_on_a_gpu if not failing or module is gpu else _trusted_like))
+        for module, name in ((native, "available"), (packed, "fits"), (chunked, "takes")):
+            patches.enter_context(patch.object(module, name, lambda *_: False))
+        if failing:
+            patches.enter_context(patch.object(gpu, "measure_update", fails))
+        with paramwatch.attach(net, sinks=[sink], update="exact", histograms=2):
+            for i in range(2):
+                optimizer.zero_grad()
+                loss = net(noise(8, 4, seed=i)).square().mean()
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss))
+    trusted._given_up.clear()
+    return [dict(each.values) for each in sink.records], [dict(each.histograms) for each in sink.records], losses
+
+
+def _trusted_like(tensor: Tensor, histograms: bool = False) -> bool:
+    return _like_on_a_gpu(tensor) and tensor.device not in trusted._given_up
+
+
 # ---- launches on a GPU that is not there ----------------------------------------------------
 
 
@@ -231,7 +315,7 @@ def compiled_by_launches() -> list[tuple[int, int, int]]:
     from triton.runtime.driver import driver
 
     driver.set_active(Nowhere())
-    kernels = gpu._kernels()
+    kernels = gpu.kernels()
     names = ("measure_chunks", "measure_updates", "fold")
     for name in names:
         setattr(kernels, name, _Warmed(getattr(kernels, name)))

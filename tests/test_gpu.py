@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from paramwatch.bins import BINS, positions
 from paramwatch.columns import PARTS, Array
 from paramwatch.measure.naive import ORDER, as_reals, parts
+from paramwatch.measure.native import TYPES
 from paramwatch.merging import merge
 
 pytest.importorskip("triton")
@@ -262,3 +263,37 @@ def test_a_histogram_counts_every_finite_element_in_its_bin(run: Run, name: str)
 def test_histograms_of_many_tensors_are_those_of_each(run: Run) -> None:
     for name, found in run(gpu_trials.counted_together).items():
         np.testing.assert_array_equal(found, histogram(as_reals(cases()[name])), err_msg=name)
+
+
+# ---- the path as a whole, in the interpreter ------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_what_is_tried_before_the_kernels_are_trusted_is_right(run: Run, dtype: torch.dtype) -> None:
+    assert run(gpu_trials.tried, dtype) == ("", "")
+
+
+def test_kernels_that_are_wrong_or_fail_are_not_trusted_and_that_is_said_once(run: Run) -> None:
+    (wrong, trusted), (failed, trusted_too) = run(gpu_trials.tried_broken)
+
+    assert (trusted, trusted_too) == (False, False)
+    assert wrong.count("gave wrong numbers for torch.float32 (measured)") == failed.count("out of resources") == 1
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_training_measured_by_the_kernels_has_the_records_of_one_measured_in_plain_torch(
+    interpreter: ProcessPoolExecutor, failing: bool
+) -> None:
+    found, histograms, losses = interpreter.submit(gpu_trials.trained, True, failing).result()
+    expected, counts, same = interpreter.submit(gpu_trials.trained, False).result()
+
+    assert losses == same
+    assert [set(each) for each in histograms] == [{"param", "grad", "update"}, set()]
+    for kind in counts[0]:
+        np.testing.assert_array_equal(histograms[0][kind], counts[0][kind], kind)
+    for one, other in zip(found, expected, strict=True):
+        for name, part in PARTS.items():
+            if part.integer or name in ("min", "max"):
+                np.testing.assert_array_equal(one[name], other[name], name)
+            else:
+                np.testing.assert_allclose(one[name], other[name], rtol=1e-5, atol=1e-7, err_msg=name)

@@ -68,12 +68,12 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def compile(name: str, architecture: int) -> Any:
         if (name, architecture) not in known:
             if name.startswith("fold"):
-                kernel = gpu._kernels().fold
+                kernel = gpu.kernels().fold
                 lanes, warps = (32, 1) if name == "fold few" else (SIZES.many_lanes, SIZES.many_warps)
                 chosen = {"SCALED": 1, "LANES": lanes, "num_warps": warps, "enable_fp_fusion": False}
             else:
                 which, variant, extra = (VARIANTS | HISTOGRAMS)[name]
-                kernel = getattr(gpu._kernels(), which)
+                kernel = getattr(gpu.kernels(), which)
                 chosen = gpu.options(variant, kernel, SIZES, extra)
             names = kernel.arg_names
             signature = {arg: POINTERS.get(arg, "i32") if arg.islower() else "constexpr" for arg in names}

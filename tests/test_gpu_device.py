@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paramwatch.measure import gpu
+from paramwatch.measure import capture, gpu, trusted
 from paramwatch.measure.naive import ORDER, as_reals, parts
+from paramwatch.measure.native import TYPES
 from paramwatch.measure.ring import Ring
 
 CUDA = torch.device("cuda")
@@ -38,17 +39,18 @@ def no_waiting() -> Iterator[None]:
 
 def test_a_cpu_is_not_measured_here_and_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        assert not gpu.available(torch.device("cpu"))
         assert not gpu.takes(torch.zeros(3))
+        assert not trusted.takes(torch.zeros(3))
+        trusted.prepare([torch.zeros(3)], histograms=True)
     assert caplog.text == ""
 
 
 def test_a_build_of_torch_without_cuda_is_named_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
-    gpu._works.cache_clear()
+    trusted._is_there.cache_clear()
     with caplog.at_level(logging.INFO):
-        assert [gpu.available(CUDA) for _ in range(3)] == [False] * 3
-    gpu._works.cache_clear()
+        assert [trusted.works(CUDA, torch.float32) for _ in range(3)] == [False] * 3
+    trusted._is_there.cache_clear()
 
     assert len(caplog.records) == 1
     assert "measuring on cuda in plain PyTorch" in caplog.text
@@ -64,13 +66,13 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capability: t
             monkeypatch.delitem(sys.modules, name)
             monkeypatch.delattr(sys.modules["paramwatch.measure"], name.rpartition(".")[2])
         monkeypatch.setitem(sys.modules, "triton", None)
-        gpu._kernels.cache_clear()
+        gpu.kernels.cache_clear()
 
-    assert said in str(gpu._obstacle(CUDA))
+    assert said in str(trusted._obstacle(CUDA))
 
 
 def test_no_graph_is_captured_where_there_is_no_gpu() -> None:
-    assert not gpu.capturing()
+    assert not capture.capturing()
 
 
 def test_nothing_is_measured_as_no_rows() -> None:
@@ -83,7 +85,9 @@ def test_nothing_is_measured_as_no_rows() -> None:
 
 @device
 def test_the_path_can_be_used() -> None:
-    assert gpu.available(CUDA)
+    for dtype in TYPES:
+        assert trusted.works(CUDA, dtype)
+        assert trusted.works(CUDA, dtype, histograms=True)
 
 
 @device
@@ -214,11 +218,11 @@ def test_memory_that_is_freed_after_the_call_is_read_before_it_is_used_again() -
 def test_a_capture_is_seen() -> None:
     graph, x = torch.cuda.CUDAGraph(), torch.zeros(3, device=CUDA)
     with torch.cuda.graph(graph):
-        seen = gpu.capturing()
+        seen = capture.capturing()
         x += 1
 
     assert seen
-    assert not gpu.capturing()
+    assert not capture.capturing()
 
 
 @device

@@ -2,6 +2,7 @@
 
 The one interface between a step and its numbers. The path of each tensor is chosen here:
 
+- `gpu`: plain tensors on a GPU, by Triton kernels, where these are `trusted`;
 - `native`: plain tensors on the CPU, by the compiled kernel;
 - `packed` and `chunked`: small and large ones on the CPU in plain torch, where no kernel could be compiled;
 - `naive`: all others (sparse, complex, integers, strided views), and the specification of every path.
@@ -10,30 +11,39 @@ The one interface between a step and its numbers. The path of each tensor is cho
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from paramwatch.measure import chunked, native, packed
+from paramwatch.measure import chunked, gpu, native, packed, trusted
+from paramwatch.measure.capture import captured
 from paramwatch.measure.naive import ORDER, as_reals, is_supported, parts, parts_of
 from paramwatch.measure.reading import Numbers, Reading, read_scalars, stacked
 from paramwatch.measure.sampled import SAMPLE, measure_sampled_update, sample
+from paramwatch.measure.scaled import unscaled
+from paramwatch.measure.trusted import prepare
 
 __all__ = [
     "SAMPLE",
     "Kept",
     "Reading",
+    "captured",
     "is_supported",
     "measure",
     "measure_end",
     "measure_sampled_update",
     "measure_update",
+    "prepare",
     "read_scalars",
     "sample",
 ]
 
 _SCALED = [ORDER.index(part) for part in ("mean", "std", "rms", "min", "max", "dot")]
 _DOT = [ORDER.index("dot")]
+
+_Paths: TypeAlias = tuple[dict[torch.device, list[int]], list[int], list[int], list[int], list[int]]
 
 
 class Kept:
@@ -45,8 +55,7 @@ class Kept:
     """
 
     def __init__(self, tensors: Sequence[Tensor], filled: bool = True) -> None:
-        later = not filled and native.available()
-        self.copies = [torch.empty_like(x) if later and native.takes(x) else _copy(x) for x in tensors]
+        self.copies = [torch.empty_like(x) if not filled and _is_quick(x) else _copy(x) for x in tensors]
 
     def __len__(self) -> int:
         return len(self.copies)
@@ -60,8 +69,8 @@ def measure(tensors: Sequence[Tensor | None], scale: Tensor | None = None, kept:
         scale: A positive factor the tensors carry and the parts shall not (`GradScaler`'s), on any device.
         kept: Room for copies of these tensors.
     """
-    found = _read(tensors, range(len(tensors)), None if kept is None else kept.copies)
-    return Reading(_unscaled(found, scale, _SCALED), (len(tensors), len(ORDER)))
+    found = _read(tensors, range(len(tensors)), None if kept is None else kept.copies, scale)
+    return Reading(found, (len(tensors), len(ORDER)))
 
 
 def measure_update(
@@ -85,41 +94,66 @@ def measure_end(
         scale: A positive factor that the gradients carry, on any device.
     """
     grads, old, shape = [None] * len(after) if grads is None else grads, before.copies, (len(after), len(ORDER))
-    quick, small, large, _ = _paths(after, range(len(after)))
-    together = [i for i in quick if native.are_alike(after[i], old[i], grads[i])]
+    devices, quick, small, large, _ = _paths(after, range(len(after)))
+    done: list[int] = []
+    finished: list[Numbers] = []
     moved: list[Numbers] = []
     now: list[Numbers] = []
+    for device, which in devices.items():
+        along = [i for i in which if gpu.are_alike(after[i], old[i], grads[i])]
+        new, past, pulls = [after[i] for i in along], [old[i] for i in along], [grads[i] for i in along]
+        both = trusted.attempt(device, partial(gpu.measure_update, new, past, pulls, scale)) if along else None
+        if both is not None:
+            finished.append((along, both[0]))
+            now.append((along, both[1]))
+            done += along
+    together = [i for i in quick if native.are_alike(after[i], old[i], grads[i])]
     if together:
         new, past, pulls = [after[i] for i in together], [old[i] for i in together], [grads[i] for i in together]
         differences, themselves = native.update_parts(new, past, pulls)
-        moved, now = [(together, differences)], [(together, themselves)]
+        moved.append((together, differences))
+        now.append((together, themselves))
     alike = [i for i in small if grads[i] is None and packed.fits(old[i]) and old[i].shape == after[i].shape]
     if alike:
         moved.append((alike, packed.parts_of([after[i] for i in alike], [old[i] for i in alike])))
     pieces = [i for i in large if grads[i] is None and chunked.takes(old[i]) and old[i].shape == after[i].shape]
     moved += [([i], chunked.chunked_parts(after[i], old[i])[None]) for i in pieces]
-    rest = _without(range(len(after)), together, alike, pieces)
+    rest = _without(range(len(after)), done, together, alike, pieces)
     comparable = [i for i in rest if is_supported(after[i]) and after[i].shape == old[i].shape]
     moved += stacked([(i, _difference(after[i], old[i], grads[i])) for i in comparable])
-    now += _read(after, _without(range(len(after)), together))
-    return Reading(_unscaled(moved, scale, _DOT), shape), Reading(now, shape)
+    now += _read(after, _without(range(len(after)), done, together))
+    return Reading([*finished, *unscaled(moved, scale, _DOT)], shape), Reading(now, shape)
 
 
-def _read(tensors: Sequence[Tensor | None], which: Iterable[int], copies: Sequence[Tensor] | None = None) -> list[Numbers]:
-    quick, small, large, others = _paths(tensors, which)
+def _read(
+    tensors: Sequence[Tensor | None], which: Iterable[int], copies: Sequence[Tensor] | None = None, scale: Tensor | None = None
+) -> list[Numbers]:
+    devices, quick, small, large, others = _paths(tensors, which)
     chosen: Sequence[Tensor] = tensors  # type: ignore[assignment]
+    finished: list[Numbers] = []
+    for device, there in devices.items():
+        given, to = [chosen[i] for i in there], copies and [copies[i] for i in there]
+        measured = trusted.attempt(device, partial(gpu.measure, given, to, scale))
+        if measured is not None:
+            finished.append((there, measured))
+            continue
+        others += there
+        for x, copy in zip(given, to or (), strict=False):
+            copy.copy_(x)
     found: list[Numbers] = []
     if quick:
         found.append((quick, native.parts_of([chosen[i] for i in quick], copies and [copies[i] for i in quick])))
     if small:
         found.append((small, packed.parts_of([chosen[i] for i in small])))
     found += [([i], chunked.chunked_parts(chosen[i])[None]) for i in large]
-    return found + stacked([(i, parts_of(chosen[i])) for i in others if is_supported(chosen[i])])
+    found += stacked([(i, parts_of(chosen[i])) for i in others if is_supported(chosen[i])])
+    return [*finished, *unscaled(found, scale, _SCALED)]
 
 
-def _paths(tensors: Sequence[Tensor | None], which: Iterable[int]) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Which tensors go to `native`, `packed`, `chunked` and `naive`."""
-    quick, small, large, others = paths = [], [], [], []  # type: tuple[list[int], list[int], list[int], list[int]]
+def _paths(tensors: Sequence[Tensor | None], which: Iterable[int]) -> _Paths:
+    """Which tensors go to `gpu`, on each device, and to `native`, `packed`, `chunked` and `naive`."""
+    devices: dict[torch.device, list[int]] = {}
+    quick, small, large, others = [], [], [], []  # type: tuple[list[int], list[int], list[int], list[int]]
     compiled = native.available()
     for i in which:
         tensor = tensors[i]
@@ -131,9 +165,16 @@ def _paths(tensors: Sequence[Tensor | None], which: Iterable[int]) -> tuple[list
             small.append(i)
         elif not compiled and chunked.takes(tensor):
             large.append(i)
+        elif trusted.takes(tensor):
+            devices.setdefault(tensor.device, []).append(i)
         else:
             others.append(i)
-    return paths
+    return devices, quick, small, large, others
+
+
+def _is_quick(tensor: Tensor) -> bool:
+    """Whether it is copied as it is read."""
+    return (native.available() and native.takes(tensor)) or trusted.takes(tensor)
 
 
 def _without(which: Iterable[int], *known: Sequence[int]) -> list[int]:
@@ -148,17 +189,3 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _difference(new: Tensor, old: Tensor, grad: Tensor | None) -> Tensor:
     return parts(as_reals(new) - as_reals(old), as_reals(grad) if grad is not None and is_supported(grad) else None)
-
-
-def _unscaled(numbers: Sequence[Numbers], scale: Tensor | None, columns: Sequence[int]) -> Sequence[Numbers]:
-    """The same numbers of elements without a factor."""
-    if scale is None:
-        return numbers
-    factor = scale.detach().to(torch.float64)
-    found: list[Numbers] = []
-    for positions, wide in numbers:
-        tensor = wide if isinstance(wide, Tensor) else torch.from_numpy(wide).to(factor.device)
-        divisor = torch.ones(len(ORDER), dtype=torch.float64, device=tensor.device)
-        divisor[columns] = factor.to(tensor.device)
-        found.append((positions, tensor / divisor))
-    return found

@@ -8,7 +8,6 @@ later, so nobody has to hold the tensors after the call.
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -20,14 +19,10 @@ from torch import Tensor
 
 from paramwatch.bins import BINS
 from paramwatch.columns import PARTS
-from paramwatch.guard import logger
 from paramwatch.measure.native import TYPES, _is_dense
 from paramwatch.measure.tables import Layout, Sizes, Variant, forget
 
-__all__ = ["are_alike", "available", "capturing", "forget", "histograms", "measure", "measure_update", "takes"]
-
-OLDEST = (7, 5)
-"""Compute capability that the kernels need."""
+__all__ = ["are_alike", "forget", "histograms", "kernels", "measure", "measure_update", "takes"]
 
 SIZES = Sizes()
 
@@ -35,11 +30,6 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 _NOTHING, _ALL_BUT_COUNTS, _DOT = range(3)
 """What a scale is taken out of, as `triton_fold` numbers it."""
-
-
-def available(device: torch.device) -> bool:
-    """Whether tensors on a device can be measured here. The first call for a CUDA device compiles; a line in the log says why not."""
-    return device.type == "cuda" and _works(device)
 
 
 def takes(tensor: Tensor) -> bool:
@@ -62,11 +52,6 @@ def are_alike(after: Tensor, before: Tensor, grad: Tensor | None) -> bool:
     return after.dtype == before.dtype and _lie_alike(after, before) and (grad is None or _lie_alike(after, grad))
 
 
-def capturing() -> bool:
-    """Whether a CUDA graph is being captured: what is queued now would be done at each replay, and asking for an event is not allowed."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
 def measure(tensors: Sequence[Tensor], copies: Sequence[Tensor] | None = None, scale: Tensor | None = None) -> Tensor:
     """float64 [tensors, parts], on the device of the tensors.
 
@@ -77,7 +62,7 @@ def measure(tensors: Sequence[Tensor], copies: Sequence[Tensor] | None = None, s
     """
     if not tensors:
         return torch.empty((0, len(PARTS)), dtype=torch.float64, device="cpu")
-    layout, kernel = Layout(tensors, copies), _kernels().measure_chunks
+    layout, kernel = Layout(tensors, copies), kernels().measure_chunks
     found: Tensor = _run(kernel, layout, {"COPY": copies is not None}, _NOTHING if scale is None else _ALL_BUT_COUNTS, scale)[0]
     return found
 
@@ -95,7 +80,7 @@ def measure_update(
     """
     if not after:
         return measure(after), measure(after)
-    layout, kernel = Layout(after, before, grads), _kernels().measure_updates
+    layout, kernel = Layout(after, before, grads), kernels().measure_updates
     found = _run(kernel, layout, {"maxnreg": SIZES.registers}, _NOTHING if scale is None else _DOT, scale, sets=2)
     return found[0], found[1]
 
@@ -110,7 +95,7 @@ def histograms(tensors: Sequence[Tensor], before: Sequence[Tensor] | None = None
     """
     if not tensors:
         return torch.empty((0, BINS), dtype=torch.int64, device="cpu")
-    layout, rows, kernel = Layout(tensors, before), len(tensors), _kernels().count_chunks
+    layout, rows, kernel = Layout(tensors, before), len(tensors), kernels().count_chunks
     with _on(layout.device) as stream:
         plan, addresses = layout.plan(SIZES, stream), layout.addresses(stream)
         counts = torch.zeros((rows, BINS), dtype=torch.int64, device=layout.device)
@@ -124,7 +109,7 @@ def histograms(tensors: Sequence[Tensor], before: Sequence[Tensor] | None = None
 
 def options(variant: Variant, kernel: Any, sizes: Sizes, extra: dict[str, Any]) -> dict[str, Any]:
     """What a kernel is compiled with for a variant."""
-    element = _kernels().elements
+    element = kernels().elements
     known = {
         "ELEMENT": element[TYPES[variant.dtype]],
         "BYTES": variant.dtype.itemsize,
@@ -135,10 +120,10 @@ def options(variant: Variant, kernel: Any, sizes: Sizes, extra: dict[str, Any]) 
         "num_warps": sizes.warps,
         "enable_fp_fusion": False,
     }
-    if kernel is _kernels().count_chunks:
+    if kernel is kernels().count_chunks:
         del known["SLOW_LANES"]
         return known | {"OLD_ALIGNED": variant.other_aligned} | extra
-    if kernel is _kernels().measure_chunks:
+    if kernel is kernels().measure_chunks:
         return known | {"COPY_ALIGNED": variant.other_aligned} | extra
     grad = variant.grad or variant.dtype
     pull = {"GRAD": variant.grad is not None, "GRAD_ELEMENT": element[TYPES[grad]], "GRAD_BYTES": grad.itemsize}
@@ -147,10 +132,10 @@ def options(variant: Variant, kernel: Any, sizes: Sizes, extra: dict[str, Any]) 
 
 def _run(kernel: Any, layout: Layout, extra: dict[str, Any], scaled: int, scale: Tensor | None, sets: int = 1) -> Tensor:
     """float64 [sets, tensors, parts]."""
-    device, rows, sizes, kernels = layout.device, len(layout.numel), SIZES, _kernels()
+    device, rows, sizes, compiled = layout.device, len(layout.numel), SIZES, kernels()
     with _on(device) as stream:
         plan, addresses = layout.plan(sizes, stream), layout.addresses(stream)
-        records = torch.empty(max(plan.chunks, 1) * sets * kernels.fields, dtype=torch.float64, device=device)
+        records = torch.empty(max(plan.chunks, 1) * sets * compiled.fields, dtype=torch.float64, device=device)
         found = torch.empty((sets, rows, len(PARTS)), dtype=torch.float64, device=device)
         for launch in plan.launches:
             chosen = options(launch.variant, kernel, sizes, extra)
@@ -159,7 +144,7 @@ def _run(kernel: Any, layout: Layout, extra: dict[str, Any], scaled: int, scale:
         for base, turns, lanes, warps in ((0, plan.few, 32, 1), (plan.few, rows - plan.few, sizes.many_lanes, sizes.many_warps)):
             if turns:
                 given = (plan.table, records, factor, found, rows, plan.chunks, base, turns)
-                kernels.fold[(sets * turns,)](*given, SCALED=scaled, LANES=lanes, num_warps=warps, enable_fp_fusion=False)
+                compiled.fold[(sets * turns,)](*given, SCALED=scaled, LANES=lanes, num_warps=warps, enable_fp_fusion=False)
     return found
 
 
@@ -188,7 +173,7 @@ def _on(device: torch.device) -> Iterator[int]:
 
 
 @cache
-def _kernels() -> SimpleNamespace:
+def kernels() -> SimpleNamespace:
     """All that needs triton."""
     from paramwatch.measure import triton_bins, triton_fold, triton_kernels, triton_tiles
 
@@ -199,30 +184,5 @@ def _kernels() -> SimpleNamespace:
         count_chunks=triton_bins.count_chunks,
         fields=triton_tiles.FIELDS.value,
         elements=triton_tiles.ELEMENTS,
-        failures=(triton_tiles.TritonError, RuntimeError, OSError, subprocess.SubprocessError),
+        failure=triton_tiles.TritonError,
     )
-
-
-@cache
-def _works(device: torch.device) -> bool:
-    obstacle = _obstacle(device)
-    if obstacle is not None:
-        logger.info("paramwatch: measuring on %s in plain PyTorch, which takes several times longer: %s", device, obstacle)
-    return obstacle is None
-
-
-def _obstacle(device: torch.device) -> str | None:
-    if torch.version.cuda is None:
-        return "the kernels are for CUDA"
-    if torch.cuda.get_device_capability(device) < OLDEST:
-        return f"the kernels need compute capability {OLDEST[0]}.{OLDEST[1]}"
-    try:
-        _kernels()
-    except ImportError as error:
-        return f"Triton, which comes with PyTorch for CUDA on Linux, cannot be imported ({error})"
-    logger.info("paramwatch: compiling the measuring kernels for %s, where that was not done before", torch.cuda.get_device_name(device))
-    try:
-        measure([torch.zeros(1, device=device)])
-    except _kernels().failures as error:
-        return f"the kernels could not be compiled: {str(error).strip()[:500]}"
-    return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import repeat
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from paramwatch.bins import BINS, ZERO
 from paramwatch.columns import Array
-from paramwatch.measure import native
+from paramwatch.measure import gpu, native, trusted
 from paramwatch.measure.compiler import library
 from paramwatch.measure.naive import as_reals, histogram, is_supported
 from paramwatch.measure.reading import Numbers, Reading, stacked
@@ -48,8 +48,19 @@ def update_histograms(after: Sequence[Tensor], before: Sequence[Tensor]) -> Read
 def _reading(n: int, there: Sequence[int], after: Sequence[Tensor], before: Sequence[Tensor] | None, scale: Tensor | None) -> Reading:
     olds: Sequence[Tensor | None] = [None] * len(after) if before is None else before
     quick = [i for i, (x, old) in enumerate(zip(after, olds, strict=True)) if _is_quick(x, old)]
-    others = sorted(set(range(len(after))).difference(quick))
-    found: list[Numbers] = stacked([(there[i], _plain(after[i], olds[i], scale)) for i in others])
+    devices: dict[torch.device, list[int]] = {}
+    for i, (x, old) in enumerate(zip(after, olds, strict=True)):
+        if trusted.takes(x, histograms=True) and (old is None or gpu.are_alike(x, old, None)):
+            devices.setdefault(x.device, []).append(i)
+    found: list[Numbers] = []
+    done = set(quick)
+    for device, which in devices.items():
+        pasts = [old for i in which if (old := olds[i]) is not None]
+        counts = trusted.attempt(device, partial(gpu.histograms, [after[i] for i in which], pasts or None, scale))
+        if counts is not None:
+            found.append(([there[i] for i in which], counts))
+            done.update(which)
+    found += stacked([(there[i], _plain(after[i], olds[i], scale)) for i in range(len(after)) if i not in done])
     if quick:
         found.append(([there[i] for i in quick], _compiled([after[i] for i in quick], [olds[i] for i in quick], scale)))
     return Reading(found, (n, BINS))

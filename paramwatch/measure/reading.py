@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from paramwatch.columns import Array
+from paramwatch.measure.ring import Ring, Slot
 
 Numbers: TypeAlias = tuple[Sequence[int], Array | Tensor]
 """Positions along the first axis, and what belongs there."""
@@ -23,39 +25,47 @@ class Reading:
         shape: Shape of the whole.
     """
 
-    __slots__ = ("_events", "_hosts", "_shape")
+    __slots__ = ("_hosts", "_shape", "_under_way")
 
     def __init__(self, numbers: Sequence[Numbers], shape: tuple[int, ...]) -> None:
         self._shape = shape
-        self._events: list[torch.cuda.Event] = []
-        self._hosts: list[Numbers] = []
+        self._hosts: list[tuple[Sequence[int], Array]] = []
+        self._under_way: list[tuple[Sequence[int], Slot]] = []
         for positions, found in numbers:
-            if isinstance(found, Tensor) and found.is_cuda:
-                # a non-blocking copy to the host lands in pinned memory; the event says when it is there
-                self._hosts.append((positions, found.to("cpu", non_blocking=True)))
-                event = torch.cuda.Event()
-                event.record(torch.cuda.current_stream(found.device))
-                self._events.append(event)
-            else:
-                self._hosts.append((positions, found.cpu() if isinstance(found, Tensor) else found))
+            if not isinstance(found, Tensor):
+                self._hosts.append((positions, found))
+            elif found.device.type != "cuda":
+                self._hosts.append((positions, found.cpu().numpy()))
+            elif (slot := ring_of(found.device).send(found.contiguous())) is not None:
+                self._under_way.append((positions, slot))
 
     @property
     def ready(self) -> bool:
-        """Whether `numpy` may be called."""
-        return all(event.query() for event in self._events)
+        """Whether `numpy` may be called: by any thread, while only the training thread may ask for this."""
+        while self._under_way:
+            positions, slot = self._under_way[-1]
+            if not slot.ready:
+                return False
+            # into memory of its own: the background thread may come to it late, and slots are few
+            self._hosts.append((positions, slot.numpy().copy()))
+            self._under_way.pop()
+            slot.release()
+        return True
 
     def wait(self) -> None:
         """Block until `ready`: for flush and close only."""
-        for event in self._events:
-            event.synchronize()
+        for _, slot in self._under_way:
+            slot.wait()
+        if not self.ready:
+            raise RuntimeError("a copy was waited for and has not arrived")
 
     def numpy(self) -> Array:
-        """float64, NaN where no tensor was given. Not to be written to."""
+        """float64, or int64 for counts; NaN where no tensor was given, or what was measured was dropped. Not to be written to."""
         if len(self._hosts) == 1 and len(self._hosts[0][0]) == self._shape[0]:
-            return np.asarray(self._hosts[0][1])
+            return self._hosts[0][1]
         out = np.full(self._shape, np.nan)
         for positions, found in self._hosts:
-            out[positions] = np.asarray(found)
+            out[positions] = found
         return out
 
 
@@ -74,3 +84,9 @@ def stacked(numbers: Sequence[tuple[int, Tensor]]) -> list[Numbers]:
         positions.append(i)
         tensors.append(tensor)
     return [(positions, torch.stack(tensors)) for positions, tensors in groups.values()]
+
+
+@cache
+def ring_of(device: torch.device) -> Ring:
+    """What numbers travel by from a device. All Watches share it: of few slots, most are free at any time."""
+    return Ring()

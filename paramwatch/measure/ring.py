@@ -8,6 +8,7 @@ while one is, no event may be asked.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from typing import Any, Protocol
 
@@ -15,6 +16,11 @@ import torch
 from torch import Tensor
 
 from paramwatch.columns import Array
+from paramwatch.guard import logger
+from paramwatch.measure.capture import capturing
+
+SLOTS, WAITING = 32, 96
+"""By default: a step sends about four, and a GPU may be some steps behind. Slots are made when they are needed."""
 
 
 class Mark(Protocol):
@@ -66,7 +72,10 @@ class _Room:
 
     @property
     def idle(self) -> bool:
-        return self.mark is None or self.mark.query()
+        # asked once only after it was so: who comes later need not be a thread that may ask
+        if self.mark is not None and not capturing() and self.mark.query():
+            self.mark = None
+        return self.mark is None
 
 
 class Slot:
@@ -108,6 +117,10 @@ class Slot:
         if room is not None:
             self._ring.give_back(room)
 
+    def __del__(self) -> None:
+        # a step that was left by an exception: nobody will come for its numbers, and slots are few
+        self.release()
+
     def _fill(self, room: _Room, transport: Transport) -> None:
         tensor = self._tensor
         assert tensor is not None
@@ -126,13 +139,15 @@ class Ring:
         transport: How they travel.
     """
 
-    def __init__(self, slots: int = 8, waiting: int = 32, transport: Transport | None = None) -> None:
+    def __init__(self, slots: int = SLOTS, waiting: int = WAITING, transport: Transport | None = None) -> None:
         self.dropped = 0
         self._transport = Cuda() if transport is None else transport
         self._unmade = slots
         self._free: deque[_Room] = deque()
         self._waiting: deque[Slot] = deque()
         self._most = waiting
+        # several Watches share a ring, and each has its own threads and lock
+        self._lock = threading.RLock()
 
     def send(self, tensor: Tensor) -> Slot | None:
         """Start a tensor on its way. None if it was dropped: too many are waiting already.
@@ -140,30 +155,40 @@ class Ring:
         Args:
             tensor: Contiguous, and not written to again: it may be copied only later.
         """
+        with self._lock:
+            return self._send(tensor)
+
+    def _send(self, tensor: Tensor) -> Slot | None:
         slot = Slot(self, tensor, self._transport.queue(tensor))
         self._waiting.append(slot)
         self.advance()
         if len(self._waiting) > self._most:
             self._waiting.pop()
             self.dropped += 1
+            if self.dropped == 1:
+                said = "paramwatch: %s is so far behind that measurements there are dropped, and null in the records (%d copies wait)"
+                logger.warning(said, tensor.device, len(self._waiting))
             return None
         return slot
 
     def advance(self) -> None:
         """Queue the copies of those that wait, in their order, as far as slots are free."""
-        while self._waiting:
-            tensor = self._waiting[0]._tensor
-            if tensor is not None:
-                room = self._take(tensor.nbytes)
-                if room is None:
-                    return
-                self._waiting[0]._fill(room, self._transport)
-            self._waiting.popleft()
+        with self._lock:
+            while self._waiting:
+                tensor = self._waiting[0]._tensor
+                if tensor is not None:
+                    room = self._take(tensor.nbytes)
+                    if room is None:
+                        return
+                    self._waiting[0]._fill(room, self._transport)
+                self._waiting.popleft()
 
     def hurry(self, slot: Slot) -> None:
         """Queue the copy of a slot that waits, in memory of its own if need be."""
-        self.advance()
-        if slot._tensor is not None:
+        with self._lock:
+            self.advance()
+            if slot._tensor is None:
+                return
             self._waiting.remove(slot)
             slot._fill(_Room(self._transport.room(slot._tensor.nbytes), of_ring=False), self._transport)
 

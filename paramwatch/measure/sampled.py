@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paramwatch.columns import Array
 from paramwatch.measure.naive import ORDER, as_reals, is_supported, parts
 from paramwatch.measure.reading import Reading, stacked
+from paramwatch.measure.scaled import sent, stream_of
 
 SAMPLE = 4096
 """Elements of a row that the sampled update looks at, at most."""
@@ -29,21 +29,25 @@ def sample(tensor: Tensor, most: int = SAMPLE) -> Tensor:
     flat = tensor.detach().reshape(-1) if ordinary else as_reals(tensor)
     if flat.numel() <= most:
         return as_reals(flat).clone()
-    chosen = torch.from_numpy(_positions(flat.numel(), most)).to(flat.device, non_blocking=True)
-    return as_reals(flat[chosen])
+    return as_reals(flat[_positions(flat.numel(), most, flat.device, stream_of(flat.device))])
 
 
 @lru_cache(maxsize=32)
-def _positions(numel: int, most: int) -> Array:
+def _positions(numel: int, most: int, device: torch.device, stream: int) -> Tensor:
     """Strata of equal size, one element each, at a place that walks by the golden ratio: no regular stride falls into step with it."""
     strata = np.arange(most + 1, dtype=np.int64)
     starts = strata * numel // most
-    return starts[:-1] + (strata[:-1] * 0.6180339887498949 % 1.0 * np.diff(starts)).astype(np.int64)
+    places = starts[:-1] + (strata[:-1] * 0.6180339887498949 % 1.0 * np.diff(starts)).astype(np.int64)
+    return sent(torch.from_numpy(places), device)
+
+
+@lru_cache(maxsize=8)
+def _unknown(device: torch.device, stream: int) -> Tensor:
+    return sent(torch.tensor([part not in ("count", "rms") for part in ORDER], device="cpu"), device)
 
 
 def measure_sampled_update(after: Sequence[Tensor], before: Sequence[Tensor | None]) -> Reading:
     """An estimate of the parts of `after - before` from samples of both: counts are the row's, extremes are not known (NaN)."""
-    unknown = torch.tensor([part not in ("count", "rms") for part in ORDER], device="cpu")
     found: list[tuple[int, Tensor]] = []
     for i, (new, old) in enumerate(zip(after, before, strict=True)):
         now = sample(new)
@@ -51,7 +55,7 @@ def measure_sampled_update(after: Sequence[Tensor], before: Sequence[Tensor | No
             continue
         seen = parts(now - old)
         share = (new.numel() * (2 if new.is_complex() else 1)) / max(old.numel(), 1)
-        counted = torch.where(unknown.to(seen.device), float("nan"), seen)
+        counted = torch.where(_unknown(seen.device, stream_of(seen.device)), float("nan"), seen)
         counted[ORDER.index("count")] *= share
         for part in ("nan", "posinf", "neginf"):
             counted[ORDER.index(part)] = torch.round(seen[ORDER.index(part)] * share)

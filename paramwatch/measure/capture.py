@@ -1,0 +1,27 @@
+"""Whether a CUDA graph is being captured. What is queued then would be done at each replay, and no event may be asked."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from paramwatch.guard import logger
+
+
+def capturing() -> bool:
+    """Whether it is, on the stream on which this thread works now."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def captured() -> bool:
+    """The same of a step that would be measured, with a word about it, once."""
+    found = capturing()
+    if found:
+        _say()
+    return found
+
+
+@cache
+def _say() -> None:
+    logger.warning("paramwatch: an optimizer step is captured in a CUDA graph; neither it nor what its replays do is recorded")
