@@ -3,16 +3,15 @@
 That a parameter is frozen or freed is no such change: some loops do it at every step (one network of two trains at a time), and each
 inventory is files of its own.
 
-Between steps nothing here holds a parameter or refers to one weakly (a weak reference would break torch's swapping conversions); the
-modules that hold them are referred to weakly, and a tensor is known by where it is held and by its identity.
+Whether it has changed is asked of a `Sight`. Between steps nothing here holds a parameter or refers to one weakly.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TypeAlias
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import is_not
 
 import torch
 from torch import nn
@@ -22,11 +21,9 @@ from paramwatch.columns import Pair
 from paramwatch.guard import ParamWatchError
 from paramwatch.measure import is_supported
 from paramwatch.record import Inventory, Row
-from paramwatch.rows import Place, chosen, held_under, is_lazy, places
+from paramwatch.rows import Place, chosen, is_lazy, places, shape_of
+from paramwatch.sight import Sight, above
 from paramwatch.ties import find_ties
-
-_Form: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
-"""What may change of a tensor that stays the same object."""
 
 
 class LiveInventory:
@@ -53,23 +50,18 @@ class LiveInventory:
         self._layout = tuple(layout)
         self.changed = Changed()
         self._owned: set[str] = set()
-        self._seen: list[tuple[weakref.ref[nn.Module], str, int, _Form | None]] = []
-        self._tree: list[tuple[weakref.ref[nn.Module], tuple[int, ...]]] = []
-        self._lazy: list[tuple[weakref.ref[nn.Module], str]] = []
         self._position: dict[int, int] = {}
         self._named: dict[int, str] = {}
         self._foreign: set[int] = set()
+        self._holdings: dict[tuple[int, ...], _Holding] = {}
+        self._seen_at: int | None = None
         self._read(0)
-        if not self.current.rows and not self._lazy:
+        if not self.current.rows and not self._waits:
             raise ParamWatchError(self._nothing_chosen(module))
 
     def now(self) -> Inventory:
         """The inventory with `trainable` as it is right now; in `current` it is as when the model was last read, or the row owned."""
-        tensors = self._look()
-        if not tensors:
-            return self.current
-        rows = zip(self.current.rows, tensors, strict=True)
-        return replace(self.current, rows=tuple(replace(row, trainable=tensor.requires_grad) for row, tensor in rows))
+        return self._as_they_are(self._look() or (), lambda row: True)
 
     def tensors(self, step: int) -> list[nn.Parameter]:
         """The parameter tensor of each row, after reading the model again if it has changed; empty once the module is gone."""
@@ -79,25 +71,38 @@ class LiveInventory:
             self._foreign = set()
             self._read(step)
             held = self._look()
+        self._seen_at = step
         return held or []
 
     def held_by(self, params: Sequence[torch.Tensor], step: int) -> dict[str, nn.Parameter]:
         """The rows that an optimizer of these tensors steps, by name, in the order of the model; they are owned from now on.
 
-        The model is read again if it has changed, and if one of the tensors was never seen before.
+        The model is read again if it has changed, and if one of the tensors was never seen before. The whole of it is looked at once in
+        a step: where each layer has an optimizer of its own, each looks at what it holds.
         """
+        identities = tuple(map(id, params))
+        known = self._holdings.get(identities)
+        if known is not None and step == self._seen_at:
+            mine = known.look()
+            if mine is not None:
+                return dict(zip(known.names, mine, strict=True))
         tensors = self.tensors(step)
-        if any(id(param) not in self._position and id(param) not in self._foreign for param in params):
-            self._read(step)
-            self._foreign.update(id(param) for param in params if id(param) not in self._position)
-            tensors = self._look() or []
-        if not tensors:
-            return {}
-        found = sorted({row for param in params if (row := self._position.get(id(param), -1)) >= 0})
-        rows = self.current.rows
-        if any(not rows[row].owned for row in found):
-            self._own(found, tensors)
-        return {rows[row].name: tensors[row] for row in found}
+        known = self._holdings.get(identities)
+        if known is None:
+            if any(key not in self._position and key not in self._foreign for key in identities):
+                self._read(step)
+                self._foreign.update(key for key in identities if key not in self._position)
+                tensors = self._look() or []
+            if not tensors:
+                return {}
+            found = sorted({row for key in identities if (row := self._position.get(key, -1)) >= 0})
+            if any(not self.current.rows[row].owned for row in found):
+                self._own(found, tensors)
+            if len(self._holdings) > len(tensors):  # of optimizers that were made anew again and again
+                self._holdings = {}
+            known = self._holdings[identities] = _Holding(found, [self.current.rows[row].name for row in found], self._partial)
+        mine = tensors if len(known.rows) == len(tensors) else [tensors[row] for row in known.rows]
+        return dict(zip(known.names, mine, strict=True))
 
     def refresh(self, step: int) -> None:
         """Read the model again, for what no cheap check can see (a frozen parameter added to a layer, memory that came to be shared)."""
@@ -124,93 +129,101 @@ class LiveInventory:
 
     def _look(self) -> list[nn.Parameter] | None:
         """The tensor of each row; None if the model is no longer as it was read."""
-        for parent_ref, children in self._tree:
-            parent = parent_ref()
-            if parent is None or _children(parent) != children:
-                return None
-        held = []
-        for ref, key, identity, form in self._seen:
-            holder = ref()
-            tensor = None if holder is None else held_under(holder, key)
-            if tensor is None or id(tensor) != identity:
-                return None
-            if form is not None:
-                if _form(tensor) != form:
-                    return None
-                held.append(tensor)
-        for ref, key in self._lazy:
-            holder = ref()
-            tensor = None if holder is None else held_under(holder, key)
-            if tensor is None or not is_lazy(tensor):
-                return None
-        return held
+        return self._sight.look()
+
+    def _partial(self, rows: Sequence[int]) -> Sight | None:
+        """Of the tensors of these rows, and of what leads to them."""
+        tensors = self._look()
+        holders = [module for row in rows for ref in self._holders[row] if (module := ref()) is not None]
+        modules = None if tensors is None else above(holders, self._parents)
+        return None if tensors is None or modules is None else Sight(modules, [tensors[row] for row in rows])
 
     def _own(self, found: Sequence[int], tensors: Sequence[nn.Parameter]) -> None:
         """These rows are owned; the others that are not may have been frozen since the model was read."""
-        rows = self.current.rows
+        current = self._as_they_are(tensors, lambda row: not row.owned)
+        rows = list(current.rows)
         self._owned |= {rows[row].name for row in found}
-        known = ((row, row.trainable if row.owned else tensor.requires_grad) for row, tensor in zip(rows, tensors, strict=True))
-        made = tuple(replace(row, owned=row.name in self._owned, trainable=trainable) for row, trainable in known)
-        self.current = replace(self.current, rows=made)
+        for row in found:
+            rows[row] = replace(rows[row], owned=True)
+        self.current = replace(current, rows=tuple(rows))
+
+    def _as_they_are(self, tensors: Sequence[nn.Parameter], asked: Callable[[Row], bool]) -> Inventory:
+        """The inventory with `trainable` as it is now, of the rows that are asked."""
+        rows = self.current.rows
+        now = [tensor.requires_grad for tensor in tensors]
+        made = [replace(row, trainable=new) if row.trainable != new and asked(row) else row for row, new in zip(rows, now, strict=False)]
+        return replace(self.current, rows=tuple(made)) if len(made) == len(rows) and any(map(is_not, made, rows)) else self.current
 
     def _read(self, step: int) -> None:
         module = self._module()
         if module is None:
             return
-        grouped: dict[int, list[Place]] = {}
         found = places(module)
-        for place in found:
-            grouped.setdefault(id(place.tensor), []).append(place)
-        watched = {key for key, group in grouped.items() if chosen((p.name for p in group), self._include, self._exclude)}
-        lazy = {key for key in watched if is_lazy(grouped[key][0].tensor)}  # type: ignore[arg-type]
-        shown = [place for place in found if id(place.tensor) in watched - lazy]
+        held = [place.tensor for place in found]
+        grouped: dict[int, list[Place]] = {}
+        for place, tensor in zip(found, held, strict=True):
+            grouped.setdefault(id(tensor), []).append(place)
+        tensors: dict[int, nn.Parameter] = {id(tensor): tensor for tensor in held if tensor is not None}
+        watched = {key for key, group in grouped.items() if chosen([place.name for place in group], self._include, self._exclude)}
+        lazy = {key for key in watched if is_lazy(tensors[key])}
+        shown = [(place, id(tensor)) for place, tensor in zip(found, held, strict=True) if id(tensor) in watched and id(tensor) not in lazy]
         before = {row.name: row for row in self.current.rows} if hasattr(self, "current") else {}
-        self.changed.apart += came_apart(before.values(), {place.name: id(place.tensor) for place in found}, step)
+        self.changed.apart += came_apart(before.values(), {place.name: id(tensor) for place, tensor in zip(found, held, strict=True)}, step)
         known = {name: key for key, name in self._named.items()}
         # whoever holds what had a name need not hold what has it now
         self._owned -= {group[0].name for key, group in grouped.items() if known.get(group[0].name, key) != key}
-        ties = find_ties(shown)
+        ties = find_ties([place for place, _ in shown])
         group_of = {name: i for i, tie in reversed(list(enumerate(ties))) for name in tie.names}
-        self._position = dict.fromkeys(grouped.keys() - watched, -1)
-        self._seen = []
-        rows: list[Row] = []
-        for place in shown:
-            key, first = id(place.tensor), id(place.tensor) not in self._position
-            if first:
-                self._position[key] = len(rows)
-                rows.append(self._row(grouped[key], group_of.get(place.name), before, step))
-            self._seen.append((weakref.ref(place.holder), place.key, key, _form(place.tensor) if first else None))  # type: ignore[arg-type]
-        self._lazy = [(weakref.ref(p.holder), p.key) for p in found if id(p.tensor) in lazy]
-        # without this a layer that was replaced, and lives on elsewhere (at the other place of a tie), would not be missed
-        self._tree = [(weakref.ref(parent), _children(parent)) for parent in module.modules() if parent._modules]
+        keys = list(dict.fromkeys(key for _, key in shown))
+        rows = tuple(self._row(grouped[key], tensors[key], group_of.get(grouped[key][0].name), before, step) for key in keys)
+        self._position = dict.fromkeys(grouped.keys() - watched, -1) | {key: i for i, key in enumerate(keys)}
         self._foreign -= self._position.keys()
         self._named = {key: group[0].name for key, group in grouped.items()}
-        here = [(rows[at], grouped[key][0].tensor) for key, at in self._position.items() if at >= 0]
-        self.changed.read(here, grouped.keys())  # type: ignore[arg-type]
-        names = tuple((place.name, self._position[id(place.tensor)]) for place in shown)
-        read = Inventory(tuple(rows), names, ties, self._layout, self._model)
-        if not before or not _alike(read, self.current):
+        self._waits = bool(lazy)
+        chosen_ones = [tensors[key] for key in keys]
+        self.changed.read(zip(rows, chosen_ones, strict=True), grouped.keys())
+        self._see(module, chosen_ones, [grouped[key] for key in keys], lazy)
+        names = tuple((place.name, self._position[key]) for place, key in shown)
+        read = Inventory(rows, names, ties, self._layout, self._model)
+        if not before or read != self.current:
             self.current = read
+            self.current = self._as_they_are(chosen_ones, lambda row: True)
 
-    def _row(self, group: Sequence[Place], tie_group: int | None, before: dict[str, Row], step: int) -> Row:
-        first, tensor = group[0], group[0].tensor
-        assert tensor is not None
-        old = before.get(first.name)
-        shape, dtype = tuple(tensor.shape), _dtype(tensor)
+    def _see(self, module: nn.Module, tensors: Sequence[nn.Parameter], groups: Sequence[Sequence[Place]], lazy: Collection[int]) -> None:
+        """From now on the model is compared with what it is now."""
+        modules = list(module.modules())
+        refs = {id(each): weakref.ref(each) for each in modules}
+        self._parents: dict[int, list[weakref.ref[nn.Module]]] = {}
+        for each in modules:
+            for child in each._modules.values():
+                self._parents.setdefault(id(child), []).append(refs[id(each)])
+        self._holders = [[refs[id(place.holder)] for place in group] for group in groups]
+        self._sight, self._holdings = Sight(modules, tensors, lazy), {}
+
+    def _row(self, group: Sequence[Place], tensor: nn.Parameter, tie_group: int | None, before: Mapping[str, Row], step: int) -> Row:
+        """The row of a tensor; the one that there was, if nothing but whether it is trainable is another."""
+        first, *others = group
+        name, shape, dtype, device = first.name, shape_of(tensor), _dtype(tensor), str(tensor.device)
+        aliases, module_type = tuple(place.name for place in others), type(first.holder).__name__
+        owned, numel = name in self._owned, tensor.numel()
+        described = (aliases, first.real_name, module_type, shape, dtype, device, owned, tie_group)
+        old = before.get(name)
+        if old is not None and described == _described(old):
+            return old
         same = old is not None and old.shape == shape and old.dtype == dtype
         return Row(
-            name=first.name,
-            aliases=tuple(place.name for place in group[1:]),
+            name=name,
+            aliases=aliases,
             real_name=first.real_name,
-            module=first.name.rpartition(".")[0],
-            module_type=type(first.holder).__name__,
+            module=name.rpartition(".")[0],
+            module_type=module_type,
             shape=shape,
             dtype=dtype,
-            device=str(tensor.device),
-            numel=tensor.numel(),
-            bytes=tensor.numel() * tensor.element_size(),
+            device=device,
+            numel=numel,
+            bytes=numel * tensor.element_size(),
             trainable=tensor.requires_grad,
-            owned=first.name in self._owned,
+            owned=owned,
             tie_group=tie_group,
             from_step=old.from_step if same and old is not None else step,
         )
@@ -223,20 +236,23 @@ class LiveInventory:
         return f"no row matches include={list(self._include)!r} with exclude={list(self._exclude)!r}; the names are {some}"
 
 
-def _alike(read: Inventory, known: Inventory) -> bool:
-    """Whether two inventories differ in nothing but which rows are trainable."""
-    if len(read.rows) != len(known.rows):
-        return False
-    rows = tuple(replace(row, trainable=old.trainable) for row, old in zip(read.rows, known.rows, strict=True))
-    return replace(read, rows=rows) == known
+@dataclass
+class _Holding:
+    """What an optimizer of some tensors holds."""
+
+    rows: Sequence[int]
+    names: Sequence[str]
+    see: Callable[[Sequence[int]], Sight | None]
+    sight: Sight | None = None
+
+    def look(self) -> list[nn.Parameter] | None:
+        """Its tensors; None if they, or what leads to them, are no longer as they were read."""
+        self.sight = self.sight or self.see(self.rows)
+        return None if self.sight is None else self.sight.look()
 
 
-def _children(parent: nn.Module) -> tuple[int, ...]:
-    return tuple(map(id, parent._modules.values()))
-
-
-def _form(tensor: torch.Tensor) -> _Form:
-    return tensor.shape, tensor.dtype, tensor.device
+def _described(row: Row) -> tuple[object, ...]:
+    return row.aliases, row.real_name, row.module_type, row.shape, row.dtype, row.device, row.owned, row.tie_group
 
 
 def _dtype(tensor: torch.Tensor) -> str:

@@ -24,7 +24,7 @@ from paramwatch.laws import Law, Numbers
 from paramwatch.measure import is_supported, measure
 from paramwatch.measure.naive import ORDER
 from paramwatch.record import TieGroup
-from paramwatch.rows import Place, is_lazy, places
+from paramwatch.rows import Place, is_lazy, places, shape_of
 from paramwatch.sampling import Limits, column_zeros, completed, elements, has_values, held, lines, looked, stored
 from paramwatch.sheet import Line, Summary, Totals
 from paramwatch.standards import default_of, type_name
@@ -77,7 +77,7 @@ def _row(found: Sequence[Place], tensor: nn.Parameter) -> _Row:
         why = "empty"
     elif not (here := held(tensor)).numel():
         why, here = "sharded: no values in this process", None
-    return _Row(found, tensor, tuple(tensor.shape), tensor.numel(), why, here)
+    return _Row(found, tensor, shape_of(tensor), tensor.numel(), why, here)
 
 
 def _frame(rows: Sequence[_Row], ties: Sequence[TieGroup]) -> pd.DataFrame:

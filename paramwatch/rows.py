@@ -73,6 +73,14 @@ def is_lazy(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, UninitializedParameter)
 
 
+def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The shape; of a tensor of tensors -1 stands for what differs among them."""
+    if not tensor.is_nested:
+        return tuple(tensor.shape)
+    each = [part.shape for part in tensor.unbind()]
+    return len(each), *(sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*each, strict=True))
+
+
 def chosen(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> bool:
     """Whether a row of these names is watched: one of them is included and none excluded."""
     names = list(names)

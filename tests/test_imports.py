@@ -24,7 +24,7 @@ LAYERS = (
     "notebook frames table initial wording laws standards hazards sheet",
     "store contents streams histograms format absence block batch cost folder schedule totals rules ties testing formulas "
     "lettering png heatmap",
-    "rows",
+    "rows sight",
     "record merging bins",
     "columns guard",
 )

@@ -256,7 +256,7 @@ def test_a_frozen_layer_that_was_added_is_measured_at_the_next_power_of_two() ->
     assert watch.frame("param_norm")["first.weight"].dropna().index.tolist() == [8, 9]
 
 
-def test_a_frozen_parameter_that_was_added_is_seen_at_the_next_power_of_two() -> None:
+def test_a_frozen_parameter_that_was_added_is_seen_at_once_and_measured_at_the_next_power_of_two() -> None:
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with paramwatch.attach(model) as watch:
@@ -265,7 +265,8 @@ def test_a_frozen_parameter_that_was_added_is_seen_at_the_next_power_of_two() ->
                 model.register_parameter("scale", nn.Parameter(torch.ones(4), requires_grad=False))
             step(model, optimizer)
 
-    assert watch.parameters.loc["scale", "from_step"] == 8
+    assert watch.parameters.loc["scale", "from_step"] == 5
+    assert watch.frame("param_norm")["scale"].dropna().index.tolist() == [8, 9]
 
 
 def test_a_layer_that_was_added_with_its_optimizer_group_is_recorded_from_that_step() -> None:
@@ -365,6 +366,51 @@ def test_memory_that_came_to_be_shared_is_seen_when_the_model_is_read_again() ->
     inventory.refresh(1)
 
     assert [tie.kind for tie in inventory.current.ties] == ["storage"]
+
+
+def test_a_child_or_a_parameter_under_another_name_is_seen_at_once() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(2, 2, bias=False), "b": nn.Linear(2, 2)})
+    inventory = live(model)
+    model["c"] = model.pop("a")
+    model["b"]._parameters["beta"] = model["b"]._parameters.pop("bias")
+
+    inventory.tensors(1)
+    assert list(columns(inventory, "name")) == ["b.weight", "b.beta", "c.weight"]
+
+
+def test_one_optimizer_a_layer_looks_at_the_whole_model_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(6)))
+    inventory, looked = live(model), 0
+    whole = inventory._sight.look
+
+    def look() -> list[nn.Parameter] | None:
+        nonlocal looked
+        looked += 1
+        return whole()
+
+    layers = [list(layer.parameters()) for layer in model]
+    for number in range(2):
+        for i, layer in [*enumerate(layers)] * 2:
+            assert list(inventory.held_by(layer, number)) == [f"{i}.weight", f"{i}.bias"]
+    monkeypatch.setattr(inventory._sight, "look", look)
+    for layer in layers * 2:
+        inventory.held_by(layer, 2)
+
+    assert looked == 1
+
+
+@pytest.mark.parametrize("change", [lambda layer: layer.double(), lambda layer: setattr(layer, "weight", nn.Parameter(torch.zeros(5, 5)))])
+def test_what_an_optimizer_holds_is_looked_at_again_in_the_same_step(change: Callable[[nn.Module], object]) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2))
+    inventory, layers = live(model), [list(model[1].parameters()), list(model[0].parameters())]
+    for number in (0, 1, 2, 2):
+        for layer in layers:
+            inventory.held_by(layer, number)
+    change(model[0][0])
+
+    inventory.held_by(layers[1], 2)
+    assert inventory.current.rows[0].shape == tuple(model[0][0].weight.shape)
+    assert inventory.current.rows[0].dtype == str(model[0][0].weight.dtype).removeprefix("torch.")
 
 
 # ---- holding on to nothing ------------------------------------------------------------------

@@ -237,6 +237,16 @@ def test_what_cannot_be_read_is_named(make: Callable[[], Tensor], update: Any) -
     assert_nothing_known(net, update, "float32 (unsupported)")
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=["strided", "jagged"])
+def test_tensors_of_tensors_are_named_and_have_the_shape_that_they_share(layout: torch.layout, update: Any) -> None:
+    net = Odd(torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=layout))
+    assert_nothing_known(net, update, "float32 (unsupported)")
+    assert paramwatch.attach(net).parameters.loc["odd", "shape"] == (2, -1, 3)
+    assert paramwatch.summary(net).frame.loc["odd", "shape"] == (2, -1, 3)
+
+
 def test_quantised_subclasses_are_measured_by_the_numbers_they_stand_for() -> None:
     # torchao is no dependency
     quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed", exc_type=ImportError)

@@ -34,6 +34,7 @@ def takes(tensor: Tensor) -> bool:
         and tensor.dtype in _DTYPES
         and tensor.layout is torch.strided
         and tensor.is_contiguous()
+        and not tensor.is_nested
     )
 
 

@@ -42,6 +42,7 @@ def takes(tensor: Tensor) -> bool:
         and tensor.numel() < 1 << 40
         and (tensor.is_contiguous() or _is_dense(tensor))
         and not tensor.is_neg()
+        and not tensor.is_nested
         # who shards a model may have taken the memory away for now: what is left of the address then is the offset
         and (tensor.data_ptr() != tensor.storage_offset() * tensor.element_size() or not tensor.numel())
     )

@@ -31,7 +31,7 @@ _supported: dict[tuple[type, torch.dtype, torch.layout, bool], bool] = {}
 
 def is_supported(tensor: Tensor) -> bool:
     """Whether the elements of a tensor of this kind can be read at all."""
-    if tensor.is_meta or (tensor.layout is not torch.strided and tensor.numel() > LARGEST_DENSE):
+    if tensor.is_meta or tensor.is_nested or (tensor.layout is not torch.strided and tensor.numel() > LARGEST_DENSE):
         return False
     kind = (type(tensor), tensor.dtype, tensor.layout, tensor.is_quantized)
     if kind not in _supported:

@@ -48,6 +48,7 @@ def takes(tensor: Tensor) -> bool:
         and tensor.is_cpu
         and (tensor.is_contiguous() or _is_dense(tensor))
         and not tensor.is_neg()
+        and not tensor.is_nested
     )
 
 

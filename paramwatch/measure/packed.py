@@ -32,6 +32,7 @@ def fits(tensor: Tensor) -> bool:
         and tensor.dtype in _DTYPES
         and tensor.layout is torch.strided
         and 0 < tensor.numel() <= SMALL
+        and not tensor.is_nested
     )
 
 
