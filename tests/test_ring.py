@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from paramwatch.measure import reading
+from paramwatch.measure import ring as ring_module
 from paramwatch.measure.ring import Cuda, Ring, Slot
 
 
@@ -215,6 +217,72 @@ def test_while_it_waits_a_tensor_is_held_and_not_after() -> None:
     second.wait()
 
     assert second._tensor is None
+
+
+# ---- a reading, which travels by it -----------------------------------------------------------
+
+
+def reading_by(monkeypatch: pytest.MonkeyPatch, ring: Ring, *values: float) -> list[reading.Reading]:
+    monkeypatch.setattr(reading, "ring_of", lambda device: ring)
+    return [reading.Reading([([0, 2], numbers(value, 2))], (3, 2)) for value in values]
+
+
+def test_a_reading_frees_its_slot_when_it_is_there_and_never_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow()
+    first, second = reading_by(monkeypatch, Ring(slots=1, transport=slow), 1, 2)
+
+    assert not first.ready
+    slow.tick()
+    assert first.ready
+    assert not second.ready  # on its way now, in the memory of the first
+    slow.tick()
+    assert second.ready
+    monkeypatch.setattr(Landing, "query", None)
+    for found, value in ((first, 1), (second, 2)):
+        np.testing.assert_array_equal(found.numpy(), [[value] * 2, [np.nan] * 2, [value] * 2])
+
+
+def test_a_reading_can_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found in reading_by(monkeypatch, Ring(slots=1, transport=Slow()), 1, 2, 3):
+        found.wait()
+        assert found.ready
+
+
+def test_what_was_dropped_is_null_and_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    slow = Slow()
+    ring = Ring(slots=1, waiting=1, transport=slow)
+    *_, third, fourth = reading_by(monkeypatch, ring, 1, 2, 3, 4)
+
+    assert third.ready
+    assert fourth.ready
+    assert np.isnan(third.numpy()).all()
+    assert ring.dropped == 2
+    assert len(caplog.records) == 1
+    assert "so far behind that measurements there are dropped" in caplog.text
+
+
+def test_a_reading_that_nobody_comes_for_gives_its_slot_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow()
+    ring = Ring(slots=1, transport=slow)
+    reading_by(monkeypatch, ring, 1)
+    slow.tick()
+    (second,) = reading_by(monkeypatch, ring, 2)
+    slow.tick()
+
+    assert second.ready
+
+
+def test_while_a_graph_is_captured_no_event_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow()
+    (found,) = reading_by(monkeypatch, Ring(transport=slow), 1)
+    slow.tick()
+    monkeypatch.setattr(ring_module, "capturing", lambda: True)
+    assert not found.ready
+    monkeypatch.setattr(ring_module, "capturing", lambda: False)
+    assert found.ready
+
+
+# ---- on a device ------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -114,7 +114,7 @@ def histogram(x: Tensor) -> Tensor:
     signed = torch.where(x == 0, 0, torch.where(x < 0, -magnitude, magnitude))
     position = torch.where(torch.isfinite(x), ZERO + signed, BINS)
     counts = torch.zeros(BINS + 1, dtype=torch.int64, device=x.device)
-    return counts.scatter_add_(0, position, torch.ones_like(position))[:BINS]
+    return counts.scatter_add_(0, position, torch.ones_like(position)).narrow(0, 0, BINS)
 
 
 def _with_zeros(found: Tensor, more: int) -> Tensor:
@@ -144,7 +144,7 @@ def _sum(x: Tensor) -> Tensor:
     if x.numel() <= _BLOCK:
         return x.sum()
     whole = x.numel() // _BLOCK * _BLOCK
-    return _sum(x[:whole].view(-1, _BLOCK).sum(1)) + x[whole:].sum()
+    return _sum(x.narrow(0, 0, whole).view(-1, _BLOCK).sum(1)) + x.narrow(0, whole, x.numel() - whole).sum()
 
 
 def _wraps_quantized(tensor: Tensor) -> bool:

@@ -34,9 +34,9 @@ class Reading:
         for positions, found in numbers:
             if not isinstance(found, Tensor):
                 self._hosts.append((positions, found))
-            elif found.device.type != "cuda":
+            elif (ring := ring_of(found.device)) is None:
                 self._hosts.append((positions, found.cpu().numpy()))
-            elif (slot := ring_of(found.device).send(found.contiguous())) is not None:
+            elif (slot := ring.send(found.contiguous())) is not None:
                 self._under_way.append((positions, slot))
 
     @property
@@ -87,6 +87,6 @@ def stacked(numbers: Sequence[tuple[int, Tensor]]) -> list[Numbers]:
 
 
 @cache
-def ring_of(device: torch.device) -> Ring:
-    """What numbers travel by from a device. All Watches share it: of few slots, most are free at any time."""
-    return Ring()
+def ring_of(device: torch.device) -> Ring | None:
+    """What numbers travel by from a device, None where they are at hand. All Watches share it: most of its slots are free at any time."""
+    return Ring() if device.type == "cuda" else None

@@ -13,6 +13,8 @@ from paramwatch.measure.naive import ORDER, as_reals, is_supported, parts
 from paramwatch.measure.reading import Reading, stacked
 from paramwatch.measure.scaled import sent, stream_of
 
+_COUNTS = ("count", "nan", "posinf", "neginf")
+
 SAMPLE = 4096
 """Elements of a row that the sampled update looks at, at most."""
 
@@ -29,7 +31,7 @@ def sample(tensor: Tensor, most: int = SAMPLE) -> Tensor:
     flat = tensor.detach().reshape(-1) if ordinary else as_reals(tensor)
     if flat.numel() <= most:
         return as_reals(flat).clone()
-    return as_reals(flat[_positions(flat.numel(), most, flat.device, stream_of(flat.device))])
+    return as_reals(flat.index_select(0, _positions(flat.numel(), most, flat.device, stream_of(flat.device))))
 
 
 @lru_cache(maxsize=32)
@@ -42,8 +44,10 @@ def _positions(numel: int, most: int, device: torch.device, stream: int) -> Tens
 
 
 @lru_cache(maxsize=8)
-def _unknown(device: torch.device, stream: int) -> Tensor:
-    return sent(torch.tensor([part not in ("count", "rms") for part in ORDER], device="cpu"), device)
+def _columns(device: torch.device, stream: int) -> tuple[Tensor, Tensor]:
+    """Which parts are counts that grow with the row, and which is as the sample has it; of the others an estimate would be a guess."""
+    counts, known = (torch.tensor([part in some for part in ORDER], device="cpu") for some in (_COUNTS, ("rms",)))
+    return sent(counts, device), sent(known, device)
 
 
 def measure_sampled_update(after: Sequence[Tensor], before: Sequence[Tensor | None]) -> Reading:
@@ -55,9 +59,6 @@ def measure_sampled_update(after: Sequence[Tensor], before: Sequence[Tensor | No
             continue
         seen = parts(now - old)
         share = (new.numel() * (2 if new.is_complex() else 1)) / max(old.numel(), 1)
-        counted = torch.where(_unknown(seen.device, stream_of(seen.device)), float("nan"), seen)
-        counted[ORDER.index("count")] *= share
-        for part in ("nan", "posinf", "neginf"):
-            counted[ORDER.index(part)] = torch.round(seen[ORDER.index(part)] * share)
-        found.append((i, counted))
+        counts, known = _columns(seen.device, stream_of(seen.device))
+        found.append((i, torch.where(counts, torch.round(seen * share), torch.where(known, seen, float("nan")))))
     return Reading(stacked(found), (len(after), len(ORDER)))

@@ -1,0 +1,117 @@
+"""Nothing on the way from a tensor on a GPU to the ring makes anyone wait, in plain torch either: seen on tensors that only pretend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import paramwatch.measure as measuring
+from paramwatch.measure import histograms, reading, sampled, scaled
+
+WAITING = ("_local_scalar_dense", "item", "nonzero", "unique", "masked_select", "equal", "is_nonzero", "bincount", "histc")
+
+
+class Waits(TorchDispatchMode):
+    """Collects the operations that wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.seen = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        devices = {x.device.type for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim}
+        out = func(*args, **kwargs)
+        devices |= {x.device.type for x in tree_leaves(out) if isinstance(x, Tensor)}
+        name = func.overloadpacket.__name__
+        self.seen += 1
+        moves = name in ("_to_copy", "copy_") and len(devices) > 1 and not (kwargs.get("non_blocking") or True in args[2:])
+        by_mask = name in ("index", "index_put_") and any(x.dtype is torch.bool for x in tree_leaves(args[1]) if isinstance(x, Tensor))
+        if name in WAITING or moves or by_mask:
+            self.found.append(name)
+        return out
+
+
+class Sent:
+    """A ring that takes everything."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+
+    def send(self, tensor: Tensor) -> None:
+        self.tensors.append(tensor)
+
+
+@pytest.fixture
+def ring(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sent]:
+    """Pretended tensors on a GPU are taken as plain ones, and what is sent there in pinned memory is simply there."""
+    ring = Sent()
+    for module in (measuring, sampled, histograms):
+        monkeypatch.setattr(module, "is_supported", lambda tensor: True)
+    monkeypatch.setattr(reading, "ring_of", lambda device: ring)
+    for module in (scaled, sampled):
+        monkeypatch.setattr(module, "sent", lambda tensor, device: torch.empty_like(tensor, device=device))
+        monkeypatch.setattr(module, "stream_of", lambda device: 0)
+    for cache in (scaled._mask, sampled._positions, sampled._columns):
+        cache.cache_clear()
+    with FakeTensorMode():
+        yield ring
+    for cache in (scaled._mask, sampled._positions, sampled._columns):
+        cache.cache_clear()
+
+
+def on_gpu(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="cuda")
+
+
+def test_a_wait_would_be_seen(ring: Sent) -> None:
+    x = on_gpu(3)
+    with Waits() as waits:
+        x.cpu()
+        torch.empty(3).copy_(x)
+        x.to("cpu", torch.float64)
+        x.to("cpu", non_blocking=True)
+    assert waits.found == ["_to_copy", "copy_", "_to_copy"]
+
+
+@pytest.mark.parametrize("scale", [None, "cuda", "cpu"])
+def test_measuring_in_plain_torch_waits_for_nothing(ring: Sent, scale: str | None) -> None:
+    tensors = [on_gpu(3, 5), on_gpu(70_000), on_gpu(7, dtype=torch.bfloat16), on_gpu()]
+    factor = None if scale is None else torch.empty((), device=scale)
+    with Waits() as waits:
+        measuring.measure(tensors, factor)
+        measuring.measure_end(tensors, measuring.Kept(tensors), tensors, factor)
+        histograms.histograms(tensors, None if scale == "cpu" else factor)
+        histograms.update_histograms(tensors, tensors)
+
+    assert waits.seen > 100
+    assert waits.found == []
+    assert [x.device.type for x in ring.tensors] == ["cuda"] * 5
+
+
+def test_samples_wait_for_nothing(ring: Sent) -> None:
+    tensors = [on_gpu(9_000), on_gpu(3)]
+    with Waits() as waits:
+        before = [measuring.sample(tensor) for tensor in tensors]
+        measuring.measure_sampled_update(tensors, before)
+
+    assert waits.found == []
+    assert [x.shape for x in ring.tensors] == [(2, len(measuring.ORDER))]
+
+
+def test_numbers_of_the_host_meet_a_factor_on_a_gpu_without_waiting(ring: Sent) -> None:
+    with Waits() as waits:
+        found = scaled.unscaled([([0], torch.empty(1, len(measuring.ORDER), dtype=torch.float64))], torch.empty((), device="cuda"), [5])
+        reading.Reading(found, (1, len(measuring.ORDER)))
+        reading.read_scalars([0.1, torch.empty((), device="cuda"), None])
+
+    assert waits.found == []
+    assert len(ring.tensors) == 2
