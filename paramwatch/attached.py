@@ -89,7 +89,9 @@ def say_goodbye(recorder: Recorder, absence: Absence, share: float | None, path:
     elif gave_way:
         logger.info("paramwatch: the Watch of %s was closed before its first step, because its model was attached again", model)
     elif not failed:
-        logger.warning("paramwatch: 0 optimizer steps of %s seen. %s", model, _likely_reason(recorder.foreign_steps))
+        logger.warning(
+            "paramwatch: 0 optimizer steps of %s seen. %s", model, _likely_reason(recorder.steps_entered, recorder.foreign_steps)
+        )
 
 
 def _rows(absence: Absence) -> str:
@@ -113,7 +115,10 @@ def _percent(share: float) -> str:
     return f"{float(f'{100 * share:.2g}'):g} %"
 
 
-def _likely_reason(foreign_steps: int) -> str:
+def _likely_reason(entered: int, foreign_steps: int) -> str:
+    if entered:
+        none = "it did not come to its" if entered == 1 else "none came to its"
+        return f"{counted(entered, 'optimizer step')} began, and {none} end: an exception left it, in the step or in its closure."
     if foreign_steps:
         were = "was" if foreign_steps == 1 else "were"
         return (

@@ -21,7 +21,7 @@ from paramwatch.columns import Pair
 from paramwatch.guard import ParamWatchError
 from paramwatch.measure import is_supported
 from paramwatch.record import Inventory, Row
-from paramwatch.rows import Place, chosen, is_lazy, places, shape_of
+from paramwatch.rows import Place, chosen, is_lazy, model_name, places, shape_of
 from paramwatch.sight import Sight, above
 from paramwatch.ties import find_ties
 
@@ -45,7 +45,7 @@ class LiveInventory:
 
     def __init__(self, module: nn.Module, include: Sequence[str], exclude: Sequence[str], layout: Sequence[Pair]) -> None:
         self._module = weakref.ref(module)
-        self._model = type(module).__name__
+        self._model = model_name(module)
         self._include, self._exclude = include, exclude
         self._layout = tuple(layout)
         self.changed = Changed()

@@ -75,7 +75,7 @@ class Inventory:
     ties: tuple[TieGroup, ...]
     layout: tuple[Pair, ...]
     model: str
-    """Class name of the watched module."""
+    """Class name of the watched module, or of what it wraps."""
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:

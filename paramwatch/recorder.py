@@ -61,6 +61,7 @@ class Recorder:
         # an optimizer may step in another thread (inside backward, on a GPU's autograd thread)
         self.lock = threading.RLock()
         self.foreign_steps = 0
+        self.steps_entered = 0
         self.steps_seen = 0
         self.context: dict[str, Any] = {}
         self.backwards = 0
@@ -108,6 +109,7 @@ class Recorder:
                     self.close_round()
             elif step.wanted and step.number >= self._others_due:
                 self._measure_others(step.number, step.binned)
+            self.steps_entered += step is not None
             self._overhead_ns += time.perf_counter_ns() - started
             return step
 

@@ -24,6 +24,8 @@ _WRAPPERS = {
     ("torch.distributed.algorithms._checkpoint.checkpoint_wrapper", "ActivationWrapper"): {"_checkpoint_wrapped_module"},
     ("lightning.fabric.wrappers", "_FabricModule"): {"_forward_module", "_original_module"},
     ("lightning_fabric.wrappers", "_FabricModule"): {"_forward_module", "_original_module"},
+    ("peft.peft_model", "PeftModel"): {"base_model"},
+    ("peft.tuners.tuners_utils", "BaseTuner"): {"model"},
 }
 
 
@@ -59,6 +61,13 @@ def places(module: nn.Module) -> list[Place]:
             taken[name] = id(tensor)
             found.append(Place(name, real_name, holder, key))
     return found
+
+
+def model_name(module: nn.Module) -> str:
+    """The class of a model, without the wrappers around it."""
+    hidden = _hidden_keys(module)
+    inner = next((child for key, child in module._modules.items() if key in hidden and child is not None), None)
+    return type(module).__name__ if inner is None else model_name(inner)
 
 
 def held_under(holder: nn.Module, key: str) -> nn.Parameter | None:

@@ -12,6 +12,8 @@ from harness import LR, Lab, verify
 from loops import mlp, sgd
 from torch import nn
 
+import paramwatch
+
 with warnings.catch_warnings():
     # what these warn of at import is about their own dependencies
     warnings.simplefilter("ignore")
@@ -51,6 +53,15 @@ def test_adapters_that_are_added_and_merged_are_rows_while_they_are_there() -> N
     assert norms["0.lora_B.default.weight"].to_list() == [False, False, True, True, False, False]
     assert norms["0.weight"].to_list() == [True, True, False, False, True, True]
     assert not norms["0.base_layer.weight"].any()
+
+
+def test_what_peft_wraps_has_the_names_that_it_had() -> None:
+    wrapped = peft.get_peft_model(mlp(dtype=torch.float32), peft.LoraConfig(r=2, target_modules=["0"]))
+    with paramwatch.attach(wrapped) as watch:
+        wrapped.zero_grad()
+
+    assert {name: tuple(shape) for name, shape in watch.parameters["shape"].items()} == ADAPTED
+    assert repr(watch).startswith("<Watch in memory: Sequential")
 
 
 class Language(nn.Module):

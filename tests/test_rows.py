@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import paramwatch
 from paramwatch import ParamWatchError
-from paramwatch.rows import chosen, is_lazy, matches, places
+from paramwatch.rows import chosen, is_lazy, matches, model_name, places
 
 
 def names(module: nn.Module) -> list[str]:
@@ -90,6 +90,7 @@ def test_what_a_wrapper_puts_into_names_is_taken_out_and_the_real_name_is_kept(w
     assert names(wrapped) == names(shared_mlp())
     assert [getattr_path(wrapped, name) for name in real_names(wrapped)] == [place.tensor for place in places(wrapped)]
     assert all(real != name for real, name in zip(real_names(wrapped), names(wrapped), strict=True))
+    assert model_name(wrapped) == "Sequential"
 
 
 def getattr_path(module: nn.Module, path: str) -> object:

@@ -236,7 +236,10 @@ def test_the_graphs_are_the_same_watched_or_not(compiling: Compiling, make: Call
         assert other.traced[1] == 0
         assert of_others(other.breaks).keys() <= of_others(bare.breaks).keys()
     assert of_others(watched.breaks) <= of_others(bare.breaks)
+    # attached before the first pass, nothing is compiled or broken on top; later, the frame that has a hook to call is met once more
     assert watched.breaks.total() <= bare.breaks.total()
+    assert watched.traced[0] <= bare.traced[0]
+    assert watched_later.breaks.total() <= bare.breaks.total() + 1
     # torch's wrapper of `step`, which has a hook to call now, and a step that is given another closure are traced once more
     assert watched_later.traced[0] <= bare.traced[0] + 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import re
@@ -490,7 +491,18 @@ def replaced(net: nn.Module) -> None:
     train(mlp(seed=5))
 
 
+def left_by_exceptions(net: nn.Module) -> None:
+    def failing() -> float:
+        raise RuntimeError("of the loop")
+
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(2):
+        with contextlib.suppress(RuntimeError):
+            optimizer.step(failing)
+
+
 REASONS = {
+    "left": (left_by_exceptions, "2 optimizer steps began, and none came to its end: an exception left it"),
     "no_step": (lambda net: None, "No torch optimizer stepped while it was attached; for one that torch's hooks cannot see use"),
     "other_tensors": (replaced, "3 optimizer steps were made, but of tensors that are not in this model: was it replaced"),
 }
