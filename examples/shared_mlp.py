@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from paramwatch.tensorboard.address import first_view
+
 SEED = 0
 EPOCHS = 40
 BATCH_SIZE = 10
@@ -72,8 +74,9 @@ def print_ending(net: nn.Module, run: Path, log_dir: Path) -> None:
     print(f"On all 150 irises: loss {loss_of(logits, answers):.6f}, accuracy {accuracy_of(logits, answers):.1%}.")
     print(f"The run was written to {run}; read it back with")
     print(f"    paramwatch.load({str(run)!r}).frame()")
-    print("and see it, beside all other runs, with")
+    print("and see it, beside all other runs, at the address below, with")
     print(f"    {_tensorboard()} --logdir {log_dir}")
+    print(f"    {first_view()}")
 
 
 def _tensorboard() -> str:

@@ -18,13 +18,14 @@ class Schedule:
 
     Args:
         bytes_per_step: What one kept step takes.
-        budget: Bytes that the first 2^20 steps may take. The base is the largest power of two for which they do, and never below 32: a
-            budget too small for that is exceeded.
+        budget: Bytes that the first 2^20 steps may take. The base is the largest power of two for which they do, and never below
+            `min_base`: a budget too small for that is exceeded.
         max_base: No larger base is chosen, whatever the budget. The default keeps each of the 2^20 steps.
+        min_base: And no smaller one. A power of two.
     """
 
-    def __init__(self, bytes_per_step: float, budget: float, max_base: int = HORIZON // 2) -> None:
-        self.base = LEAST_BASE
+    def __init__(self, bytes_per_step: float, budget: float, max_base: int = HORIZON // 2, min_base: int = LEAST_BASE) -> None:
+        self.base = min_base
         while self.base * 2 <= max_base and _kept(self.base * 2, HORIZON) * bytes_per_step <= budget:
             self.base *= 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
@@ -14,11 +15,17 @@ import pytest
 from records import inventory, record
 from tensorboard.backend.event_processing import event_accumulator, plugin_event_accumulator
 
+from paramwatch.batch import Batch
 from paramwatch.block import joined_record
 from paramwatch.record import Record
+from paramwatch.schedule import Schedule
 from paramwatch.store import MemoryFolder, Store, read
 from paramwatch.tensorboard import recordfile
+from paramwatch.tensorboard.budget import Budget
+from paramwatch.tensorboard.curves import lines_of
+from paramwatch.tensorboard.digest import Digest
 from paramwatch.tensorboard.events import EventFile
+from paramwatch.tensorboard.recordfile import FRAMING
 from paramwatch.tensorboard.tables import inventory_text, ties_text
 
 with warnings.catch_warnings():
@@ -319,32 +326,46 @@ def test_records_do_not_wait_for_a_flush_longer_than_a_second(tmp_path: Path, mo
 
 def test_a_torn_tail_costs_only_itself(tmp_path: Path) -> None:
     inv = inventory("w")
-    write(tmp_path, *(record(step, inv, random_tensors("w")) for step in range(5)))
+    events = EventFile(tmp_path)
+    for step in range(5):
+        events.write(record(step, inv, random_tensors("w")))
+    events.flush()
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-7])
+    events.close()
     assert [step for step, _ in read_scalars(tmp_path)["grad_norm/w"]] == [0, 1, 2, 3]
 
 
 def test_a_small_budget_thins_out_late_steps_and_the_text_says_so(tmp_path: Path) -> None:
     inv = inventory("w")
-    write(tmp_path, *(record(step, inv, random_tensors("w")) for step in range(140)), max_bytes=1)
+    write(tmp_path, *(record(step, inv, random_tensors("w")) for step in range(140)), max_bytes=30_000)
     steps = [step for step, _ in read_scalars(tmp_path)["grad_norm/w"]]
-    assert steps == [*range(64), *range(64, 128, 2), 128, 132, 136]
-    ((_, text),) = read_texts(tmp_path, "paramwatch/curves")
-    assert "every step below 64;" in text
+    assert steps == [step for step in range(140) if Schedule(1, 1, min_base=4).keeps(step)]
+    assert "every step below 8;" in read_texts(tmp_path, "paramwatch/curves")[0][1]
 
 
-def test_one_kept_step_takes_no_more_than_its_estimate(tmp_path: Path) -> None:
-    names = [f"layers.{i}.größe" for i in range(40)]
-    inv = inventory(*names)
-    events = EventFile(tmp_path)
-    events.write(record(0, inv, random_tensors(*names)))
-    events.flush()
+def test_a_file_never_exceeds_its_bound_and_its_text_says_where_what_ends(tmp_path: Path) -> None:
+    inventories = inventory("w"), inventory("w", "v")  # one that changes all the time
+    steps = [step for step in range(2**17) if Schedule(1, 1, min_base=4).keeps(step)]
+    records = (record(step, inventories[i % 2], random_tensors(*"wv"[: 1 + i % 2])) for i, step in enumerate(steps))
+    write(tmp_path, *records, max_bytes=20_000)
     (path,) = tmp_path.iterdir()
-    before = path.stat().st_size
-    events.write(record(2**40, inv, random_tensors(*names)))
-    events.close()
-    assert 0 < path.stat().st_size - before <= events._curves.event_bytes()
+    assert 10_000 < path.stat().st_size <= 20_000
+    last = read_scalars(tmp_path)["grad_norm/(all)"][-1][0]
+    text = read_texts(tmp_path, "paramwatch/curves")[-1][1]
+    (ended,) = re.findall(r"Curves end before step ([\d,]+): their share of this file is full", text)
+    assert int(ended.replace(",", "")) == steps[steps.index(last) + 1]
+
+
+def test_one_kept_step_takes_no_more_than_its_estimate() -> None:
+    names = [f"layers.{i}.größe" for i in range(40)]
+    batch = Batch.of(record(2**40, inventory(*names), random_tensors(*names)))
+    digest = Digest(batch.inventory, Budget(64_000_000))
+    ((_, _, parts),) = digest.of(batch, lines_of(batch.values, {"param": 0, "grad": 1, "update": 2}), {})
+    assert {kind for kind, _ in parts} == {"curves", "distributions"}
+    for kind, payload in parts:
+        assert 0.3 < (len(payload) + FRAMING) / digest.sizes[kind] <= 1 or kind == "distributions"
+        assert len(payload) + FRAMING <= digest.sizes[kind]
 
 
 def test_texts_are_written_again_only_when_they_change(tmp_path: Path) -> None:

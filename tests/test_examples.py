@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import paramwatch
+from paramwatch.tensorboard.address import first_view
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -91,7 +92,9 @@ def test_exercise_proves_that_the_gradients_of_the_uses_add_up(exercise: str) ->
 def test_exercise_has_a_progress_bar_and_ends_with_the_line_to_type(exercise: str, runs: Path) -> None:
     assert "Epoch 1: 100%" in exercise
     assert re.search(r"On all 150 irises: loss \d\.\d+, accuracy \d+\.\d%\.", exercise)
-    assert exercise.rstrip().endswith(f"tensorboard --logdir {runs}")
+    command, address = exercise.rstrip().splitlines()[-2:]
+    assert command.endswith(f"tensorboard --logdir {runs}")
+    assert address.strip() == first_view()
 
 
 def test_exercise_fits_a_terminal_of_100_columns(exercise: str, runs: Path) -> None:

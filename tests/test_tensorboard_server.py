@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import re
 import subprocess
@@ -12,19 +13,26 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger
 from records import inventory, record
 from torch.utils.tensorboard import SummaryWriter
 
+from paramwatch import bins
+from paramwatch.columns import ABSENT
+from paramwatch.record import Inventory, Record
 from paramwatch.tensorboard.events import EventFile
+from paramwatch.tensorboard.picture import HEIGHT, WIDTH
 
 NAME = "0.block 2.0.weight"
 ALIAS = "tied\n<b>"
+OTHER = '"q"/\U0001f525 %2F?&#'
 DEADLINE_SECONDS = 60
 
 needs_rust = pytest.mark.skipif(
@@ -43,7 +51,8 @@ class Server:
     def get(self, route: str, **query: str) -> Any:
         url = f"{self.address}data/plugin/{route}?{urllib.parse.urlencode(query)}"
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as answer:
-            return json.loads(answer.read())
+            data = answer.read()
+        return json.loads(data) if route != "images/individualImage" else data
 
     def points(self, run: str, tag: str) -> list[tuple[int, float]]:
         return [(step, float(value)) for _, step, value in self.get("scalars/scalars", run=run, tag=tag)]
@@ -51,9 +60,9 @@ class Server:
 
 def tensors_of(step: int, spoilt: bool = False) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
     rng = np.random.default_rng(step)
-    tensors = {kind: {name: rng.standard_normal(12).astype(np.float32) for name in (NAME, "other")} for kind in ("param", "grad", "update")}
+    tensors = {kind: {name: rng.standard_normal(12).astype(np.float32) for name in (NAME, OTHER)} for kind in ("param", "grad", "update")}
     if spoilt:
-        tensors["grad"]["other"][:] = np.nan
+        tensors["grad"][OTHER][:] = np.nan
     return tensors
 
 
@@ -64,22 +73,61 @@ def log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with SummaryWriter(str(folder)) as writer:
         for step in range(10):
             writer.add_scalar("loss", 1 / (1 + step), step)
-    inv = inventory(NAME, "other", ALIAS, tied={NAME: [ALIAS]})
+    inv = inventory(NAME, OTHER, ALIAS, tied={NAME: [ALIAS]})
     for steps in (range(9), range(5, 8)):
         events = EventFile(folder / "paramwatch")
         for step in steps:
             tensors = tensors_of(step, spoilt=step == 7)
             if step == 6:
-                events.write(record(step, inv, {kind: {"other": data["other"]} for kind, data in tensors.items()}))
+                events.write(with_histograms(step, inv, {kind: {OTHER: data[OTHER]} for kind, data in tensors.items()}))
                 events.flush()
                 tensors = {kind: {NAME: data[NAME]} for kind, data in tensors.items()}
-            events.write(record(step, inv, tensors))
+            events.write(with_histograms(step, inv, tensors))
         events.close()
     return folder
 
 
+def with_histograms(step: int, inv: Inventory, tensors: dict[str, dict[str, Any]]) -> Record:
+    counts = {kind: np.array([binned(data.get(row.name)) for row in inv.rows]) for kind, data in tensors.items()}
+    return replace(record(step, inv, tensors), histograms=counts)
+
+
+def binned(x: Any) -> Any:
+    """Counts as a record has them."""
+    if x is None:
+        return np.full(bins.BINS, ABSENT)
+    return np.bincount(bins.positions(x), minlength=bins.BINS + 1)[: bins.BINS]
+
+
+class Live:
+    """A run that is being written: Lightning's logger and our file in a folder below its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.logger = TensorBoardLogger(folder, name="live", version="")
+        self.events = EventFile(folder / "live" / "paramwatch")
+        self.step = -1
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Three more steps."""
+        for _ in range(3):
+            self.step += 1
+            self.logger.log_metrics({"loss": 1.0}, step=self.step)
+            self.events.write(record(self.step, inventory("w"), {"param": {"w": np.ones(4)}, "grad": {"w": np.ones(4)}}))
+        self.logger.save()
+        self.events.flush()
+
+
+@pytest.fixture(scope="module")
+def live(log_dir: Path) -> Iterator[Live]:
+    found = Live(log_dir)
+    yield found
+    found.logger.finalize("success")
+    found.events.close()
+
+
 @pytest.fixture(scope="module", params=[pytest.param("true", marks=needs_rust), "false"], ids=["rust", "python"])
-def server(request: pytest.FixtureRequest, log_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(request: pytest.FixtureRequest, log_dir: Path, live: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log.txt"
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(log_dir), "--host", "127.0.0.1", "--port", "0"]
     with log.open("wb") as output:
@@ -117,18 +165,18 @@ def started(process: subprocess.Popen[bytes], log: Path) -> Server:
 
 
 def test_the_users_own_curve_is_a_run_of_its_own(server: Server) -> None:
-    assert set(server.get("scalars/tags")) == {".", "paramwatch"}
+    assert set(server.get("scalars/tags")) == {".", "paramwatch", "live", "live/paramwatch"}
     assert [step for step, _ in server.points(".", "loss")] == list(range(10))
 
 
 def test_every_name_has_its_curves(server: Server) -> None:
     tags = server.get("scalars/tags")["paramwatch"]
-    expected = {f"{statistic}/{name}" for statistic in ("param_norm", "grad_norm", "update_ratio") for name in (NAME, ALIAS, "other")}
+    expected = {f"{statistic}/{name}" for statistic in ("param_norm", "grad_norm", "update_ratio") for name in (NAME, ALIAS, OTHER)}
     assert expected <= set(tags)
 
 
 def test_a_rerun_and_a_round_in_two_draw_no_zigzag(server: Server) -> None:
-    for tag in ("grad_norm/(all)", f"grad_norm/{NAME}", "param_norm/other"):
+    for tag in ("grad_norm/(all)", f"grad_norm/{NAME}", f"param_norm/{OTHER}"):
         assert [step for step, _ in server.points("paramwatch", tag)] == list(range(8))
 
 
@@ -140,7 +188,7 @@ def test_values_are_those_of_the_tensors(server: Server) -> None:
 
 
 def test_a_gradient_that_is_not_a_number_is_shown_as_such(server: Server) -> None:
-    assert np.isnan(server.points("paramwatch", "grad_norm/other")[7][1])
+    assert np.isnan(server.points("paramwatch", f"grad_norm/{OTHER}")[7][1])
     assert np.isnan(server.points("paramwatch", "grad_norm/(all)")[7][1])
     assert dict(server.points("paramwatch", "nonfinite/(all)"))[7] == 12
 
@@ -150,3 +198,45 @@ def test_the_text_tab_shows_ties_and_inventory(server: Server) -> None:
     newest = server.get("text/text", run="paramwatch", tag="paramwatch/ties")[-1]
     assert "<table>" in newest["text"]
     assert "tied&#92;n&#60;b&#62;" in newest["text"]
+
+
+def test_histograms_are_of_the_finite_elements(server: Server) -> None:
+    kinds = ("param", "grad", "update")
+    tags = set(server.get("histograms/tags")["paramwatch"])
+    assert tags >= {f"{kind}/{name}" for kind in kinds for name in (NAME, ALIAS, OTHER)}
+    points = {step: buckets for _, step, buckets in server.get("histograms/histograms", run="paramwatch", tag=f"grad/{OTHER}")}
+    # of step 7 there is nothing finite to show, and what was on disk of it before the re-run is gone
+    assert sorted(points) == list(range(7))
+    x = tensors_of(6)["grad"][OTHER]
+    assert sum(count for _, _, count in points[5]) == x.size
+    assert points[4][0][0] == pytest.approx(tensors_of(4)["grad"][OTHER].min())
+    assert points[4][-1][1] == pytest.approx(tensors_of(4)["grad"][OTHER].max())
+
+
+def test_distributions_are_over_the_parameters(server: Server) -> None:
+    tags = {f"{statistic}/(log10 of each)" for statistic in ("param_norm", "grad_norm", "update_ratio")}
+    assert tags <= set(server.get("distributions/tags")["paramwatch"])
+    points = server.get("distributions/distributions", run="paramwatch", tag="grad_norm/(log10 of each)")
+    assert [step for _, step, _ in points] == list(range(8))
+    norms = [np.linalg.norm(x.astype(np.float64)) for x in tensors_of(3)["grad"].values()]
+    quantiles = [value for _, value in points[3][2]]
+    assert quantiles == sorted(quantiles)
+    assert quantiles[0] <= np.log10(min(norms)) <= np.log10(max(norms)) <= quantiles[-1]
+
+
+def test_the_heat_map_is_a_picture_of_the_latest_session(server: Server) -> None:
+    for tag in ("grad_norm/(heat map)", "update_ratio/(heat map)"):
+        found = server.get("images/images", run="paramwatch", tag=tag, sample="0")
+        assert [image["step"] for image in found] == [7]
+        png = server.get("images/individualImage", **dict(urllib.parse.parse_qsl(found[0]["query"])))
+        assert Image.open(io.BytesIO(png)).size == (WIDTH, HEIGHT)
+
+
+def test_what_is_written_later_is_shown_of_both(server: Server, live: Live) -> None:
+    live.go_on()
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    seen: dict[str, list[int]] = {}
+    while any(seen.get(run) != list(range(live.step + 1)) for run in ("live", "live/paramwatch")):
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.2)
+        seen = {run: [step for step, _ in server.points(run, tag)] for run, tag in (("live", "loss"), ("live/paramwatch", "grad_norm/w"))}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -23,7 +24,14 @@ MOST_LINES = 64
 LINES = {"param_norm": ("param",), "grad_norm": ("grad",), "update_ratio": ("update", "param")}
 """The statistics that are drawn of a row or block: a norm, or the ratio of two."""
 
+Lines: TypeAlias = Mapping[str, tuple[Array, Array]]
+"""Statistic -> its values, float64 [n, rows or blocks], and which are known: a value that is NaN is known where the data are the cause."""
+
 _ALL = "(all)"
+DISTRIBUTION, HEAT_MAP = "(log10 of each)", "(heat map)"
+RESERVED = (_ALL, DISTRIBUTION, HEAT_MAP)
+"""What is drawn of all rows together has names in brackets, which come first in every list."""
+
 _PARTS = ("count", "nan", "posinf", "neginf", "rms")
 
 
@@ -33,6 +41,8 @@ class Curves:
 
     lines: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     """For each statistic the kinds it is of, and a tag for each name."""
+    names: tuple[str, ...]
+    """Of the rows or blocks that have curves of their own."""
     positions: Array
     """The row, or the block, of each name."""
     blocks: tuple[tuple[int, ...], ...]
@@ -49,10 +59,11 @@ class Curves:
             depth, members = _blocks(inventory)
             named, blocks = tuple((name, i) for i, name in enumerate(members)), tuple(map(tuple, members.values()))
         # A parameter may be called "(all)"; the curve of that name is the total.
-        named = tuple((name.encode(errors="backslashreplace").decode(), position) for name, position in named if name != _ALL)
+        named = tuple((name.encode(errors="backslashreplace").decode(), position) for name, position in named if name not in RESERVED)
         stored = [(statistic, kinds) for statistic, kinds in LINES.items() if set(kinds).issubset(inventory.kinds)]
         lines = tuple((kinds, tuple(f"{statistic}/{name}" for name, _ in named)) for statistic, kinds in stored)
-        return cls(lines, np.array([position for _, position in named], dtype=np.intp), blocks, depth)
+        names, positions = tuple(name for name, _ in named), np.array([position for _, position in named], dtype=np.intp)
+        return cls(lines, names, positions, blocks, depth)
 
     def event_bytes(self) -> int:
         """An upper bound of what an event that holds every curve takes in the file."""
@@ -63,36 +74,47 @@ class Curves:
         """The tag of every curve, those of the totals first."""
         return [*(f"{statistic}/{_ALL}" for statistic in TOTALS), *(tag for _, tags in self.lines for tag in tags)]
 
-    def values(self, batch: Batch) -> tuple[Array, Array]:
-        """The curves' values, float64 [n, tags], and whether they are drawn: a curve of which nothing was measured is left out."""
+    def values(self, batch: Batch, rows: Lines) -> tuple[Array, Array]:
+        """The curves' values, float64 [n, tags], and whether they are drawn: a curve of which nothing was measured is left out.
+
+        Args:
+            batch: The steps.
+            rows: What `lines_of` says of its rows.
+        """
         axis = {kind: i for i, kind in enumerate(batch.inventory.kinds)}
-        values = {part: batch.values[part] for part in _PARTS}
-        among = counted(values["count"], batch.inventory.kinds, batch.stepped)[..., None, :]
+        among = counted(batch.values["count"], batch.inventory.kinds, batch.stepped)[..., None, :]
         found, drawn = _totals(batch, axis, among)
         if len(self.positions):
+            lines = rows
             if self.blocks:
-                values = merge(values | {"count": np.where(among, values["count"], ABSENT)}, self.blocks)
-            lines, shown = self._lines(values, axis)
-            found, drawn = found + lines, drawn + shown
+                values = {part: batch.values[part] for part in _PARTS}
+                lines = lines_of(merge(values | {"count": np.where(among, values["count"], ABSENT)}, self.blocks), axis)
+            found += [value[:, self.positions] for value, _ in lines.values()]
+            drawn += [known[:, self.positions] for _, known in lines.values()]
         return np.concatenate(found, axis=1), np.concatenate(drawn, axis=1)
 
-    def _lines(self, values: Mapping[str, Array], axis: Mapping[str, int]) -> tuple[list[Array], list[Array]]:
-        """[n, names] for each statistic."""
-        numbers = np.array([values[part] for part in _PARTS], dtype=np.float64)
-        numbers[:, numbers[0] < 0] = np.nan
-        parts = dict(zip(_PARTS, numbers, strict=True))
-        # A norm follows from its parts in the same way for every kind; so one call does for all of them.
-        norms = STATISTICS["param_norm"].compute(lambda kind, part: parts[part], False)
-        spoilt = parts["nan"] + parts["posinf"] + parts["neginf"]
-        found, drawn = [], []
-        for kinds, _ in self.lines:
+
+def lines_of(values: Mapping[str, Array], axis: Mapping[str, int]) -> Lines:
+    """The statistics that are drawn of rows or blocks, of those whose kinds are recorded.
+
+    Args:
+        values: Part -> [n, kinds, rows].
+        axis: Where each kind is.
+    """
+    numbers = np.array([values[part] for part in _PARTS], dtype=np.float64)
+    numbers[:, numbers[0] < 0] = np.nan
+    parts = dict(zip(_PARTS, numbers, strict=True))
+    # A norm follows from its parts in the same way for every kind; so one call does for all of them.
+    norms = STATISTICS["param_norm"].compute(lambda kind, part: parts[part], False)
+    spoilt = parts["nan"] + parts["posinf"] + parts["neginf"]
+    found = {}
+    for statistic, kinds in LINES.items():
+        if set(kinds).issubset(axis):
             first, *second = (axis[kind] for kind in kinds)
             value = ratio(norms[:, first], norms[:, second[0]]) if second else norms[:, first]
             # Where one of the kinds was not measured the sum is NaN, and the comparison false.
-            shown = ~np.isnan(value) | (spoilt[:, [first, *second]].sum(axis=1) > 0)
-            found.append(value[:, self.positions])
-            drawn.append(shown[:, self.positions])
-        return found, drawn
+            found[statistic] = value, ~np.isnan(value) | (spoilt[:, [first, *second]].sum(axis=1) > 0)
+    return found
 
 
 def _totals(batch: Batch, axis: Mapping[str, int], among: Array) -> tuple[list[Array], list[Array]]:

@@ -1,39 +1,44 @@
 """The TensorBoard event file: what is useful of a run where nothing but TensorBoard itself is installed.
 
-A sink at the end of the pipe, beside the store, on a schedule of its own. It writes a digest, the `curves` of a step in one event and the
-inventory and the ties as text; every number is in the store. Scalars are written as `simple_value`, as torch's writer does: both loaders
-of TensorBoard read that right, and so does its `EventAccumulator.Scalars`.
+A sink at the end of the pipe, beside the store, on a schedule of its own. It writes a digest: of a step one event with its `curves`, the
+distributions over the parameters and, where they were asked for, `histograms` of their elements; now and then heat maps (`strip`,
+`picture`) of the whole run; and the inventory and the ties as text. Every number is in the store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
-from tensorboard.compat.proto import event_pb2, summary_pb2, types_pb2
+from tensorboard.compat.proto import event_pb2
 
 from paramwatch.batch import Batch, BatchSink
 from paramwatch.block import joined_record
 from paramwatch.columns import Array
+from paramwatch.heatmap import levels
 from paramwatch.record import Inventory, Record
-from paramwatch.schedule import Schedule
-from paramwatch.tensorboard.curves import Curves
-from paramwatch.tensorboard.recordfile import RecordFile
-from paramwatch.tensorboard.tables import curves_text, inventory_text, ties_text
+from paramwatch.tensorboard import messages
+from paramwatch.tensorboard.budget import Budget
+from paramwatch.tensorboard.curves import HEAT_MAP, lines_of
+from paramwatch.tensorboard.digest import Digest
+from paramwatch.tensorboard.picture import picture
+from paramwatch.tensorboard.recordfile import FRAMING, RecordFile
+from paramwatch.tensorboard.strip import Strip
+from paramwatch.tensorboard.tables import contents_text, inventory_text, ties_text
 
 MAX_BYTES = 64_000_000
 """What one file may take: the Rust loader holds it in memory, the Python loader reads about 1 MB a second."""
 
-MAX_BASE = 512
-"""The schedule's base is at most this: every step is drawn up to twice this number, and a loader keeps 1000 samples of a curve."""
+CONTENTS = "paramwatch/curves"
+"""The tag of the text that says what the file shows and what it leaves out."""
 
-_FORMS = 16
-_TEXT = summary_pb2.SummaryMetadata(
-    plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name="text"),
-    # Without the class the Rust loader keeps nothing.
-    data_class=summary_pb2.DATA_CLASS_TENSOR,
-)
+HEAT_MAPS = ("grad_norm", "update_ratio")
+"""The statistics that have heat maps."""
+
+FIRST_PICTURE, GROWTH = 8, 1.6
+"""Heat maps are drawn after so many steps, and again each time there are so many times as many; a loader keeps 10 of each."""
 
 
 class EventFile(BatchSink):
@@ -45,12 +50,14 @@ class EventFile(BatchSink):
 
     def __init__(self, folder: Path, *, max_bytes: int = MAX_BYTES) -> None:
         self._folder = folder
-        self._max_bytes = max_bytes
+        self._budget = Budget(max_bytes)
         self._file: RecordFile | None = None
         self._inventory: Inventory | None = None
         self._texts: dict[str, tuple[int, str]] = {}
         self._last: Record | None = None
         self._drawn: int | None = None
+        self._strip = Strip()
+        self._due, self._pictured, self._time = FIRST_PICTURE, 0, 0.0
 
     def write(self, record: Record) -> None:
         first = self._file is None
@@ -62,14 +69,19 @@ class EventFile(BatchSink):
             self._start(file, record)
         if record.inventory is not self._inventory:
             self._describe(file, record)
-        self._draw(file, Batch.of(record))
+        self._take(file, Batch.of(record), record.histograms)
         if first:
             file.flush()
 
     def write_batch(self, batch: Batch) -> None:
         if self._file is not None:
             self._last = batch.record(len(batch) - 1)
-            self._draw(self._file, batch)
+            begin = 0
+            while begin < len(batch):
+                # a picture that comes due within the batch is of the steps before
+                end = begin + max(1, self._due - self._strip.steps)
+                self._take(self._file, batch.at(list(range(begin, min(end, len(batch))))))
+                begin = end
 
     def flush(self) -> None:
         """Hand everything to the operating system now, rather than with a record that comes a second later."""
@@ -82,82 +94,78 @@ class EventFile(BatchSink):
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            try:
+                self._draw_pictures(self._file)
+            finally:
+                self._file.close()
 
-    def _draw(self, file: RecordFile, batch: Batch) -> None:
-        """The curves of those steps that the schedule keeps."""
-        kept = batch.at([i for i, step in enumerate(batch.step) if self._schedule.keeps(step)])
-        if len(kept):
-            values, drawn = self._curves.values(kept)
-            for step, time, numbers, shown in zip(kept.step, kept.time, values, drawn, strict=True):
-                file.append(self._form(shown).filled(step, time, numbers[shown].tolist()))
-            self._drawn = kept.step[-1]
+    def _take(self, file: RecordFile, batch: Batch, histograms: Mapping[str, Array] = MappingProxyType({})) -> None:
+        """Draw the steps that the schedules keep, and remember all of them for the heat maps."""
+        if self._strip.steps >= self._due and batch.step[0] > self._strip.last:
+            self._draw_pictures(file)
+            self._due = math.ceil(self._strip.steps * GROWTH)
+        rows = lines_of(batch.values, {kind: i for i, kind in enumerate(batch.inventory.kinds)})
+        self._strip.add(batch.step, {name: levels(*rows[name]) for name in HEAT_MAPS if name in rows})
+        self._time = batch.time[-1]
+        for step, time, parts in self._digest.of(batch, rows, histograms):
+            payload = b"".join(part for kind, part in parts if self._affordable(file, kind, part, step, time))
+            if payload:
+                file.append(payload)
+                self._drawn = step
 
-    def _form(self, drawn: Array) -> _Form:
-        """For events in which these of the curves are drawn; most are of one form."""
-        key = drawn.tobytes()
-        if key not in self._forms:
-            if len(self._forms) == _FORMS:
-                self._forms.clear()
-            self._forms[key] = _Form([tag for tag, shown in zip(self._curves.tags(), drawn.tolist(), strict=True) if shown])
-        return self._forms[key]
+    def _draw_pictures(self, file: RecordFile) -> None:
+        """Heat maps of the whole run until now."""
+        strip, step = self._strip, self._strip.last
+        if self._inventory is not None and strip.steps > self._pictured:
+            self._pictured = strip.steps
+            names = [row.name for row in self._inventory.rows]
+            for name in strip.statistics:
+                drawn = messages.image(step, self._time, f"{name}/{HEAT_MAP}", *picture(strip.levels(name), names, strip.first, step))
+                if self._affordable(file, "heat maps", drawn, step, self._time):
+                    file.append(drawn)
+
+    def _affordable(self, file: RecordFile, kind: str, payload: bytes, step: int, time: float) -> bool:
+        """Whether something still has room; the first time it has not, the text says so."""
+        if self._budget.spend(kind, len(payload) + FRAMING, step):
+            return True
+        if self._budget.ended[kind] == step and kind != "texts":
+            self._tell(file, CONTENTS, contents_text(self._digest, self._budget), step, time, last=True)
+        return False
 
     def _begin(self, record: Record) -> RecordFile:
         file = self._file = RecordFile(self._folder)
-        file.append(_event(record, file_version="brain.Event:2"))
+        file.append(messages.event(record.step, record.time, file_version="brain.Event:2"))
         self._start(file, record)
         return file
 
     def _start(self, file: RecordFile, record: Record) -> None:
         """Hide what came before from this step on: the Python loader does so where it is told that a session starts."""
-        file.append(_event(record, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)))
+        file.append(messages.event(record.step, record.time, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)))
         for tag, (step, text) in self._texts.items():
             if step == record.step:
-                file.append(_text_event(record, tag, text))
+                self._tell(file, tag, text, step, record.time)
 
     def _describe(self, file: RecordFile, record: Record) -> None:
-        inventory = self._inventory = record.inventory
-        self._curves, self._forms = Curves.of(inventory), dict[bytes, _Form]()
-        self._schedule = Schedule(self._curves.event_bytes(), self._max_bytes, max_base=MAX_BASE)
+        """What there is to draw, and in words."""
+        known, inventory = self._inventory, record.inventory
+        if known is None or [row.name for row in known.rows] != [row.name for row in inventory.rows]:
+            self._strip, self._due, self._pictured = Strip(), FIRST_PICTURE, 0
+        self._inventory, self._digest = inventory, Digest(inventory, self._budget)
         texts = {
             "paramwatch/ties": ties_text(inventory),
             "paramwatch/inventory": inventory_text(inventory),
-            "paramwatch/curves": curves_text(self._curves.depth, self._schedule),
+            CONTENTS: contents_text(self._digest, self._budget),
         }
         for tag, text in texts.items():
             if tag not in self._texts or self._texts[tag][1] != text:
-                self._texts[tag] = record.step, text
-                file.append(_text_event(record, tag, text))
+                self._tell(file, tag, text, record.step, record.time)
 
-
-class _Form:
-    """An event that is filled anew for each step: its tags stay, so that only numbers have to be set."""
-
-    def __init__(self, tags: Sequence[str]) -> None:
-        self._event = event_pb2.Event()
-        self._event.summary.SetInParent()
-        self._values = [self._event.summary.value.add(tag=tag) for tag in tags]
-
-    def filled(self, step: int, time: float, numbers: Sequence[float]) -> bytes:
-        """The event of a step."""
-        self._event.wall_time, self._event.step = time, step
-        for value, number in zip(self._values, numbers, strict=True):
-            value.simple_value = number
-        payload: bytes = self._event.SerializeToString()
-        return payload
-
-
-def _event(record: Record, **what: Any) -> bytes:
-    payload: bytes = event_pb2.Event(wall_time=record.time, step=record.step, **what).SerializeToString()
-    return payload
-
-
-def _text_event(record: Record, tag: str, text: str) -> bytes:
-    value = summary_pb2.Summary.Value(tag=tag, metadata=_TEXT)
-    value.tensor.dtype = types_pb2.DT_STRING
-    value.tensor.tensor_shape.SetInParent()
-    value.tensor.string_val.append(text.encode())
-    return _event(record, summary=summary_pb2.Summary(value=[value]))
+    def _tell(self, file: RecordFile, tag: str, text: str, step: int, time: float, last: bool = False) -> None:
+        """Write a text; `last` for the few that must find room."""
+        payload = messages.text(step, time, tag, text)
+        if last or self._budget.spend("texts", len(payload) + FRAMING, step):
+            self._texts[tag] = step, text
+            file.append(payload)
 
 
 def _merged(earlier: Record, later: Record) -> Record:

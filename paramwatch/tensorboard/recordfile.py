@@ -19,6 +19,9 @@ import google_crc32c
 FLUSH_SECONDS = 1.0
 """How long a record may wait in memory while further ones arrive."""
 
+FRAMING = 16
+"""Bytes around each payload."""
+
 _made_here = itertools.count()
 _STAMP = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
 

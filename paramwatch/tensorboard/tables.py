@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from paramwatch.record import Inventory
 from paramwatch.schedule import Schedule
+from paramwatch.tensorboard.budget import Budget
+from paramwatch.tensorboard.digest import Digest
 
 MOST_ROWS = 500
 """Rows shown of a table; a text tab that holds more is not read, and is slow to draw."""
@@ -64,17 +66,34 @@ def inventory_text(inventory: Inventory) -> str:
     return "\n\n".join(parts)
 
 
-def curves_text(depth: int | None, schedule: Schedule) -> str:
-    """What the curves beside this text leave out."""
+def contents_text(digest: Digest, budget: Budget) -> str:
+    """What the file beside this text shows, and what it leaves out."""
+    depth, rare = digest.curves.depth, digest.schedules["histograms"]
     if depth is None:
         what = "every parameter under each of its names"
     elif depth == 0:
         what = "no parameters, of which there are too many"
     else:
         what = f"blocks of parameters (those whose names share the first {depth} components, counted in each block they have a name in)"
+    parts = [
+        f"Curves are of all parameters together, `(all)`, and of {what}. {_points(digest.schedules['curves'])}",
+        "`(log10 of each)` is over the parameters that stepped, each counted once: the decimal logarithm of what the curves show. It "
+        "leaves out those of which that is zero or not finite, which have no logarithm. " + _points(digest.schedules["distributions"]),
+        "`(heat map)` has a line for each parameter, or for neighbouring ones where there are many, and covers every step since this "
+        "session began or the names last changed. Of what shares a line or a column the greatest is shown, and before all else what is "
+        "not finite.",
+        "Histograms of elements, where they were asked for, are of the same parameters or blocks as the curves: `param/...`, `grad/...` "
+        f"and `update/...`, the first {2 * rare.base}, then ever fewer. A tensor without a finite element has none.",
+        *(f"**{kind.capitalize()} end before step {step:,}: their share of this file is full.**" for kind, step in budget.ended.items()),
+        "Everything is in the store beside this file: `paramwatch.load` reads it.",
+    ]
+    return "\n\n".join(parts)
+
+
+def _points(schedule: Schedule) -> str:
     return (
-        f"Curves are of all parameters together, `(all)`, and of {what}. A point for every step below {2 * schedule.base:,}; from "
-        "there on the distance between points doubles each time the step number doubles. More is in the store beside this file."
+        f"A point for every step below {2 * schedule.base:,}; from there on the distance between points doubles each time the step number "
+        "doubles."
     )
 
 

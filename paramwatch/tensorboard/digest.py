@@ -1,0 +1,110 @@
+"""What is drawn of a step, and of which steps: its curves, the distributions over the parameters, the histograms of their elements.
+
+Between the batches and the event file, for one inventory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from tensorboard.compat.proto import summary_pb2
+
+from paramwatch import bins
+from paramwatch.batch import Batch
+from paramwatch.columns import ABSENT, Array
+from paramwatch.merging import merge
+from paramwatch.record import Inventory
+from paramwatch.schedule import Schedule
+from paramwatch.tensorboard import messages
+from paramwatch.tensorboard.budget import Budget
+from paramwatch.tensorboard.curves import DISTRIBUTION, Curves, Lines
+from paramwatch.tensorboard.histograms import MOST_BUCKETS, of_elements, of_magnitudes
+from paramwatch.totals import counted
+
+MAX_BASES = {"curves": 512, "distributions": 64, "histograms": 32}
+"""The schedules' bases are at most these: every step is drawn up to twice the number. Loaders keep 1000 samples of a curve and at least 100
+of a histogram."""
+
+_FORMS = 16
+_BUCKET, _BUCKETS = 16, 50
+"""Bytes, and how many a histogram of elements has, about."""
+
+
+class Digest:
+    """What is drawn of the steps of one inventory."""
+
+    def __init__(self, inventory: Inventory, budget: Budget) -> None:
+        self.curves = Curves.of(inventory)
+        self.sizes = {
+            "curves": self.curves.event_bytes(),
+            "distributions": len(self.curves.lines) * (MOST_BUCKETS * _BUCKET + 100),
+            "histograms": 3 * sum(_BUCKETS * _BUCKET + len(name.encode()) for name in self.curves.names),
+        }
+        """Of what one step may have, in bytes: at most, or about for histograms."""
+        # a power of two so small keeps of anything a few
+        self.schedules = {kind: Schedule(size, budget.of[kind], MAX_BASES[kind], min_base=4) for kind, size in self.sizes.items()}
+        """Of histograms by their number, since not every step has any; of the others by the step's."""
+        self._forms: dict[bytes, messages.Form] = {}
+        self._numbered = -1, -1
+
+    def of(self, batch: Batch, rows: Lines, histograms: Mapping[str, Array]) -> Iterator[tuple[int, float, list[tuple[str, bytes]]]]:
+        """Of each step that any schedule keeps its number, its time, and by kind the parts of its event.
+
+        Args:
+            batch: The steps.
+            rows: What `lines_of` says of its rows.
+            histograms: Those of the batch's only step, as in `Record.histograms`.
+        """
+        binned = bool(histograms) and self.schedules["histograms"].keeps(self._number(batch.step[0]))
+        kept = {kind: [self.schedules[kind].keeps(step) for step in batch.step] for kind in ("curves", "distributions")}
+        which = [i for i, keeps in enumerate(zip(*kept.values(), strict=True)) if any(keeps) or binned]
+        if not which:
+            return
+        chosen, rows = batch.at(which), {name: (value[which], known[which]) for name, (value, known) in rows.items()}
+        values, drawn = self.curves.values(chosen, rows)
+        among = np.broadcast_to(counted(chosen.values["count"], chosen.inventory.kinds, chosen.stepped), chosen.lr.shape)
+        for n, i in enumerate(which):
+            at, parts = (batch.step[i], batch.time[i]), []
+            if kept["curves"][i]:
+                parts.append(("curves", self._form(drawn[n]).filled(*at, values[n][drawn[n]].tolist())))
+            if kept["distributions"][i]:
+                over_rows = {
+                    f"{name}/{DISTRIBUTION}": of_magnitudes(value[n][known[n] & among[n]]) for name, (value, known) in rows.items()
+                }
+                parts.append(("distributions", messages.histograms(*at, over_rows)))
+            if binned:
+                parts.append(("histograms", messages.histograms(*at, self._histograms(batch, histograms))))
+            yield *at, [(kind, part) for kind, part in parts if part]
+
+    def _form(self, drawn: Array) -> messages.Form:
+        """For events in which these of the curves are drawn; most are of one form."""
+        key = drawn.tobytes()
+        if key not in self._forms:
+            if len(self._forms) == _FORMS:
+                self._forms.clear()
+            self._forms[key] = messages.Form([tag for tag, shown in zip(self.curves.tags(), drawn.tolist(), strict=True) if shown])
+        return self._forms[key]
+
+    def _number(self, step: int) -> int:
+        """How many histograms there were before those of this step."""
+        number, last = self._numbered
+        if step > last:
+            self._numbered = number + 1, step
+        return self._numbered[0]
+
+    def _histograms(self, batch: Batch, found: Mapping[str, Array]) -> dict[str, summary_pb2.HistogramProto | None]:
+        """Tag -> histogram, of the rows or blocks that have curves: `kind/name`."""
+        out = {}
+        for kind, counts in found.items():
+            axis = batch.inventory.kinds.index(kind)
+            parts = {part: array[0, axis] for part, array in batch.values.items()}
+            if self.curves.blocks:
+                parts = merge(parts | {"count": np.where(counts[:, 0] < 0, ABSENT, parts["count"])}, self.curves.blocks)
+                counts = np.array([bins.merged(counts[list(block)]) for block in self.curves.blocks])
+            numbers = [parts[part].tolist() for part in ("min", "max", "mean", "rms")]
+            mean_known = (kind, "mean") in batch.inventory.layout
+            for name, position in zip(self.curves.names, self.curves.positions, strict=True):
+                low, high, mean, rms = (each[position] for each in numbers)
+                out[f"{kind}/{name}"] = of_elements(counts[position], low, high, mean if mean_known else np.nan, rms)
+        return out
