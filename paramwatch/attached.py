@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -78,7 +79,7 @@ def say_goodbye(recorder: Recorder, absence: Absence, share: float | None, path:
     seen, model, failed = recorder.steps_seen, absence.inventory.model, recorder.guard.failed
     if seen:
         how = " before the failure" if failed else ""
-        where = "" if path is None else f", written to {path}"
+        where = "" if path is None else f", written to {path} (to look at: paramwatch summary {shlex.quote(str(path))})"
         took = "" if share is None or failed else f"; watching took at least {_percent(share)} of the time"
         why = "; closed because its model was attached again" if gave_way else ""
         what = f"{_rows(absence)}{_skipped(absence)}{where}{took}{why}"

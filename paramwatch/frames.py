@@ -48,7 +48,7 @@ def frame(
     Args:
         blocks: At least one, in order.
         statistic: A column of the tidy frame. None for all.
-        parameters: Glob patterns over names and aliases; a pattern that is a name means that name only.
+        parameters: Glob patterns over names and aliases; a pattern that is a name means that name only, but for `*`, which is all.
         steps: By step number, end excluded.
         aliases: Show a tied row under each of its names, whichever of them was asked for.
         by: Merge the rows of one module, or those that share so many name components, counting each tensor once. A group's numbers are

@@ -40,6 +40,14 @@ def cut(text: str, width: int) -> str:
     return text if width_of(text) <= width else _within(text, max(width - 1, 0)) + "…"
 
 
+def sized(number: int) -> str:
+    """Bytes in words: `80 bytes`, `27.7 kB`."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= 10 * size:
+            return f"{number / size:,.1f} {unit}"
+    return f"{number:,} byte{'' if number == 1 else 's'}"
+
+
 def _within(letters: Iterable[str], width: int) -> str:
     kept = ""
     for letter in letters:

@@ -132,6 +132,11 @@ class Run:
         return frames.parameters_frame(self._inventory())
 
     @property
+    def model(self) -> str:
+        """Class name of the watched module."""
+        return self._inventory().model
+
+    @property
     def steps(self) -> pd.DataFrame:
         """What is known of each step as a whole, with totals over its rows: index `step`."""
         return frames.steps_frame(self._blocks())

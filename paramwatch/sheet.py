@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from paramwatch.lettering import cut, padded, shortened, visible, width_of
+from paramwatch.lettering import cut, padded, shortened, sized, visible, width_of
 from paramwatch.record import TieGroup
 
 LINES = 1000
@@ -218,14 +218,14 @@ def _heading(summary: Summary) -> str:
 
 def _footer(summary: Summary, width: int) -> list[str]:
     totals = summary.totals
-    out = _wrap(f"{_count(totals.parameters, 'parameter')}, {_size(totals.bytes)}; {totals.trainable:,} trained", width)
+    out = _wrap(f"{_count(totals.parameters, 'parameter')}, {sized(totals.bytes)}; {totals.trainable:,} trained", width)
     if totals.with_repeats != totals.parameters:
-        out += _wrap(f"with repeats {totals.with_repeats:,}: ties save {_size(totals.bytes_saved)}", width)
+        out += _wrap(f"with repeats {totals.with_repeats:,}: ties save {sized(totals.bytes_saved)}", width)
     if totals.lazy:
         out += _wrap(f"{_count(totals.lazy, 'lazy parameter')} not counted: run the model once to give them their shapes", width)
     if totals.buffers:
         elements = _count(totals.buffer_elements, "element")
-        out += _wrap(f"{_count(totals.buffers, 'buffer')} of {elements}, {_size(totals.buffer_bytes)}", width)
+        out += _wrap(f"{_count(totals.buffers, 'buffer')} of {elements}, {sized(totals.buffer_bytes)}", width)
     out += [line for tie in summary.ties if tie.kind == "storage" for line in ("", *_wrap(visible(str(tie)), width))]
     warnings = list(summary.warnings.items())
     if warnings:
@@ -238,13 +238,6 @@ def _footer(summary: Summary, width: int) -> list[str]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _size(number: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= 10 * size:
-            return f"{number / size:,.1f} {unit}"
-    return _count(number, "byte")
 
 
 def _wrap(said: str, width: int, indent: str = "") -> list[str]:

@@ -60,8 +60,9 @@ def labels_of(blocks: Sequence[Block], parameters: str | Sequence[str], aliases:
     names = dict.fromkeys(name for block in blocks for name, _ in block.inventory.names)
     chosen: set[str] = set()
     for pattern in patterns:
-        fits = re.compile(fnmatch.translate(pattern)).match
-        chosen.update([pattern] if pattern in names else filter(fits, names))
+        # the default means all, also where a row is called so
+        exactly = pattern in names and patterns != ["*"]
+        chosen.update([pattern] if exactly else filter(re.compile(fnmatch.translate(pattern)).match, names))
     # a model whose rows have no shape yet has no names either
     if not chosen and (names or patterns != ["*"]):
         wanted = ", ".join(map(repr, patterns))
@@ -208,8 +209,7 @@ def group(table: Table, by: By) -> Table:
         return table
     groups: dict[str, dict[str, int]] = {}
     for i, (label, tensor) in enumerate(zip(table.labels, table.tensors, strict=True)):
-        name = ".".join(label.split(".")[:by]) if isinstance(by, int) else label.rpartition(".")[0] or "(root)"
-        groups.setdefault(name, {}).setdefault(tensor, i)
+        groups.setdefault(group_of(label, by), {}).setdefault(tensor, i)
     members = [list(group.values()) for group in groups.values()]
     order, sizes = [i for group in members for i in group], [len(group) for group in members]
     starts = np.cumsum([0, *sizes[:-1]])
@@ -236,6 +236,13 @@ def group(table: Table, by: By) -> Table:
     )
     names = tuple(groups)
     return Table(grouped, names, names, np.logical_or.reduceat(table.exists[:, order], starts, axis=1))
+
+
+def group_of(name: str, by: By) -> str:
+    """What a row of this name is merged into."""
+    if by == "parameter":
+        return name
+    return ".".join(name.split(".")[:by]) if isinstance(by, int) else name.rpartition(".")[0] or "(root)"
 
 
 def runs(block: Block) -> list[slice]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from paramwatch.cli import main
 from paramwatch.columns import EXTRA_COLUMNS, LAYOUTS, STATISTICS, statistics_of
 
 ROOT = Path(__file__).parent.parent
@@ -34,9 +36,27 @@ def test_code_blocks_run_and_print_what_follows_them(page: Path, tmp_path: Path,
             with contextlib.redirect_stdout(out):
                 exec(compile(text, f"{page.name}: {text.splitlines()[0]}", "exec"), names)
             printed = out.getvalue()
+        elif kind == "console":
+            run_console(text)
         elif kind == "text" and printed:
             assert_same_output(printed, text)
             printed = ""
+
+
+def run_console(text: str) -> None:
+    """The commands after `$`, in this process; each prints what follows it."""
+    for command, shown in re.findall(r"^\$ paramwatch (.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            assert main(shlex.split(command)) == 0, out.getvalue()
+        assert_same_output(still(out.getvalue()), still(shown))
+
+
+def still(text: str) -> str:
+    """Without what differs from run to run: times, sizes, and bars that stand between two heights."""
+    for changing in (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:Z| UTC)", r"[\d.,]+(?= (?:s|µs|bytes)\b)", r"[▁-█]+"):
+        text = re.sub(changing, "#", text)
+    return text
 
 
 def assert_same_output(printed: str, shown: str) -> None:
@@ -72,7 +92,7 @@ def test_every_statistic_is_explained_with_its_formula_and_unit() -> None:
 def test_file_tree_in_the_readme_is_the_real_one() -> None:
     readme = (ROOT / "README.md").read_text()
     tree = readme.split("## Where things are")[1].split("```")[1]
-    modules = {path.name for path in (ROOT / "paramwatch").glob("*.py")} | {"measure/", "tensorboard/"}
+    modules = {path.name for path in (ROOT / "paramwatch").glob("*.py")} | {"measure/", "report/", "tensorboard/"}
     shown = {line.split()[0] for line in tree.splitlines() if line.startswith("    ") and line.strip()}
     assert shown == modules
 

@@ -132,7 +132,12 @@ def test_a_pattern_that_is_a_name_means_that_name_only() -> None:
     blocks = blocks_of(random_record(0, inventory("w[0]", "w0", "*")))
     assert list(frame(blocks, "lr", parameters="w[0]").columns) == ["w[0]"]
     assert list(frame(blocks, "lr", parameters="w[0-9]").columns) == ["w0"]
-    assert list(frame(blocks, "lr", parameters="*").columns) == ["*"]
+    assert list(frame(blocks, "lr", parameters="[*]").columns) == ["*"]
+
+
+def test_the_default_means_all_rows_also_where_one_is_called_so() -> None:
+    blocks = blocks_of(random_record(0, inventory("w[0]", "w0", "*")))
+    assert list(frame(blocks, "lr").columns) == ["w[0]", "w0", "*"]
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,18 @@ import paramwatch
 PACKAGE = Path(paramwatch.__file__).parent
 
 LAYERS = (
-    "lightning loggers",
+    "lightning loggers cli __main__",
     "watch",
+    "report digest tail",
+    "standing listing export",
+    "series",
     "attached",
     "worker batching assemble recorder gradients raw outside rounds inventory changes optimizers clipping arguments",
     "tensorboard steps progress callstack measure run overview sampling",
     "notebook frames table initial wording laws standards hazards sheet",
     "store contents streams histograms format absence block batch cost folder schedule totals rules ties testing formulas "
-    "lettering png heatmap",
+    "lettering png heatmap "
+    "grid span terminal output usage",
     "rows sight",
     "record merging bins",
     "columns guard",
@@ -32,7 +36,8 @@ LAYERS = (
 
 LIGHT = (
     "folder streams format contents store table frames columns merging bins histograms guard record absence rules testing schedule "
-    "totals block notebook run tensorboard.events sheet lettering png heatmap"
+    "totals block notebook run tensorboard.events sheet lettering png heatmap "
+    "grid span terminal output usage series standing digest listing tail export cli report"
 )
 """What works where torch is not installed."""
 

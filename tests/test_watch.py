@@ -482,7 +482,8 @@ def test_the_closing_report_says_what_was_seen_and_where_it_is(tmp_path: Path, c
 
     ((name, level, said),) = caplog.record_tuples
     assert (name, level) == ("paramwatch", logging.INFO)
-    where = re.escape(str(tmp_path / "paramwatch"))
+    path = str(tmp_path / "paramwatch")
+    where = re.escape(f"{path} (to look at: paramwatch summary {path})")
     took = r"watching took at least \d+(\.\d+)? % of the time"
     assert re.fullmatch(rf"paramwatch: 3 optimizer steps of Sequential seen, 4 rows, written to {where}; {took}", said)
 

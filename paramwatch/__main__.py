@@ -1,0 +1,7 @@
+"""`python -m paramwatch`: the command line."""
+
+import sys
+
+from paramwatch.cli import main
+
+sys.exit(main())

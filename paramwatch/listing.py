@@ -1,0 +1,128 @@
+"""One statistic as a table: a line for each row, layer or block, with how it went and where it stands (`paramwatch show`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from paramwatch.absence import counted
+from paramwatch.columns import Array
+from paramwatch.grid import Grid, number
+from paramwatch.run import Run
+from paramwatch.series import Series, series
+from paramwatch.span import sparkline
+from paramwatch.table import By
+
+_WIDTH = 24
+
+
+def listing(
+    run: Run,
+    statistic: str,
+    *,
+    parameters: str | Sequence[str] = "*",
+    steps: slice | None = None,
+    by: By = "parameter",
+    finite: bool = False,
+    order: str = "model",
+) -> list[dict[str, Any]]:
+    """A dict for each line, over the recorded steps.
+
+    `last`, `median`, `min` and `max` are of the steps in which it is a finite number; `change` is the median of their last quarter divided
+    by that of their first; `nonfinite_steps` counts those in which it was measured and is NaN or infinite. Numbers that are not there are
+    NaN. Of `grad_state` there are `last` and the number of steps in each state.
+
+    Args:
+        run: Read anew.
+        statistic: A column of `Run.frame()`.
+        parameters: As for `Run.frame`, as `steps`, `by` and `finite` are.
+        steps: By number, end excluded.
+        by: What a line is.
+        finite: Leave non-finite elements out.
+        order: One of `usage.ORDERS`.
+
+    Raises:
+        ParamWatchError: As `Run.frame`.
+    """
+    if statistic == "grad_state":
+        lines = _states(run.frame(statistic, parameters=parameters, steps=steps, by=by))
+    else:
+        lines = _numbers(series(run, statistic, parameters=parameters, steps=steps, by=by, finite=finite))
+    if order == "name":
+        lines.sort(key=lambda line: str(line["name"]))
+    elif order != "model":
+        lines.sort(key=lambda line: _sortable(line.get(order)))
+    return lines
+
+
+def grid_of(statistic: str, by: By, lines: Sequence[dict[str, Any]], shown: int) -> Grid:
+    """The first lines as a table."""
+    first = by if isinstance(by, str) else "block"
+    rest = len(lines) - shown
+    more = f"… and {counted(rest, 'more line')}; --limit 0 shows all" if rest > 0 else ""
+    if statistic == "grad_state":
+        cells = [(line["name"], line["last"] or "", ", ".join(f"{k} {n:,}" for k, n in line["steps"].items())) for line in lines[:shown]]
+        return Grid((first, "last", "steps"), cells, frozenset({"last", "steps"}), more)
+    numbers = ("last", "median", "min", "max", "change")
+    some_spoilt = any(line["nonfinite_steps"] for line in lines[:shown])
+    header = (first, "trend", *numbers, *(["not finite"] if some_spoilt else []))
+    out = []
+    for line in lines[:shown]:
+        change = "" if np.isnan(line["change"]) else f"{line['change']:.3g}x"
+        spoilt = [f"{line['nonfinite_steps']:,}"] if some_spoilt else []
+        out.append((line["name"], line["trend"], *(number(line[name]) for name in numbers[:-1]), change, *spoilt))
+    return Grid(header, out, frozenset({"trend"}), more)
+
+
+def _numbers(found: Series) -> list[dict[str, Any]]:
+    statistics = {name: _each(found.values, of) for name, of in _OF.items()}
+    quarter = max(1, len(found.steps) // 4)
+    early, late = (_each(part, np.nanmedian) for part in (found.values[:quarter], found.values[-quarter:]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        statistics["change"] = np.where((early > 0) & (late >= 0), late / early, np.nan)
+    return [
+        {
+            "name": name,
+            "last": _last(found.values[:, i]),
+            **{key: float(column[i]) for key, column in statistics.items()},
+            "nonfinite_steps": int(found.spoilt[:, i].sum()),
+            "trend": sparkline(found.steps, found.values[:, i], found.spoilt[:, i], _WIDTH),
+        }
+        for i, name in enumerate(found.names)
+    ]
+
+
+_OF: dict[str, Callable[..., Array]] = {"median": np.nanmedian, "min": np.nanmin, "max": np.nanmax}
+
+
+def _each(values: Array, of: Callable[..., Array]) -> Array:
+    """A number for each column, NaN where it has none."""
+    out = np.full(values.shape[1], np.nan)
+    some = ~np.isnan(values).all(0) if len(values) else np.zeros(values.shape[1], bool)
+    if some.any():
+        out[some] = of(values[:, some], axis=0)
+    return out
+
+
+def _last(values: Array) -> float:
+    known = values[~np.isnan(values)]
+    return float(known[-1]) if len(known) else float("nan")
+
+
+def _states(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    out = []
+    for i, name in enumerate(frame.columns):
+        states = frame.iloc[:, i].dropna()
+        counts = {str(state): int(n) for state, n in states.value_counts(sort=False).items() if n}
+        out.append({"name": str(name), "last": str(states.iloc[-1]) if len(states) else None, "steps": counts})
+    return out
+
+
+def _sortable(value: Any) -> tuple[bool, Any]:
+    """Largest first, what is missing last; words in their order."""
+    if value is None or value != value:
+        return True, 0
+    return False, value if isinstance(value, str) else -value

@@ -1,0 +1,57 @@
+"""A file that appears under its name only when it is whole: what the command line writes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from paramwatch.guard import ParamWatchError
+
+
+@contextmanager
+def opened(target: Path | None, force: bool) -> Iterator[IO[bytes]]:
+    """A file to write to; left by an exception, nothing of it stays.
+
+    Args:
+        target: Its name, None for standard output.
+        force: Replace a file that is there.
+
+    Raises:
+        ParamWatchError: As `check`.
+        OSError: It cannot be written.
+    """
+    if target is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    check(target, force)
+    # behind a link is what is meant; a device or a pipe has to stay what it is
+    target = target.resolve()
+    if target.exists() and not target.is_file():
+        with open(target, "wb") as file:
+            yield file
+        return
+    part = target.with_name(f".{target.name[:200]}.{os.getpid()}.part")
+    try:
+        with open(part, "xb") as file:
+            yield file
+        check(target, force)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check(target: Path, force: bool) -> None:
+    """Whether a file may be written.
+
+    Raises:
+        ParamWatchError: There is one, and it is not to be replaced; or it is a folder.
+    """
+    if target.is_dir():
+        raise ParamWatchError(f"{target} is a folder; name a file")
+    if not force and target.is_file():
+        raise ParamWatchError(f"{target} exists; --force replaces it")
