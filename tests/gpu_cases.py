@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container, Iterable
 from functools import cache
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 NAN, INF = float("nan"), float("inf")
+
+
+FEW = re.split(
+    r",\s+",
+    """empty, 513, bfloat16 1025, float64 with all of them, misaligned with all of them, subnormal, outlier first, by a sign,
+    bfloat16 with a float32 gradient""",
+)
+"""Cases of every suite; the interpreter takes its time."""
+
+
+def most(names: Iterable[Any], few: Container[Any] = FEW) -> list[Any]:
+    """Parameters of a test, of which only a few are tried in every suite."""
+    return [name if name in few else pytest.param(name, marks=pytest.mark.thorough) for name in names]
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
