@@ -31,7 +31,9 @@ def sample(tensor: Tensor, most: int = SAMPLE) -> Tensor:
     flat = tensor.detach().reshape(-1) if ordinary else as_reals(tensor)
     if flat.numel() <= most:
         return as_reals(flat).clone()
-    return as_reals(flat.index_select(0, _positions(flat.numel(), most, flat.device, stream_of(flat.device))))
+    chosen = _positions(flat.numel(), most, flat.device, stream_of(flat.device))
+    # on the CPU `index_select` does not know every dtype
+    return as_reals(flat[chosen] if flat.is_cpu else flat.index_select(0, chosen))
 
 
 @lru_cache(maxsize=32)
