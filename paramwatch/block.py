@@ -34,19 +34,16 @@ WIDENING = (pa.bool_(), pa.int64(), pa.float64(), pa.string())
 
 @dataclass(frozen=True)
 class Block:
-    """Steps with one inventory, in order. Arrays are shaped [n, ...], n steps."""
+    """Steps with one inventory, in order. Arrays are shaped [n, ...], n steps; rows are those of the inventory or some of them."""
 
     inventory: Inventory
-    session: str
-    epoch: int
-    first_step: int
-    """The step its session started with."""
+    """Its layout is what was read of the values."""
     step: Array
     """int64 [n], each number once."""
     time: Array
     """float64 [n], seconds since the epoch."""
     values: Mapping[str, Array]
-    """Part -> [n, kinds, rows], as in `Record.values`."""
+    """Part -> [n, kinds, rows], as in `Record.values`; empty where none was read."""
     stepped: Array
     lr: Array
     grad_state: Array
@@ -125,14 +122,16 @@ class Parts:
 
     def joined(self) -> dict[str, Any]:
         """`values`, `stepped`, `lr` and `grad_state` of whole steps."""
-        rows = self._rows
-        measured, stepped = rows.values["count"] >= 0, np.logical_or.reduceat(rows.stepped, self.first)
-        stepping = self.last(rows.stepped)
-        then = np.take_along_axis(measured, stepping[:, None], 0) & stepped[:, None]
-        chosen = np.where(then, stepping[:, None], self.last(measured))
+        rows, values = self._rows, dict[str, Array]()
+        stepped, stepping = np.logical_or.reduceat(rows.stepped, self.first), self.last(rows.stepped)
+        if rows.values:
+            measured = rows.values["count"] >= 0
+            then = np.take_along_axis(measured, stepping[:, None], 0) & stepped[:, None]
+            chosen = np.where(then, stepping[:, None], self.last(measured))
+            values = {part: np.take_along_axis(array, chosen, 0) for part, array in rows.values.items()}
         states = np.where(stepped, stepping, self.last(rows.grad_state >= 0))
         return {
-            "values": {part: np.take_along_axis(array, chosen, 0) for part, array in rows.values.items()},
+            "values": values,
             "stepped": stepped,
             "lr": np.take_along_axis(rows.lr, stepping, 0),
             "grad_state": np.take_along_axis(rows.grad_state, states, 0),
@@ -175,3 +174,11 @@ def joined_steps(blocks: Sequence[Block]) -> dict[str, Any]:
         kind = max((block.steps[key].type for block in blocks if key in block.steps), key=WIDENING.index)
         out[key] = pa.concat_arrays([block.steps.get(key, nulls(key, len(block.step))).cast(kind, safe=False) for block in blocks])
     return out
+
+
+def empty_block(inventory: Inventory) -> Block:
+    """A block without steps."""
+    shape = 0, len(inventory.rows)
+    values = {part: np.empty((0, len(inventory.kinds), shape[1]), PARTS[part].dtype) for part in {part for _, part in inventory.layout}}
+    none = np.empty(0)
+    return Block(inventory, none.astype(np.int64), none, values, np.empty(shape, bool), np.empty(shape), np.empty(shape, np.int8), {})

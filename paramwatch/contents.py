@@ -6,36 +6,33 @@ The single source of frames, command line, report and tab. Neither torch nor pan
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import ipc
 
-from paramwatch.block import Block, one_per_step
+from paramwatch.arrowfile import ArrowFile
+from paramwatch.block import Block
+from paramwatch.epoch import Epoch
 from paramwatch.folder import Folder
-from paramwatch.format import block_of
-from paramwatch.guard import ParamWatchError
 from paramwatch.record import Finding
 from paramwatch.streams import LONG
 
-VERSION = 1
 
-_OPENING = b"\xff\xff\xff\xff"
-_NOTHING = pa.table({})
-
-
-@dataclass(frozen=True)
 class Contents:
-    """What a folder holds, after later sessions have hidden what they replace."""
+    """What a folder holds, after later sessions have hidden what they replace. The numbers themselves are read when they are asked for."""
 
-    blocks: list[Block]
-    """By session, then by epoch. Two blocks of one session share a step in which the inventory changed."""
-    lines: Mapping[str, Any]
-    """Name of a long stream -> a pyarrow table of its lines, those of all sessions in order; without lines where there are none."""
+    def __init__(self, epochs: list[Epoch], lines: Mapping[str, Any]) -> None:
+        self.epochs = epochs
+        """By session, then by number. Two epochs of one session share a step in which the inventory changed."""
+        self.lines = lines
+        """Name of a long stream -> a pyarrow table of its lines, those of all sessions in order; without lines where there are none."""
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Everything that is in the epochs."""
+        return [epoch.block() for epoch in self.epochs]
 
     @property
     def findings(self) -> list[Finding]:
@@ -44,65 +41,38 @@ class Contents:
 
 
 def read(folder: Folder) -> Contents:
-    """Read what is whole in a folder, also while it is being written.
+    """Find what is whole in a folder, also while it is being written.
 
     Raises:
-        ParamWatchError: A file has one of our names but is not ours, or was written by a newer paramwatch.
+        ParamWatchError: A file has one of our names but is not ours, was damaged, or was written by a newer paramwatch.
     """
     names = folder.names()
-    epochs = [name.removesuffix(".rows") for name in names if name.endswith(".rows")]
-    blocks = [block for epoch in epochs if (block := _read_block(folder, epoch))]
-    long = {key: [table for name in names if name.endswith(f".{key}") and (table := _read_table(folder, name)).num_rows] for key in LONG}
-    starts = {block.session: block.first_step for block in blocks} | dict(_session(table) for tables in long.values() for table in tables)
+    epochs = [epoch for name in names if name.endswith(".rows") and (epoch := _epoch(folder, names, name.removesuffix(".rows")))]
+    long = {key: [file for name in names if name.endswith(f".{key}") and len(file := ArrowFile(folder, name))] for key in LONG}
+    starts = {epoch.session: epoch.first_step for epoch in epochs}
+    starts |= {file.metadata["session"]: int(file.metadata["first_step"]) for files in long.values() for file in files}
 
     def end(session: str) -> float:
         return min((start for other, start in starts.items() if other > session), default=np.inf)
 
-    def shown(table: Any) -> Any:
-        return table.filter(pc.less(table["step"], end(_session(table)[0]))).replace_schema_metadata()
+    def shown(file: ArrowFile) -> Any:
+        table = file.table()
+        return table.filter(pc.less(table["step"], end(file.metadata["session"])))
 
-    blocks = [block.at(block.step < end(block.session)) for block in sorted(blocks, key=lambda block: (block.session, block.epoch))]
+    for epoch in epochs:
+        epoch.until = end(epoch.session)
     lines = {
-        key: pa.concat_tables([LONG[key].schema.empty_table(), *map(shown, tables)], promote_options="default")
-        for key, tables in long.items()
+        key: pa.concat_tables([LONG[key].schema.empty_table(), *map(shown, files)], promote_options="default")
+        for key, files in long.items()
     }
-    return Contents([one_per_step(block) for block in blocks if len(block.step)], lines)
+    epochs.sort(key=lambda epoch: (epoch.session, epoch.number))
+    return Contents([epoch for epoch in epochs if len(epoch.step)], lines)
 
 
-def _session(table: Any) -> tuple[str, int]:
-    return table.schema.metadata[b"session"].decode(), int(table.schema.metadata[b"first_step"])
-
-
-def _read_block(folder: Folder, epoch: str) -> Block | None:
-    """The steps that are whole in both files: they are apart by the batch that is being written."""
-    rows, steps = _read_table(folder, f"{epoch}.rows"), _read_table(folder, f"{epoch}.steps")
-    n = min(rows.num_rows, steps.num_rows)
-    return block_of(rows.slice(0, n), steps.slice(0, n)) if n else None
-
-
-def _read_table(folder: Folder, name: str) -> Any:
-    """The whole batches of a stream: a torn or growing tail is left out, and a file without a whole header is empty."""
-    if name not in folder.names():
-        return _NOTHING
-    batches = []
-    with folder.open(name) as file:
-        opening = file.read(4)
-        if opening != _OPENING[: len(opening)] and opening.strip(b"\0"):
-            raise ParamWatchError(f"{folder.where(name)} is not a file of paramwatch: no Arrow IPC stream. Move it elsewhere.")
-        file.seek(0)
-        try:
-            stream = ipc.open_stream(file)
-        except (pa.ArrowInvalid, OSError):
-            return _NOTHING
-        metadata = stream.schema.metadata or {}
-        if metadata.get(b"format") != b"paramwatch":
-            raise ParamWatchError(f"{folder.where(name)} is not a file of paramwatch. Move it elsewhere.")
-        if (version := int(metadata[b"version"])) > VERSION:
-            raise ParamWatchError(
-                f"{folder.where(name)} is of a newer paramwatch (format {version}, {VERSION} is known here). Upgrade to read it."
-            )
-        with suppress(pa.ArrowInvalid, OSError):
-            # one by one: those before the torn one count
-            for batch in stream:
-                batches.append(batch)  # noqa: PERF402
-    return pa.Table.from_batches(batches, stream.schema)
+def _epoch(folder: Folder, names: list[str], name: str) -> Epoch | None:
+    if f"{name}.steps" not in names:
+        return None
+    # what the second file has, the first one had before
+    steps = ArrowFile(folder, f"{name}.steps")
+    rows = ArrowFile(folder, f"{name}.rows")
+    return Epoch(rows, steps) if len(rows) and len(steps) else None

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-import io
+import os
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
+
+
+class File(Protocol):
+    """A file that grows, whole piece by whole piece."""
+
+    sink: Any
+    """Where pyarrow writes to."""
+
+    def commit(self) -> None:
+        """What was written until now is whole."""
+
+    def undo(self) -> None:
+        """Take back what was written since then, as far as that can be done."""
+
+    def close(self) -> None:
+        """Nothing more will be written."""
 
 
 class Folder(Protocol):
@@ -15,11 +33,14 @@ class Folder(Protocol):
     def names(self) -> list[str]:
         """What is there, sorted."""
 
-    def create(self, name: str) -> IO[bytes]:
+    def create(self, name: str) -> File:
         """Make a new file, and the folder around it if need be."""
 
-    def open(self, name: str) -> Any:
-        """What a file holds now, as a pyarrow file."""
+    def open(self, name: str) -> Sequence[Any]:
+        """What a file holds now, as pyarrow buffers one after the other, none of which ends inside an Arrow message but the last.
+
+        Nothing is read before it is looked at: a buffer may be a view of a file.
+        """
 
     def where(self, name: str) -> str:
         """How to call a file in a message."""
@@ -36,12 +57,14 @@ class DiskFolder:
         files = self.path.iterdir() if self.path.is_dir() else ()
         return sorted(file.name.removesuffix(self._ending) for file in files if file.name.endswith(self._ending))
 
-    def create(self, name: str) -> IO[bytes]:
+    def create(self, name: str) -> File:
         self.path.mkdir(parents=True, exist_ok=True)
-        return open(self.where(name), "xb")
+        return _DiskFile(self.where(name))
 
-    def open(self, name: str) -> Any:
-        return pa.OSFile(self.where(name))
+    def open(self, name: str) -> Sequence[Any]:
+        where = self.where(name)
+        # an empty file cannot be mapped
+        return [pa.memory_map(where).read_buffer()] if os.path.getsize(where) else []
 
     def where(self, name: str) -> str:
         return str(self.path / f"{name}{self._ending}")
@@ -51,16 +74,16 @@ class MemoryFolder:
     """The same in memory, for a run without a folder."""
 
     def __init__(self) -> None:
-        self._files: dict[str, _Buffer] = {}
+        self._files: dict[str, _MemoryFile] = {}
 
     def names(self) -> list[str]:
         return sorted(self._files)
 
-    def create(self, name: str) -> IO[bytes]:
-        return self._files.setdefault(name, _Buffer())
+    def create(self, name: str) -> File:
+        return self._files.setdefault(name, _MemoryFile())
 
-    def open(self, name: str) -> Any:
-        return pa.BufferReader(self._files[name].getvalue())
+    def open(self, name: str) -> Sequence[Any]:
+        return tuple(self._files[name].pieces)
 
     def where(self, name: str) -> str:
         return f"{name} in memory"
@@ -81,16 +104,60 @@ class Until:
     def names(self) -> list[str]:
         return [name for name in self._folder.names() if name.partition(".")[0] <= self._session]
 
-    def create(self, name: str) -> IO[bytes]:
+    def create(self, name: str) -> File:
         return self._folder.create(name)
 
-    def open(self, name: str) -> Any:
+    def open(self, name: str) -> Sequence[Any]:
         return self._folder.open(name)
 
     def where(self, name: str) -> str:
         return self._folder.where(name)
 
 
-class _Buffer(io.BytesIO):
+class _DiskFile:
+    """Written without a buffer of its own: what is written can be read, and survives the process."""
+
+    def __init__(self, where: str) -> None:
+        os.close(os.open(where, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        self.sink = pa.OSFile(where, "wb")
+        self._where = where
+        self._whole = 0
+
+    def commit(self) -> None:
+        self._whole = self.sink.tell()
+
+    def undo(self) -> None:
+        # the disk may be full or gone, and a reader finds the tail torn
+        with suppress(OSError):
+            os.truncate(self._where, self._whole)
+
+    def close(self) -> None:
+        self.sink.close()
+
+
+class _MemoryFile:
+    """Pieces that pyarrow writes as to a file of Python's."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.pieces: list[Any] = []
+        self.sink = pa.PythonFile(self, mode="w")
+        self._open: list[Any] = []
+
+    def write(self, data: Any) -> int:
+        self._open.append(data)
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def commit(self) -> None:
+        self.pieces.append(pa.py_buffer(b"".join(self._open)))
+        self._open = []
+
+    def undo(self) -> None:
+        self._open = []
+
     def close(self) -> None:
         """Keep what was written."""

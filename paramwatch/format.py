@@ -6,18 +6,18 @@ Between records or blocks and the files of the store; `docs/format.md` describes
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields as fields_of
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from paramwatch.batch import Batch
-from paramwatch.block import STEP_COLUMNS, WIDENING, Block, null_of
-from paramwatch.columns import ABSENT, PARTS, Array
+from paramwatch.block import STEP_COLUMNS, WIDENING
+from paramwatch.columns import PARTS, Array
 from paramwatch.record import Inventory, Row, TieGroup
-from paramwatch.schedule import Schedule
 from paramwatch.streams import text
 
 _OWN = ("step", "time", "full_rate")
@@ -27,21 +27,28 @@ _MAKE: Mapping[Any, type] = {pa.bool_(): bool, pa.int64(): int, pa.float64(): fl
 # ---- written ----------------------------------------------------------------
 
 
-def rows_schema(inventory: Inventory, label: Mapping[str, str]) -> Any:
+def rows_schema(inventory: Inventory) -> Any:
     """One list over all rows for each kind and part; the inventory is in the metadata."""
     fields = [pa.field("step", pa.int64())]
     for kind, part in inventory.layout:
         item = pa.from_numpy_dtype(PARTS[part].dtype)
-        fields.append(pa.field(f"{kind}.{part}", pa.list_(item, len(inventory.rows)), metadata={"kind": kind, "part": part}))
+        fields.append(pa.field(column_of(kind, part), pa.list_(item, len(inventory.rows)), metadata={"kind": kind, "part": part}))
     for name, item in (("stepped", pa.bool_()), ("lr", pa.float64()), ("grad_state", pa.int8())):
         fields.append(pa.field(name, pa.list_(item, len(inventory.rows))))
     described = {
-        "rows": [vars(row) for row in inventory.rows],
-        "names": inventory.names,
+        # column by column, which is half as long as row by row
+        "rows": {field.name: [getattr(row, field.name) for row in inventory.rows] for field in fields_of(Row)},
+        "names": [[name for name, _ in inventory.names], [row for _, row in inventory.names]],
         "ties": [vars(tie) for tie in inventory.ties],
         "layout": inventory.layout,
     }
-    return pa.schema(fields, {**label, "model": inventory.model, "inventory": json.dumps(described)})
+    # escapes keep what is no Unicode text
+    return pa.schema(fields, {"model": text(inventory.model), "inventory": json.dumps(described, separators=(",", ":"))})
+
+
+def column_of(kind: str, part: str) -> str:
+    """What a column of the rows is called."""
+    return f"{kind}.{part}"
 
 
 def rows_batch(batches: Sequence[Batch], schema: Any) -> Any:
@@ -63,16 +70,16 @@ def rows_batch(batches: Sequence[Batch], schema: Any) -> Any:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def steps_schema(types: Mapping[str, Any], label: Mapping[str, str]) -> Any:
+def steps_schema(types: Mapping[str, Any]) -> Any:
     """One column for each key of `Record.steps`."""
     own = {"step": pa.int64(), "time": pa.float64(), "full_rate": pa.bool_()}
-    return pa.schema([pa.field(key, kind) for key, kind in (own | dict(types)).items()], dict(label))
+    return pa.schema([pa.field(key, kind) for key, kind in (own | dict(types)).items()])
 
 
-def steps_batch(batches: Sequence[Batch], schema: Any, schedule: Schedule) -> Any:
+def steps_batch(batches: Sequence[Batch], schema: Any, full_rate: Callable[[int], bool]) -> Any:
     """What is known of some steps as a whole; a key that a record lacks is null."""
     of_each = [each for batch in batches for each in zip(batch.steps, batch.step, batch.time, strict=True)]
-    found = [{**steps, "step": step, "time": time, "full_rate": schedule.full_rate(step)} for steps, step, time in of_each]
+    found = [{**steps, "step": step, "time": time, "full_rate": full_rate(step)} for steps, step, time in of_each]
     columns = []
     for name, kind in zip(schema.names, schema.types, strict=True):
         make = _string if pa.types.is_string(kind) else _MAKE[kind]
@@ -97,51 +104,34 @@ def widened(types: Mapping[str, Any], steps: Mapping[str, Any]) -> dict[str, Any
     return out
 
 
-# ---- read -------------------------------------------------------------------
+# ---- read -----------------------------------------------------------------------------------
 
 
-def block_of(rows: Any, steps: Any) -> Block:
-    """A block from the tables of its two files, which have as many lines."""
-    n, metadata = rows.num_rows, {key.decode(): value.decode() for key, value in rows.schema.metadata.items()}
-    inventory = _inventory(metadata["model"], json.loads(metadata["inventory"]))
-
-    def lists(name: str, fill: Any) -> Array:
-        column: Array = pc.list_flatten(rows[name]).fill_null(fill).to_numpy().reshape(n, len(inventory.rows))
-        return column
-
-    shape = (n, len(inventory.kinds), len(inventory.rows))
-    fills = {part: null_of(part) for _, part in inventory.layout}
-    values = {part: np.full(shape, fill, PARTS[part].dtype) for part, fill in fills.items()}
-    for field in rows.schema:
-        if field.metadata:
-            kind, part = field.metadata[b"kind"].decode(), field.metadata[b"part"].decode()
-            values[part][:, inventory.kinds.index(kind)] = lists(field.name, fills[part])
-    return Block(
-        inventory=inventory,
-        session=metadata["session"],
-        epoch=int(metadata["epoch"]),
-        first_step=int(metadata["first_step"]),
-        step=rows["step"].to_numpy(),
-        time=steps["time"].to_numpy(),
-        values=values,
-        stepped=lists("stepped", False),
-        lr=lists("lr", np.nan),
-        grad_state=lists("grad_state", ABSENT),
-        steps={key: steps[key].combine_chunks() for key in steps.column_names if key not in ("step", "time")},
-    )
+def inventory_of(metadata: Mapping[str, str]) -> Inventory:
+    """The inventory in the metadata of a file of rows."""
+    return _inventory(metadata["model"], metadata["inventory"])
 
 
-def empty_block(inventory: Inventory) -> Block:
-    """A block without steps."""
-    rows, steps = rows_schema(inventory, {"session": "", "epoch": "0", "first_step": "0"}), steps_schema({}, {})
-    return block_of(rows.empty_table(), steps.empty_table())
-
-
-def _inventory(model: str, found: Mapping[str, Any]) -> Inventory:
+# a run that is read again and again has the same few inventories each time, and they are long
+@lru_cache(maxsize=4)
+def _inventory(model: str, described: str) -> Inventory:
+    found = json.loads(described)
+    rows = found["rows"]
+    rows |= {name: map(tuple, rows[name]) for name in ("aliases", "shape")}
+    names = [field.name for field in fields_of(Row)]
     return Inventory(
-        rows=tuple(Row(**row | {"aliases": tuple(row["aliases"]), "shape": tuple(row["shape"])}) for row in found["rows"]),
-        names=tuple((name, row) for name, row in found["names"]),
+        rows=tuple(Row(*row) for row in zip(*(rows[name] for name in names), strict=True)),
+        names=tuple(zip(*found["names"], strict=True)),
         ties=tuple(TieGroup(**tie | {"names": tuple(tie["names"])}) for tie in found["ties"]),
         layout=tuple((kind, part) for kind, part in found["layout"]),
         model=model,
     )
+
+
+def lists_of(column: Any, fill: Any) -> Array:
+    """A column of lists of one length as an array [n, length], with this in place of nulls."""
+    items = column.flatten()
+    if items.null_count:
+        items = items.fill_null(fill)
+    array: Array = items.to_numpy(zero_copy_only=False)
+    return array.reshape(len(column), column.type.list_size)
