@@ -20,7 +20,13 @@ from paramwatch.guard import ParamWatchError
 VERSION = 1
 """Of the format; a reader knows those up to its own."""
 
+# one thread: the others are wanted for training
+OPTIONS = ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+
 _SUM = "crc32c"
+_ZEROS = 16
+"""With so many at its end, a batch that cannot be read is torn rather than damaged: one that is whole ends with fewer, nearly always."""
+
 _CONTINUATION = b"\xff\xff\xff\xff"
 _BAD = (pa.ArrowException, OSError, EOFError, ValueError, KeyError, MemoryError)
 """What pyarrow raises at bytes that make no sense."""
@@ -37,7 +43,7 @@ class ArrowWriter:
         described = {**_text(schema.metadata), **label, "format": "paramwatch", "version": str(VERSION)}
         schema = schema.with_metadata(described)
         self._file = folder.create(name)
-        self._stream = ipc.new_stream(self._file.sink, schema.with_metadata({**described, _SUM: _sum_of_schema(schema)}), options=_OPTIONS)
+        self._stream = ipc.new_stream(self._file.sink, schema.with_metadata({**described, _SUM: _sum_of_schema(schema)}), options=OPTIONS)
         self._torn = False
 
     def append(self, batch: Any, note: Mapping[str, str] | None = None) -> None:
@@ -81,6 +87,8 @@ class ArrowFile:
         self._messages: list[Any] = []
         for i, piece in enumerate(folder.open(name)):
             self._walk(piece, i == 0)
+        if len(self._messages) > 1 and not any(self._messages[-1].slice(self._messages[-1].size - _ZEROS).to_pybytes()):
+            self._leave_out_zeros()
 
     @cached_property
     def schema(self) -> Any:
@@ -90,15 +98,16 @@ class ArrowFile:
         try:
             schema = ipc.read_schema(self._messages[0])
             metadata = _text(schema.metadata)
+            written, found = metadata.pop(_SUM, None), _sum_of_schema(schema)
         except _BAD as error:
             raise self._damaged(f"its header cannot be read: {error}") from error
         if metadata.get("format") != "paramwatch":
             raise ParamWatchError(f"{self._where} is not a file of paramwatch. Move it elsewhere.")
         if not (version := metadata.get("version", "")).isdecimal() or int(version) > VERSION:
             raise ParamWatchError(
-                f"{self._where} is of a newer paramwatch (format {version}, {VERSION} is known here). Upgrade to read it, or move it elsewhere."
+                f"{self._where} is of a newer paramwatch (format {version}, {VERSION} is known here). Upgrade to read it."
             )
-        if metadata.pop(_SUM, None) != _sum_of_schema(schema.with_metadata(metadata)):
+        if written != found:
             raise self._damaged("its header has changed since it was written")
         return schema
 
@@ -125,19 +134,20 @@ class ArrowFile:
         fields = list(range(len(names))) if columns is None else sorted(names.index(name) for name in columns)
         pieces = _Pieces([self._messages[0], *(self._messages[1 + i] for i in chosen)])
         options = ipc.IpcReadOptions(included_fields=fields)
-        i = -1
+        read = 0
         try:
             stream = ipc.open_stream(pa.PythonFile(pieces, mode="r"), options=options)
-            for i in chosen:
+            for _ in chosen:
                 batch, note = stream.read_next_batch_with_custom_metadata()
                 batch.validate()
                 note = _text(note)
-                sums = note.pop(_SUM).split()
-                if [sums[field] for field in fields] != _sums(batch).split():
+                sums = dict(enumerate(note.pop(_SUM).split()))
+                if [sums.get(field) for field in fields] != _sums(batch).split():
                     raise ValueError("it has changed since it was written")
+                read += 1
                 yield Batch(batch, note)
         except (*_BAD, StopIteration) as error:
-            raise self._damaged(f"batch {i} of {len(self)} cannot be read: {error}") from error
+            raise self._damaged(f"batch {chosen[read] + 1} of {len(self)} cannot be read: {error}") from error
 
     def table(self) -> Any:
         """Everything, as a pyarrow table without metadata."""
@@ -153,21 +163,30 @@ class ArrowFile:
                 ipc.read_message(source)
             except _BAD:
                 break
+            if source.tell() % 8:
+                break
             self._messages.append(piece.slice(end, source.tell() - end))
             end = source.tell()
-        if end < piece.size and _whole_message_in(piece.slice(end)):
+        tail = piece.slice(end)
+        if not self._opens(tail) or _whole_message_in(tail):
             raise self._damaged(f"nothing can be read at byte {end:,}, while there is more after it")
+
+    def _leave_out_zeros(self) -> None:
+        """After a power cut, the last batch may have its size and not its content."""
+        try:
+            list(self.batches(which=[len(self) - 1]))
+        except ParamWatchError:
+            self._messages.pop()
 
     def _opens(self, piece: Any) -> bool:
         opening = piece.slice(0, min(4, piece.size)).to_pybytes()
         # after a power cut, a file may have a size and nothing in it
-        return bool(opening == _CONTINUATION[: len(opening)] or not opening.strip(b"\0"))
+        return opening == _CONTINUATION[: len(opening)] or (not any(opening) and not any(memoryview(piece)))
 
     def _damaged(self, how: str) -> ParamWatchError:
-        return ParamWatchError(f"{self._where} is damaged: {how}. Restore it from a copy, or move it elsewhere to read the rest of the run.")
-
-
-_OPTIONS = ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+        return ParamWatchError(
+            f"{self._where} is damaged: {how}. Restore it from a copy, or move it elsewhere to read the rest of the run."
+        )
 
 
 class _Pieces:
@@ -195,17 +214,17 @@ class _Pieces:
 
 def _whole_message_in(tail: Any) -> bool:
     """Whether a message is whole somewhere in what could not be read, beyond its start: then it is not the end that is torn."""
-    content, at = memoryview(tail), 8
+    content, at = memoryview(tail), 4
     text = bytes(content)
     while (at := text.find(_CONTINUATION, at)) >= 0:
-        if at % 8 == 0 and any(text[at + 4 : at + 8]):
+        if any(text[at + 4 : at + 8]):
             try:
                 message = ipc.read_message(pa.py_buffer(content[at:]))
             except _BAD:
                 message = None
             if message is not None and message.type == "record batch":
                 return True
-        at += 4
+        at += 1
     return False
 
 
@@ -223,8 +242,16 @@ def _sum(column: Any) -> int:
 
 
 def _sum_of_schema(schema: Any) -> str:
-    fields = [(field.name, sorted(_text(field.metadata).items())) for field in schema]
-    return f"{google_crc32c.value(repr((fields, sorted(_text(schema.metadata).items()))).encode()):08x}"
+    fields = [(field.name, _type(field.type), sorted(_text(field.metadata).items())) for field in schema]
+    described = sorted((key, value) for key, value in _text(schema.metadata).items() if key != _SUM)
+    return f"{google_crc32c.value(repr((fields, described)).encode()):08x}"
+
+
+def _type(kind: Any) -> str:
+    """A type in words that do not depend on the version of pyarrow."""
+    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind):
+        return f"{getattr(kind, 'list_size', '')} of {_type(kind.value_type)}"
+    return str(kind)
 
 
 def _text(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:

@@ -174,11 +174,3 @@ def joined_steps(blocks: Sequence[Block]) -> dict[str, Any]:
         kind = max((block.steps[key].type for block in blocks if key in block.steps), key=WIDENING.index)
         out[key] = pa.concat_arrays([block.steps.get(key, nulls(key, len(block.step))).cast(kind, safe=False) for block in blocks])
     return out
-
-
-def empty_block(inventory: Inventory) -> Block:
-    """A block without steps."""
-    shape = 0, len(inventory.rows)
-    values = {part: np.empty((0, len(inventory.kinds), shape[1]), PARTS[part].dtype) for part in {part for _, part in inventory.layout}}
-    none = np.empty(0)
-    return Block(inventory, none.astype(np.int64), none, values, np.empty(shape, bool), np.empty(shape), np.empty(shape, np.int8), {})

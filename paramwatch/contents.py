@@ -5,7 +5,7 @@ The single source of frames, command line, report and tab. Neither torch nor pan
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,10 @@ from paramwatch.streams import LONG
 class Contents:
     """What a folder holds, after later sessions have hidden what they replace. The numbers themselves are read when they are asked for."""
 
-    def __init__(self, epochs: list[Epoch], lines: Mapping[str, Any]) -> None:
+    def __init__(self, epochs: list[Epoch], long: Mapping[str, list[ArrowFile]], end: Callable[[str], float]) -> None:
         self.epochs = epochs
         """By session, then by number. Two epochs of one session share a step in which the inventory changed."""
-        self.lines = lines
+        self.lines = _Lines(long, end)
         """Name of a long stream -> a pyarrow table of its lines, those of all sessions in order; without lines where there are none."""
 
     @property
@@ -55,24 +55,36 @@ def read(folder: Folder) -> Contents:
     def end(session: str) -> float:
         return min((start for other, start in starts.items() if other > session), default=np.inf)
 
-    def shown(file: ArrowFile) -> Any:
-        table = file.table()
-        return table.filter(pc.less(table["step"], end(file.metadata["session"])))
-
     for epoch in epochs:
         epoch.until = end(epoch.session)
-    lines = {
-        key: pa.concat_tables([LONG[key].schema.empty_table(), *map(shown, files)], promote_options="default")
-        for key, files in long.items()
-    }
     epochs.sort(key=lambda epoch: (epoch.session, epoch.number))
-    return Contents([epoch for epoch in epochs if len(epoch.step)], lines)
+    return Contents([epoch for epoch in epochs if len(epoch.step)], long, end)
+
+
+class _Lines(Mapping[str, Any]):
+    """Reads a stream when it is asked for."""
+
+    def __init__(self, long: Mapping[str, list[ArrowFile]], end: Callable[[str], float]) -> None:
+        self._long = long
+        self._end = end
+
+    def __getitem__(self, name: str) -> Any:
+        found = [self._shown(file) for file in self._long[name]]
+        return pa.concat_tables([LONG[name].schema.empty_table(), *found], promote_options="default")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._long)
+
+    def __len__(self) -> int:
+        return len(self._long)
+
+    def _shown(self, file: ArrowFile) -> Any:
+        table = file.table()
+        return table.filter(pc.less(table["step"], self._end(file.metadata["session"])))
 
 
 def _epoch(folder: Folder, names: list[str], name: str) -> Epoch | None:
-    if f"{name}.steps" not in names:
-        return None
     # what the second file has, the first one had before
-    steps = ArrowFile(folder, f"{name}.steps")
+    steps = ArrowFile(folder, f"{name}.steps") if f"{name}.steps" in names else ()
     rows = ArrowFile(folder, f"{name}.rows")
-    return Epoch(rows, steps) if len(rows) and len(steps) else None
+    return Epoch(rows, steps) if len(rows) and isinstance(steps, ArrowFile) and len(steps) else None

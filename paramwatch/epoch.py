@@ -148,6 +148,29 @@ class Epoch:
             yield batch, as_range(lines[target] - (self._ends[i - 1] if i else 0)), as_range(target)
 
 
+class NoSteps:
+    """What stands for the epochs of a run that has none yet."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self.inventory = inventory
+        self.step: Array = np.empty(0, np.int64)
+
+    def block(
+        self,
+        layout: Collection[Pair] | None = None,
+        rows: Sequence[int] | None = None,
+        span: Span | None = None,
+        *,
+        per_row: Collection[str] = tuple(PER_ROW),
+        keys: Collection[str] | None = None,
+    ) -> Block:
+        """As that of an `Epoch`."""
+        pairs = tuple(pair for pair in self.inventory.layout if layout is None or pair in layout)
+        out = _Arrays(pairs, PER_ROW, 0, len(self.inventory.rows) if rows is None else len(rows))
+        nothing = np.empty(0)
+        return Block(replace(self.inventory, layout=pairs), self.step, nothing, out.values, **out.per_row, steps={})
+
+
 class _Arrays:
     """What is read of rows, filled batch by batch."""
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 from paramwatch.batch import Batch
 from paramwatch.block import STEP_COLUMNS, WIDENING
 from paramwatch.columns import PARTS, Array
+from paramwatch.globs import text
 from paramwatch.record import Inventory, Row, TieGroup
-from paramwatch.streams import text
 
 _OWN = ("step", "time", "full_rate")
 _MAKE: Mapping[Any, type] = {pa.bool_(): bool, pa.int64(): int, pa.float64(): float, pa.string(): str}

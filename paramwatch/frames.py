@@ -6,7 +6,7 @@ over epochs and laid out, many steps at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -18,12 +18,27 @@ import pyarrow as pa
 from paramwatch.bins import HIGH, LOW
 from paramwatch.block import Block, nulls
 from paramwatch.columns import EXTRA_COLUMNS, KINDS, Array, Statistic, getter, statistics_of
+from paramwatch.epoch import PER_ROW
+from paramwatch.globs import text
 from paramwatch.guard import ParamWatchError
 from paramwatch.histograms import filled
+from paramwatch.merging import merged_with
 from paramwatch.record import GRAD_STATES, Finding, Inventory, Row
-from paramwatch.streams import text
-from paramwatch.table import By, Table, all_rows, at_steps, chosen_steps, group, join, labels_of, layout_of, narrow, nearest, runs
-from paramwatch.totals import totals_of
+from paramwatch.table import (
+    By,
+    Source,
+    Table,
+    all_rows,
+    chosen_steps,
+    group,
+    join,
+    labels_of,
+    layout_of,
+    nearest,
+    runs,
+    span_of,
+)
+from paramwatch.totals import NEEDED, totals_of
 
 _STATES = pd.CategoricalDtype(list(GRAD_STATES))
 _KNOWN = ("skipped", "amp_scale", "evaluations", "backwards", "update_mode", "full_rate", "overhead_us")
@@ -31,7 +46,7 @@ _TOTALS = ("param_norm", "grad_norm", "grad_raw_norm", "clip_coef", "update_norm
 
 
 def frame(
-    blocks: Sequence[Block],
+    epochs: Sequence[Source],
     statistic: str | None = None,
     *,
     parameters: str | Sequence[str] = "*",
@@ -46,7 +61,7 @@ def frame(
     of the model as it was last; those that are gone by then come last. A row that did not exist yet has no line in the tidy frame.
 
     Args:
-        blocks: At least one, in order.
+        epochs: At least one, in order. Of each no more is read than the answer needs.
         statistic: A column of the tidy frame. None for all.
         parameters: Glob patterns over names and aliases; a pattern that is a name means that name only, but for `*`, which is all.
         steps: By step number, end excluded.
@@ -65,19 +80,28 @@ def frame(
     """
     if statistic is not None and not isinstance(statistic, str):
         raise ParamWatchError(f"statistic must be the name of one column, such as 'grad_norm', not {statistic!r}; leave it out for all")
-    known = {found.name: found for found in statistics_of(layout_of(blocks))}
+    known = {found.name: found for found in statistics_of(layout_of(epochs))}
     if statistic is not None and statistic not in (*known, *EXTRA_COLUMNS):
         raise ParamWatchError(f"there is no statistic {statistic!r} here{nearest(statistic, (*known, *EXTRA_COLUMNS))}")
-    level = _level(by)
-    table = join([at_steps(block, steps) for block in blocks], labels_of(blocks, parameters, aliases))
+    level, span, labels = _level(by), span_of(steps), labels_of(epochs, parameters, aliases)
+    needed = None if statistic is None else known[statistic].needs if statistic in known else ()
+    per_row: Collection[str] = tuple(PER_ROW) if statistic is None else [statistic] if statistic in EXTRA_COLUMNS else []
     if by != "parameter":
-        table = group(table if statistic is None else narrow(table, known.get(statistic)), by)
+        needed = None if needed is None else merged_with(needed)
+        per_row = (*per_row, "stepped")
+    blocks = [
+        epoch.block(needed, None if found.rows == tuple(range(len(epoch.inventory.rows))) else found.rows, span, per_row=per_row, keys=())
+        for epoch, found in zip(epochs, labels, strict=True)
+    ]
+    table = join(blocks, labels, epochs)
+    if by != "parameter":
+        table = group(table, by)
     if statistic is None:
         return _tidy(table, tuple(known.values()), level, finite)
     return _wide(table, statistic, known.get(statistic), level, finite)
 
 
-def steps_frame(blocks: Sequence[Block]) -> pd.DataFrame:
+def steps_frame(epochs: Sequence[Source]) -> pd.DataFrame:
     """What is known of each step as a whole.
 
     Index `step`; columns `time` (datetime64, UTC), `lr` (float64, NaN where the rows that stepped differ), `skipped` (boolean), `amp_scale`
@@ -85,14 +109,23 @@ def steps_frame(blocks: Sequence[Block]) -> pd.DataFrame:
     `param_norm`, `grad_norm`, `grad_raw_norm`, `clip_coef`, `update_norm` (float64) and `nonfinite` (Int64: elements of parameters and
     gradients) as `totals` has them, then whatever else was recorded. Where nothing is known: NaN or <NA>.
     """
-    block = join(blocks, [all_rows(block) for block in blocks]).block
-    totals = totals_of(block.values, block.inventory.kinds, block.stepped, block.lr)
+    read = [epoch.block(NEEDED, per_row=("stepped", "lr")) for epoch in epochs]
+    block = join(read, [all_rows(epoch) for epoch in epochs], epochs).block
+    totals = _totals(block)
     time = pd.DatetimeIndex((block.time * 1e6).round().astype("datetime64[us]")).tz_localize("UTC")
     columns: dict[str, Any] = {"time": time, "lr": totals["lr"]}
     columns |= {key: _column(block, key) for key in _KNOWN}
     columns |= {name: totals[name] for name in _TOTALS} | {"nonfinite": _whole(totals["nonfinite"])}
     columns |= {key: _column(block, key) for key in block.steps if key not in columns}
     return pd.DataFrame(columns, index=pd.Index(block.step, name="step"))
+
+
+def _totals(block: Block) -> dict[str, Array]:
+    found = []
+    for lines in runs(block):
+        values = {part: array[lines] for part, array in block.values.items()}
+        found.append(totals_of(values, block.inventory.kinds, block.stepped[lines], block.lr[lines]))
+    return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
 
 
 def parameters_frame(inventory: Inventory) -> pd.DataFrame:
@@ -111,12 +144,12 @@ def findings_frame(findings: Sequence[Finding]) -> pd.DataFrame:
 
 
 def histograms_frame(
-    blocks: Sequence[Block], lines: Any, *, parameters: str | Sequence[str] = "*", steps: slice | None = None, aliases: bool = False
+    epochs: Sequence[Source], lines: Any, *, parameters: str | Sequence[str] = "*", steps: slice | None = None, aliases: bool = False
 ) -> pd.DataFrame:
     """The bins that hold something: index (`step`, `parameter`, `kind`), columns `low`, `high` (float64) and `count` (int64).
 
     Args:
-        blocks: At least one, in order: which names are which rows.
+        epochs: At least one, in order: which names are which rows.
         lines: The lines of the long stream `histograms`.
         parameters: As for `frame`.
         steps: As for `frame`.
@@ -125,12 +158,12 @@ def histograms_frame(
     Raises:
         ParamWatchError: Patterns that fit no row, or an argument that makes no sense.
     """
-    labels = labels_of(blocks, parameters, aliases)
+    labels = labels_of(epochs, parameters, aliases)
     # as the model was last: its order, and its row where a name was that of another one
     rows: dict[str, str] = {}
-    for block, known in zip(reversed(blocks), reversed(labels), strict=True):
+    for epoch, known in zip(reversed(epochs), reversed(labels), strict=True):
         for name, row in zip(known.names, known.rows, strict=True):
-            rows.setdefault(name, block.inventory.rows[row].name)
+            rows.setdefault(name, epoch.inventory.rows[row].name)
     found = filled(lines, list(map(text, rows.values())), chosen_steps(lines["step"].to_numpy(), steps))
     codes: list[Any] = [np.unique(found.step, return_inverse=True)[1], found.parameter, found.kind]
     levels: list[Any] = [np.unique(found.step), list(rows), list(KINDS)]

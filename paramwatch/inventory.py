@@ -18,6 +18,7 @@ from torch import nn
 
 from paramwatch.changes import Changed, came_apart
 from paramwatch.columns import Pair
+from paramwatch.globs import fitting
 from paramwatch.guard import ParamWatchError
 from paramwatch.measure import is_supported
 from paramwatch.record import Inventory, Row
@@ -164,7 +165,8 @@ class LiveInventory:
         for place, tensor in zip(found, held, strict=True):
             grouped.setdefault(id(tensor), []).append(place)
         tensors: dict[int, nn.Parameter] = {id(tensor): tensor for tensor in held if tensor is not None}
-        watched = {key for key, group in grouped.items() if chosen([place.name for place in group], self._include, self._exclude)}
+        include, exclude = fitting(self._include), fitting(self._exclude)
+        watched = {key for key, group in grouped.items() if chosen([place.name for place in group], include, exclude)}
         lazy = {key for key in watched if is_lazy(tensors[key])}
         shown = [(place, id(tensor)) for place, tensor in zip(found, held, strict=True) if id(tensor) in watched and id(tensor) not in lazy]
         before = {row.name: row for row in self.current.rows} if hasattr(self, "current") else {}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from paramwatch.columns import ABSENT, SPECIALS, Array, ratio
+from paramwatch.columns import ABSENT, SPECIALS, Array, Pair, ratio
 
 
 def merge(values: Mapping[str, Array], members: Sequence[Sequence[int]]) -> dict[str, Array]:
@@ -63,3 +63,9 @@ def merge(values: Mapping[str, Array], members: Sequence[Sequence[int]]) -> dict
         products = total(np.where(known, column("dot"), 0.0))
         out["dot"] = np.where(total(known.astype(np.int64)) > 0, products, np.nan)
     return out
+
+
+def merged_with(pairs: Iterable[Pair]) -> tuple[Pair, ...]:
+    """These parts, with those that they cannot be merged without: means and standard deviations merge together."""
+    both = ("mean", "std")
+    return tuple(dict.fromkeys((kind, other) for kind, part in pairs for other in (both if part in both else (part,))))

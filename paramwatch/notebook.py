@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from paramwatch import frames
-from paramwatch.block import Block
+from paramwatch.epoch import Epoch
 from paramwatch.lettering import visible
 from paramwatch.record import Finding, TieGroup
+from paramwatch.table import span_of
 
 SHOWN = 60
 """Lines of a table, at most."""
@@ -45,12 +46,12 @@ class Ties(tuple[TieGroup, ...]):
         return _table(shown, index=False)
 
 
-def run_html(said: str, latest: Block | None, ties: Sequence[TieGroup], findings: Sequence[Finding]) -> str:
+def run_html(said: str, latest: Epoch | None, ties: Sequence[TieGroup], findings: Sequence[Finding]) -> str:
     """A run in a notebook.
 
     Args:
         said: Its `repr`.
-        latest: The last steps.
+        latest: The last epoch.
         ties: The tie groups.
         findings: What the rules said.
     """
@@ -68,8 +69,10 @@ def run_html(said: str, latest: Block | None, ties: Sequence[TieGroup], findings
     return "\n".join(parts)
 
 
-def _last_step(block: Block) -> pd.DataFrame:
-    frame = frames.frame([block], steps=slice(int(block.step[-1]), None)).droplevel("step")
+def _last_step(epoch: Epoch) -> pd.DataFrame:
+    last = slice(int(epoch.step[-1]), None)
+    frame = frames.frame([epoch], steps=last).droplevel("step")
+    block = epoch.block([(kind, "count") for kind in _COLUMNS.values()], span=span_of(last), per_row=(), keys=())
     shown = {}
     for column, kind in _COLUMNS.items():
         known = (

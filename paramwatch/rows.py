@@ -6,14 +6,15 @@ The first step of the pipe. A row's names are those of `named_parameters(remove_
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
+
+from paramwatch.globs import text
 
 _WRAPPERS = {
     ("torch.nn.parallel.distributed", "DistributedDataParallel"): {"module"},
@@ -55,8 +56,10 @@ def places(module: nn.Module) -> list[Place]:
         tensor = held_under(holder, key)
         if tensor is None:
             continue
-        numbered = (f"{real_name}#{i}" for i in count(2))
-        name = next(free for free in chain((name, real_name), numbered) if taken.get(free, id(tensor)) == id(tensor))
+        # half a surrogate pair is no text: neither pandas nor TensorBoard could take the name
+        shown = text(real_name)
+        numbered = (f"{shown}#{i}" for i in count(2))
+        name = next(free for free in chain((text(name), shown), numbered) if taken.get(free, id(tensor)) == id(tensor))
         if name not in taken:
             taken[name] = id(tensor)
             found.append(Place(name, real_name, holder, key))
@@ -90,15 +93,10 @@ def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
     return len(each), *(sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*each, strict=True))
 
 
-def chosen(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> bool:
+def chosen(names: Iterable[str], include: Callable[[str], bool], exclude: Callable[[str], bool]) -> bool:
     """Whether a row of these names is watched: one of them is included and none excluded."""
     names = list(names)
-    return any(matches(name, include) for name in names) and not any(matches(name, exclude) for name in names)
-
-
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a name is one of the patterns, or fits one as a case-sensitive glob."""
-    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    return any(map(include, names)) and not any(map(exclude, names))
 
 
 def _walk(module: nn.Module, name: str, real_name: str, above: tuple[int, ...]) -> Iterator[tuple[str, str, nn.Module, str]]:

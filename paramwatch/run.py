@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, overload
 
+import numpy as np
 import pandas as pd
 
 from paramwatch import frames
 from paramwatch.absence import Absence, Tally, counted
-from paramwatch.block import Block
+from paramwatch.epoch import NoSteps
 from paramwatch.folder import DiskFolder, Folder, MemoryFolder
-from paramwatch.format import empty_block
 from paramwatch.guard import ParamWatchError
 from paramwatch.notebook import Ties, run_html
 from paramwatch.record import Inventory
 from paramwatch.store import Contents, read
-from paramwatch.table import By
+from paramwatch.table import By, Source
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -103,7 +103,7 @@ class Run:
         Raises:
             ParamWatchError: An unknown statistic (the nearest are named), patterns that fit no row, an argument that makes no sense.
         """
-        return frames.frame(self._blocks(), statistic, parameters=parameters, steps=steps, aliases=aliases, by=by, finite=finite)
+        return frames.frame(self._epochs(), statistic, parameters=parameters, steps=steps, aliases=aliases, by=by, finite=finite)
 
     def histograms(self, *, parameters: str | Sequence[str] = "*", steps: slice | None = None, aliases: bool = False) -> pd.DataFrame:
         """How many elements were in each bin, where `attach(..., histograms=N)` asked for it: a line for each bin that is not empty.
@@ -123,8 +123,8 @@ class Run:
             ParamWatchError: As for `frame`.
         """
         contents = self._read()
-        blocks = contents.blocks or [empty_block(self._inventory())]
-        return frames.histograms_frame(blocks, contents.lines["histograms"], parameters=parameters, steps=steps, aliases=aliases)
+        epochs: Sequence[Source] = contents.epochs or [NoSteps(self._inventory())]
+        return frames.histograms_frame(epochs, contents.lines["histograms"], parameters=parameters, steps=steps, aliases=aliases)
 
     @property
     def parameters(self) -> pd.DataFrame:
@@ -139,7 +139,7 @@ class Run:
     @property
     def steps(self) -> pd.DataFrame:
         """What is known of each step as a whole, with totals over its rows: index `step`."""
-        return frames.steps_frame(self._blocks())
+        return frames.steps_frame(self._epochs())
 
     @property
     def ties(self) -> Ties:
@@ -154,18 +154,19 @@ class Run:
     def __repr__(self) -> str:
         """Where it is, what was recorded of it, and what was missing: rows without a gradient or an optimizer, skipped steps.
 
-        It reads the whole run, as every question does; a long one is thinned when it is stored, and what is said is of the steps that are.
+        A long run is thinned when it is stored, and what is said is of the steps that are. Of these no number is read.
         """
-        blocks = self._read().blocks
+        epochs = self._read().epochs
         try:
-            inventory = blocks[-1].inventory if blocks else self._inventory()
+            inventory = epochs[-1].inventory if epochs else self._inventory()
         except ParamWatchError:
             return f"<{type(self).__name__} {self.path or 'in memory'}: no steps yet>"
-        numbers = {step for block in blocks for step in block.step.tolist()}
+        numbers = np.unique(np.concatenate([epoch.step for epoch in epochs])) if epochs else np.zeros(0, np.int64)
         tally = Tally()
-        for block in blocks:
-            tally.add(block)
-        return self._described(tally.absence(inventory), len(numbers), min(numbers, default=0), max(numbers, default=0), "stored")
+        for epoch in epochs:
+            tally.add(epoch.block((), per_row=("stepped", "grad_state"), keys=("skipped",)))
+        first, last = (int(numbers[0]), int(numbers[-1])) if len(numbers) else (0, 0)
+        return self._described(tally.absence(inventory), len(numbers), first, last, "stored")
 
     def _described(self, absence: Absence, steps: int, first: int, last: int, which: str, failed: bool = False) -> str:
         rows, names, frozen = len(absence.inventory.rows), len(absence.inventory.names), len(absence.frozen)
@@ -181,7 +182,7 @@ class Run:
     def _repr_html_(self) -> str:
         """What a notebook shows: the latest step, the ties, and what the rules said."""
         contents = self._read()
-        return run_html(repr(self), contents.blocks[-1] if contents.blocks else None, self.ties, contents.findings)
+        return run_html(repr(self), contents.epochs[-1] if contents.epochs else None, self.ties, contents.findings)
 
     def _read(self) -> Contents:
         """Everything that was recorded until now."""
@@ -189,17 +190,17 @@ class Run:
 
     def _inventory(self) -> Inventory:
         """The model as it is now."""
-        blocks = self._read().blocks
-        if not blocks and self.path is None:
+        epochs = self._read().epochs
+        if not epochs and self.path is None:
             raise ParamWatchError("a copy of a Watch without a log_dir holds nothing: its records stayed with the Watch itself")
-        if not blocks:
+        if not epochs:
             raise ParamWatchError(
                 f"{self.path} holds no whole step: its writer was stopped before the first was on disk, or is about to write it"
             )
-        return blocks[-1].inventory
+        return epochs[-1].inventory
 
-    def _blocks(self) -> list[Block]:
-        return self._read().blocks or [empty_block(self._inventory())]
+    def _epochs(self) -> Sequence[Source]:
+        return self._read().epochs or [NoSteps(self._inventory())]
 
 
 class Runs:

@@ -10,31 +10,34 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from pyarrow import ipc
 
+from paramwatch.arrowfile import ArrowWriter
 from paramwatch.batch import Batch, BatchSink
 from paramwatch.block import STEP_COLUMNS
 from paramwatch.columns import PARTS
-from paramwatch.contents import VERSION
 from paramwatch.contents import Contents as Contents
 from paramwatch.contents import read as read
+from paramwatch.epoch import FULL_RATE
 from paramwatch.folder import DiskFolder as DiskFolder
 from paramwatch.folder import Folder as Folder
 from paramwatch.folder import MemoryFolder as MemoryFolder
 from paramwatch.format import rows_batch, rows_schema, steps_batch, steps_schema, widened
+from paramwatch.latest import Alarm, Latest
 from paramwatch.record import Finding, Inventory, Record
 from paramwatch.schedule import Schedule
-from paramwatch.streams import LONG, Columns
+from paramwatch.streams import Lines
 
 BATCH_STEPS, BATCH_BYTES, BATCH_SECONDS = 256, 8_000_000, 5.0
 """A batch is written when it holds that much or is that old: a small step written alone costs many times its share."""
+
+LATEST_BYTES = 64_000_000
+"""What the latest steps beyond the schedule may take, and no more than a sixteenth of the bytes of a session."""
 
 LONG_SHARE = 0.25
 """What each long stream may take of the bytes of a session."""
@@ -45,33 +48,37 @@ class Store(BatchSink):
 
     A step that the schedule drops is kept all the same where a row was stepped for the first time, or for the first time since a whole
     stride: an optimizer that steps in odd rounds only would otherwise vanish once the stride is even. All parts of a kept step are kept.
+    The latest of the steps that were dropped are held in memory, and written at the first step that is not finite after many that were,
+    and when the store is closed.
 
     Args:
         folder: Where to; nothing is made in it before records are written.
-        max_bytes: What the first 2^20 steps of the session may take.
+        max_bytes: What the first 2^20 steps of the session may take, with the latest steps and the long streams.
         session: Names the session's files and orders it among others; by default the time it starts (UTC), and the process.
+        long: The names of those long streams that take much.
 
     Raises:
         OSError: From any method, where the folder cannot be written.
     """
 
-    def __init__(self, folder: Folder, *, max_bytes: int, session: str | None = None) -> None:
+    def __init__(self, folder: Folder, *, max_bytes: int, session: str | None = None, long: Collection[str] = ()) -> None:
         self.session = session or f"{datetime.now(UTC):%Y%m%dT%H%M%S-%f}-{os.getpid()}"
         self.schedule: Schedule | None = None
         self._folder = folder
         self._max_bytes = max_bytes
-        self._first_step = self._last = -1
+        held = min(LATEST_BYTES, max_bytes // 16)
+        # the latest steps may be written twice
+        self._budget = max_bytes * (1 - LONG_SHARE * len(long)) - 2 * held
+        self._latest, self._alarm = Latest(held), Alarm()
+        self._first_step = self._last = self._seen = -1
         self._inventory: Inventory | None = None
         self._types: dict[str, Any] = {}
         # keys whose types do not depend on their values, and are among `_types`
         self._plain: Collection[str] = frozenset()
         self._epoch = -1
-        self._streams: dict[str, _Stream] = {}
-        self._waiting: list[Batch] = []
-        self._steps_waiting = 0
-        self._lines: dict[str, list[Any]] = {}
-        self._line_bytes = 0
-        self._thinned: dict[str, _Thinned] = {}
+        self._streams: dict[str, ArrowWriter] = {}
+        self._kept_steps, self._dropped_steps = _Waiting(), _Waiting()
+        self._lines = Lines(max_bytes * LONG_SHARE)
         self._since = 0.0
         # the background thread writes while a read may flush from any other
         self._lock = threading.RLock()
@@ -80,29 +87,29 @@ class Store(BatchSink):
         """Take a record, and keep it if the schedule does."""
         with self._lock:
             if self.schedule is None:
-                self.schedule, self._first_step = Schedule(_stored_bytes(record.inventory), self._max_bytes), record.step
-            same = record.inventory is self._inventory or record.inventory == self._inventory
-            if not same:
+                self.schedule, self._first_step = Schedule(_stored_bytes(record.inventory), self._budget), record.step
+            new = record.inventory is not self._inventory and record.inventory != self._inventory
+            if new:
                 self._begin(record.inventory, widened(self._types, record.steps))
-                self._kept = np.full(len(record.stepped), np.iinfo(np.int64).min // 2)
-            alone = Batch.of(record)
-            self._keep(alone, self._chosen(alone, self.schedule, always=not same))
-            for name, stream in LONG.items():
-                if lines := stream.lines(record):
-                    self._keep_lines(name, record.step, lines)
+                self._latest.clear()
+                self._stepped = np.full(len(record.stepped), np.iinfo(np.int64).min // 2)
+            self._take(Batch.of(record), self.schedule, always=new)
+            self._wait_since_now()
+            if self._lines.take(record) >= BATCH_BYTES:
+                self._write_lines()
 
     def write_batch(self, batch: Batch) -> None:
         """Take the records of a batch, and keep those that the schedule does."""
         with self._lock:
             if self.schedule is not None:
-                self._keep(batch, self._chosen(batch, self.schedule))
+                self._take(batch, self.schedule)
 
     def find(self, findings: Iterable[Finding]) -> None:
         """Take what the rules said."""
         with self._lock:
+            self._wait_since_now()
             for finding in findings:
-                said = {key: [value] for key, value in vars(finding).items() if key != "step"}
-                self._add_lines("findings", LONG["findings"].batch(finding.step, said))
+                self._lines.add("findings", finding.step, {key: [value] for key, value in vars(finding).items() if key != "step"})
 
     def tick(self) -> None:
         """Write what has waited for 5 seconds. To be called about every second."""
@@ -117,100 +124,111 @@ class Store(BatchSink):
             self._write_lines()
 
     def close(self) -> None:
-        """Write what is left, and close the files."""
+        """Write what is left, the latest steps included, and close the files."""
         with self._lock:
             try:
                 self.flush()
+                self._write_latest()
             finally:
+                self._latest.clear()
                 self._close(*self._streams)
 
     def _begin(self, inventory: Inventory, types: dict[str, Any]) -> None:
         """Further files, for steps of another inventory or with other columns."""
         self._write_records()
+        self._hold_dropped()
         self._close("rows", "steps")
         self._inventory, self._types, self._epoch = inventory, types, self._epoch + 1
-        label = _label(self.session, self._first_step) | {"epoch": str(self._epoch)}
-        self._schemas = rows_schema(inventory, label), steps_schema(types, label)
+        self._schemas = rows_schema(inventory), steps_schema(types)
         # a batch is written as soon as it holds that many bytes
         self._most_steps = max(1, min(BATCH_STEPS, -(-BATCH_BYTES // max(1, _raw_bytes(inventory)))))
 
-    def _chosen(self, batch: Batch, schedule: Schedule, always: bool = False) -> list[int]:
+    def _take(self, batch: Batch, schedule: Schedule, always: bool = False) -> None:
+        types = self._types
+        for steps in batch.steps:
+            if steps.keys() != self._plain:
+                types, keys = widened(types, steps), frozenset(steps)
+                self._plain = keys if keys <= STEP_COLUMNS.keys() else frozenset()
+        if types != self._types and self._inventory is not None:
+            self._begin(self._inventory, types)
+        self._seen = batch.step[-1]
+        heard = self._alarm.heard(batch)
+        kept = self._chosen(batch, schedule, always, None if heard is None else heard[0])
+        self._wait(self._kept_steps, batch, kept, self._write_records)
+        if len(kept) < len(batch):
+            chosen = set(kept)
+            self._wait(self._dropped_steps, batch, [i for i in range(len(batch)) if i not in chosen], self._hold_dropped)
+        if heard is not None:
+            if heard[1]:
+                self._write_latest()
+            self.flush()
+
+    def _chosen(self, batch: Batch, schedule: Schedule, always: bool, wanted: int | None) -> list[int]:
         """Which steps are kept."""
-        latest = self._kept[batch.stepped]
+        latest = self._stepped[batch.stepped]
         # the row that has waited longest decides; where no row stepped, none does
         oldest = int(latest.min()) if len(latest) else None
         chosen = []
         for i, step in enumerate(batch.step):
             due = oldest is not None and step - oldest >= schedule.stride(step)
-            if always or due or step == self._last or schedule.keeps(step):
+            if always or due or i == wanted or step == self._last or schedule.keeps(step):
                 chosen.append(i)
                 self._last, oldest = step, None if oldest is None else step
         if chosen:
-            self._kept[batch.stepped] = self._last
+            self._stepped[batch.stepped] = self._last
         return chosen
 
-    def _keep(self, batch: Batch, chosen: Sequence[int]) -> None:
-        start = 0
-        for end, i in enumerate(chosen):
-            if batch.steps[i].keys() == self._plain:
-                continue
-            types, keys = widened(self._types, batch.steps[i]), frozenset(batch.steps[i])
-            self._plain = keys if keys <= STEP_COLUMNS.keys() else frozenset()
-            if types != self._types and self._inventory is not None:
-                self._wait(batch, chosen[start:end])
-                self._begin(self._inventory, types)
-                start = end
-        self._wait(batch, chosen[start:])
-
-    def _wait(self, batch: Batch, chosen: Sequence[int]) -> None:
+    def _wait(self, waiting: _Waiting, batch: Batch, chosen: Sequence[int], full: Callable[[], None]) -> None:
         """Hold steps until they are many."""
         while chosen:
-            room = self._most_steps - self._steps_waiting
+            room = self._most_steps - waiting.steps
             self._wait_since_now()
-            self._waiting.append(batch.at(chosen[:room]))
-            self._steps_waiting += len(self._waiting[-1])
-            if self._steps_waiting >= self._most_steps:
-                self._write_records()
+            waiting.batches.append(batch.at(chosen[:room]))
+            waiting.steps += len(waiting.batches[-1])
+            if waiting.steps >= self._most_steps:
+                full()
             chosen = chosen[room:]
 
-    def _keep_lines(self, name: str, step: int, columns: Columns) -> None:
-        """Lines of a step, unless there are too many steps of them already."""
-        batch = LONG[name].batch(step, columns)
-        if name not in self._thinned:
-            self._thinned[name] = _Thinned(Schedule(batch.nbytes, self._max_bytes * LONG_SHARE))
-        if self._thinned[name].keeps(step):
-            self._add_lines(name, batch)
-
-    def _add_lines(self, name: str, batch: Any) -> None:
-        self._wait_since_now()
-        self._lines.setdefault(name, []).append(batch)
-        self._line_bytes += batch.nbytes
-        if self._line_bytes >= BATCH_BYTES:
-            self._write_lines()
-
-    def _write_lines(self) -> None:
-        waiting, self._lines, self._line_bytes = self._lines, {}, 0
-        for name, batches in waiting.items():
-            first = batches[0]["step"][0].as_py() if self.schedule is None else self._first_step
-            lines = pa.Table.from_batches(batches).replace_schema_metadata(_label(self.session, first)).combine_chunks()
-            self._append(name, f"{self.session}.{name}", lines.to_batches()[0])
-
     def _wait_since_now(self) -> None:
-        if not self._waiting and not self._lines:
+        if not self._kept_steps.steps and not self._lines.bytes:
             self._since = time.monotonic()
 
     def _write_records(self) -> None:
-        batches, self._waiting, self._steps_waiting = self._waiting, [], 0
-        if batches and self.schedule is not None:
+        if (batches := self._kept_steps.taken()) and self.schedule is not None:
             rows, steps = self._schemas
-            name = f"{self.session}.{self._epoch}"
-            self._append("rows", f"{name}.rows", rows_batch(batches, rows))
-            self._append("steps", f"{name}.steps", steps_batch(batches, steps, self.schedule))
+            self._append_steps(rows_batch(batches, rows), steps_batch(batches, steps, self.schedule.full_rate))
 
-    def _append(self, kind: str, name: str, batch: Any) -> None:
+    def _hold_dropped(self) -> None:
+        if batches := self._dropped_steps.taken():
+            rows, steps = self._schemas
+            self._latest.add(rows_batch(batches, rows), steps_batch(batches, steps, lambda step: True))
+
+    def _write_latest(self) -> None:
+        """The steps that were dropped: from their first one on, none is missing."""
+        if self.schedule is not None:
+            self._write_records()
+            self._hold_dropped()
+            for first, rows, steps in self._latest.taken(self._schemas[1]):
+                self._append_steps(rows, steps, {FULL_RATE: f"{first} {self._seen}"})
+
+    def _append_steps(self, rows: Any, steps: Any, note: Mapping[str, str] | None = None) -> None:
+        name, label = f"{self.session}.{self._epoch}", {"epoch": str(self._epoch)}
+        # a reader believes what both have
+        self._append("rows", f"{name}.rows", rows, self._schemas[0], label)
+        self._append("steps", f"{name}.steps", steps, self._schemas[1], label, note)
+
+    def _write_lines(self) -> None:
+        for name, lines in self._lines.taken():
+            self._append(name, f"{self.session}.{name}", lines, lines.schema, {})
+
+    def _append(
+        self, kind: str, name: str, batch: Any, schema: Any, label: Mapping[str, str], note: Mapping[str, str] | None = None
+    ) -> None:
         if kind not in self._streams:
-            self._streams[kind] = _Stream(self._folder.create(name), batch.schema)
-        self._streams[kind].append(batch)
+            first = batch["step"][0].as_py() if self.schedule is None else self._first_step
+            label = {"session": self.session, "first_step": str(first), **label}
+            self._streams[kind] = ArrowWriter(self._folder, name, schema, label)
+        self._streams[kind].append(batch, note)
 
     def _close(self, *kinds: str) -> None:
         with ExitStack() as streams:
@@ -219,36 +237,16 @@ class Store(BatchSink):
                     streams.callback(self._streams.pop(kind).close)
 
 
-class _Thinned:
-    """Which of the steps that have lines of one kind are kept: a schedule of their ordinals, since they may be rare already."""
+class _Waiting:
+    """Steps that are to become one Arrow batch."""
 
-    def __init__(self, schedule: Schedule) -> None:
-        self._schedule = schedule
-        self._ordinal = self._step = -1
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.steps = 0
 
-    def keeps(self, step: int) -> bool:
-        """To be asked in order, once for each record; the parts of one step are kept or dropped together."""
-        if step != self._step:
-            self._step, self._ordinal = step, self._ordinal + 1
-        return self._schedule.keeps(self._ordinal)
-
-
-class _Stream:
-    def __init__(self, file: IO[bytes], schema: Any) -> None:
-        self._file = file
-        self._writer = ipc.new_stream(file, schema, options=ipc.IpcWriteOptions(compression="lz4"))
-
-    def append(self, batch: Any) -> None:
-        self._writer.write_batch(batch)
-        self._file.flush()
-
-    def close(self) -> None:
-        with self._file:
-            self._writer.close()
-
-
-def _label(session: str, first_step: int) -> dict[str, str]:
-    return {"format": "paramwatch", "version": str(VERSION), "session": session, "first_step": str(first_step)}
+    def taken(self) -> list[Batch]:
+        batches, self.batches, self.steps = self.batches, [], 0
+        return batches
 
 
 def _raw_bytes(inventory: Inventory) -> int:

@@ -6,7 +6,7 @@ steps hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from paramwatch import histograms
+from paramwatch.globs import text
 from paramwatch.record import Record
+from paramwatch.schedule import Schedule
 
 Columns: TypeAlias = Mapping[str, Sequence[Any] | Any]
 """Name -> values, a list or an array, all of one length: the columns of some lines without `step`."""
@@ -47,9 +49,59 @@ LONG: dict[str, LongStream] = {
 """Every long stream by the name of its files."""
 
 
-def text(given: str) -> str:
-    """The same, with what no Unicode text can hold (half a surrogate pair) written out."""
-    return given.encode("utf-8", "backslashreplace").decode()
+class Lines:
+    """The lines that wait to be written, thinned where there are too many steps of them.
+
+    Args:
+        max_bytes: What one stream may take, over 2^20 steps that have lines for it.
+    """
+
+    bytes = 0
+    """How much waits."""
+
+    def __init__(self, max_bytes: float) -> None:
+        self._max_bytes = max_bytes
+        self._waiting: dict[str, list[Any]] = {}
+        self._thinned: dict[str, _Thinned] = {}
+
+    def take(self, record: Record) -> int:
+        """Take what a record has; gives how many bytes wait now."""
+        for name, stream in LONG.items():
+            if columns := stream.lines(record):
+                batch = stream.batch(record.step, columns)
+                if name not in self._thinned:
+                    self._thinned[name] = _Thinned(Schedule(batch.nbytes, self._max_bytes))
+                if self._thinned[name].keeps(record.step):
+                    self._hold(name, batch)
+        return self.bytes
+
+    def add(self, name: str, step: int, columns: Columns) -> None:
+        """Take lines that are never too many."""
+        self._hold(name, LONG[name].batch(step, columns))
+
+    def taken(self) -> Iterator[tuple[str, Any]]:
+        """Give up everything: the name of each stream, and its lines as one batch."""
+        waiting, self._waiting, self.bytes = self._waiting, {}, 0
+        for name, batches in waiting.items():
+            yield name, pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+
+    def _hold(self, name: str, batch: Any) -> None:
+        self._waiting.setdefault(name, []).append(batch)
+        self.bytes += batch.nbytes
+
+
+class _Thinned:
+    """Which of the steps that have lines of one kind are kept: a schedule of their ordinals, since they may be rare already."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._ordinal = self._step = -1
+
+    def keeps(self, step: int) -> bool:
+        """To be asked in order, once for each record; the parts of one step are kept or dropped together."""
+        if step != self._step:
+            self._step, self._ordinal = step, self._ordinal + 1
+        return self._schedule.keeps(self._ordinal)
 
 
 def _array(values: Any, kind: Any) -> Any:

@@ -6,17 +6,18 @@ Between the store and `frames`: which rows are asked for, under which names, at 
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import operator
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from paramwatch.block import Block, joined_steps, null_of, one_per_step
-from paramwatch.columns import ABSENT, PARTS, Array, Pair, Statistic, kinds_of
+from paramwatch.columns import ABSENT, PARTS, Array, Pair, kinds_of
+from paramwatch.epoch import PER_ROW, Epoch, NoSteps, Span
+from paramwatch.globs import fitting
 from paramwatch.guard import ParamWatchError
 from paramwatch.merging import merge
 from paramwatch.record import GRAD_STATES
@@ -24,8 +25,15 @@ from paramwatch.record import GRAD_STATES
 By: TypeAlias = Literal["parameter", "layer"] | int
 """One line a row, a module, or a block of that many leading name components."""
 
+_LONGEST, _LOOKED_AT = 200, 20_000
+"""Characters of a name, and names, that an error message goes to the trouble of."""
+
 _CELLS = 1 << 16
 """Cells that are derived at a time: what a statistic needs of so many stays in the cache."""
+
+
+Source: TypeAlias = Epoch | NoSteps
+"""What blocks are read from."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,8 @@ class Labels:
     rows: tuple[int, ...]
 
 
-def all_rows(block: Block) -> Labels:
-    rows = block.inventory.rows
+def all_rows(source: Source) -> Labels:
+    rows = source.inventory.rows
     return Labels(tuple(row.name for row in rows), tuple(range(len(rows))))
 
 
@@ -53,41 +61,37 @@ def as_patterns(argument: str, given: str | Sequence[str]) -> list[str]:
     return patterns
 
 
-def labels_of(blocks: Sequence[Block], parameters: str | Sequence[str], aliases: bool) -> list[Labels]:
+def labels_of(sources: Sequence[Source], parameters: str | Sequence[str], aliases: bool) -> list[Labels]:
     patterns = as_patterns("parameters", parameters)
     if not patterns:
         raise ParamWatchError("parameters is empty; name at least one pattern, or leave it out for all")
-    names = dict.fromkeys(name for block in blocks for name, _ in block.inventory.names)
+    names = dict.fromkeys(name for source in sources for name, _ in source.inventory.names)
     chosen: set[str] = set()
     for pattern in patterns:
-        # the default means all, also where a row is called so
+        # here a pattern that is a name means that one only; the default means all, also where a row is called so
         exactly = pattern in names and patterns != ["*"]
-        chosen.update([pattern] if exactly else filter(re.compile(fnmatch.translate(pattern)).match, names))
+        chosen.update([pattern] if exactly else filter(fitting([pattern]), names))
     # a model whose rows have no shape yet has no names either
     if not chosen and (names or patterns != ["*"]):
-        wanted = ", ".join(map(repr, patterns))
+        wanted = ", ".join(map(_quoted, patterns))
         raise ParamWatchError(f"no parameter fits {wanted}{nearest(patterns[0] if patterns else '', names)}")
     out = []
-    for block in blocks:
-        inventory = block.inventory
+    for source in sources:
+        inventory = source.inventory
         found = {row for name, row in inventory.names if name in chosen}
         shown = inventory.names if aliases else [(row.name, i) for i, row in enumerate(inventory.rows)]
         out.append(Labels(tuple(name for name, row in shown if row in found), tuple(row for _, row in shown if row in found)))
     return out
 
 
-def at_steps(block: Block, steps: slice | None) -> Block:
-    return block if steps is None else block.at(chosen_steps(block.step, steps))
-
-
-def chosen_steps(numbers: Array, steps: slice | None) -> Array:
-    """Which of these step numbers a slice means, bool [n].
+def span_of(steps: slice | None) -> Span:
+    """The steps that a slice means.
 
     Raises:
         ParamWatchError: It is no slice, or one that means nothing.
     """
     if steps is None:
-        return np.ones(len(numbers), dtype=bool)
+        return Span()
     if not isinstance(steps, slice):
         raise ParamWatchError(f"steps={steps!r} is not a slice; {_as_slice(steps)}")
     try:
@@ -99,8 +103,16 @@ def chosen_steps(numbers: Array, steps: slice | None) -> Array:
         raise ParamWatchError(f"steps={steps!r}: steps are chosen by number, so start, stop and stride must be whole numbers") from error
     if start < 0 or stop < 0 or stride < 1:
         raise ParamWatchError(f"steps={steps!r}: steps are chosen by number, so start and stop cannot be negative, nor the stride below 1")
-    chosen: Array = (numbers >= start) & (numbers < stop) & ((numbers - start) % stride == 0)
-    return chosen
+    return Span(start, stop, stride)
+
+
+def chosen_steps(numbers: Array, steps: slice | None) -> Array:
+    """Which of these step numbers a slice means, bool [n].
+
+    Raises:
+        ParamWatchError: As for `span_of`.
+    """
+    return span_of(steps).holds(numbers)
 
 
 def _as_slice(steps: object) -> str:
@@ -113,10 +125,16 @@ def _as_slice(steps: object) -> str:
 
 def nearest(word: str, names: Iterable[str]) -> str:
     names = list(names)
-    near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    # looking costs the product of the lengths, for each name
+    alike = (name for name in names if len(name) <= 2 * len(word) + 8) if len(word) <= _LONGEST else ()
+    near = difflib.get_close_matches(word, islice(alike, _LOOKED_AT), n=3, cutoff=0.5)
     if near:
-        return f"; nearest: {', '.join(map(repr, near))}"
-    return f"; there are {', '.join(map(repr, names[:8]))}{', ...' if len(names) > 8 else ''}" if names else "; there are none"
+        return f"; nearest: {', '.join(map(_quoted, near))}"
+    return f"; there are {', '.join(map(_quoted, names[:8]))}{', ...' if len(names) > 8 else ''}" if names else "; there are none"
+
+
+def _quoted(name: str) -> str:
+    return repr(name) if len(name) <= _LONGEST else f"{name[:_LONGEST]!r}... ({len(name):,} characters)"
 
 
 # ---- blocks to one table --------------------------------------------------------------------
@@ -134,73 +152,55 @@ class Table:
     """bool [n, labels]"""
 
 
-def layout_of(blocks: Sequence[Block]) -> tuple[Pair, ...]:
-    return tuple(dict.fromkeys(pair for block in blocks for pair in block.inventory.layout))
+def layout_of(sources: Sequence[Source | Block]) -> tuple[Pair, ...]:
+    return tuple(dict.fromkeys(pair for source in sources for pair in source.inventory.layout))
 
 
-def join(blocks: Sequence[Block], labels: Sequence[Labels]) -> Table:
-    """Put blocks one after the other, their columns matched by label; what a block lacks is null."""
+def join(blocks: Sequence[Block], labels: Sequence[Labels], names_of: Sequence[Source]) -> Table:
+    """Put blocks one after the other, their columns matched by label; what a block lacks is null.
+
+    Args:
+        blocks: Their rows are those of the labels.
+        labels: For each block.
+        names_of: Where each block was read from.
+    """
     tensor_of: dict[str, str] = {}
-    for block, found in zip(reversed(blocks), reversed(labels), strict=True):
+    for source, found in zip(reversed(names_of), reversed(labels), strict=True):
         for name, row in zip(found.names, found.rows, strict=True):
-            tensor_of.setdefault(name, block.inventory.rows[row].name)
+            tensor_of.setdefault(name, source.inventory.rows[row].name)
     names = tuple(tensor_of)
     if len(blocks) == 1:
-        block = _only(blocks[0], labels[0])
-        return Table(block, names, tuple(tensor_of.values()), np.ones(block.stepped.shape, bool))
+        return Table(blocks[0], names, tuple(tensor_of.values()), np.broadcast_to(True, blocks[0].stepped.shape))
 
     layout = layout_of(blocks)
     kinds, ends = kinds_of(layout), np.cumsum([len(block.step) for block in blocks])
     n, width = int(ends[-1]), len(names)
     values = {part: np.full((n, len(kinds), width), null_of(part), PARTS[part].dtype) for part in {part for _, part in layout}}
-    stepped, lr, state = np.zeros((n, width), bool), np.full((n, width), np.nan), np.full((n, width), ABSENT, np.int8)
+    per_row: dict[str, Array] = {name: np.full((n, width), null, kind) for name, (kind, null) in PER_ROW.items()}
     position = {name: i for i, name in enumerate(names)}
     places = []
     for block, found, end in zip(blocks, labels, ends, strict=True):
-        lines, rows, columns = slice(end - len(block.step), end), list(found.rows), [position[name] for name in found.names]
+        lines, columns = slice(end - len(block.step), end), np.array([position[name] for name in found.names], np.intp)
         places.append((block, columns))
         for j, kind in enumerate(block.inventory.kinds):
             for part, array in block.values.items():
-                values[part][lines, kinds.index(kind)][:, columns] = array[:, j, rows]
-        for out, array in ((stepped, block.stepped), (lr, block.lr), (state, block.grad_state)):
-            out[lines][:, columns] = array[:, rows]
+                values[part][lines, kinds.index(kind)][:, columns] = array[:, j]
+        for name, out in per_row.items():
+            out[lines][:, columns] = getattr(block, name)
     joined = replace(
         blocks[-1],
         inventory=replace(blocks[-1].inventory, layout=layout),
         step=np.concatenate([block.step for block in blocks]),
         time=np.concatenate([block.time for block in blocks]),
         values=values,
-        stepped=stepped,
-        lr=lr,
-        grad_state=state,
         steps=joined_steps(blocks),
+        **per_row,
     )
     joined = one_per_step(joined)
     exists = np.zeros(joined.stepped.shape, bool)
     for block, columns in places:
         exists[np.searchsorted(joined.step, block.step)[:, None], columns] = True
     return Table(joined, names, tuple(tensor_of.values()), exists)
-
-
-def _only(block: Block, labels: Labels) -> Block:
-    """A block with these columns only."""
-    if labels.rows == tuple(range(len(block.inventory.rows))):
-        return block
-    rows = list(labels.rows)
-    values = {part: array[..., rows] for part, array in block.values.items()}
-    return replace(block, values=values, **{name: getattr(block, name)[:, rows] for name in ("stepped", "lr", "grad_state")})
-
-
-def narrow(table: Table, statistic: Statistic | None) -> Table:
-    """Only the parts that a statistic needs, since merging is what costs (no statistic: those of one kind)."""
-    inventory = table.block.inventory
-    layout = statistic.needs if statistic else tuple(pair for pair in inventory.layout if pair[0] == inventory.kinds[0])
-    axis = [inventory.kinds.index(kind) for kind in kinds_of(layout)]
-    parts = {part for _, part in layout}
-    # these two merge together
-    parts |= {"mean", "std"} if parts & {"mean", "std"} else set()
-    values = {part: table.block.values[part][:, axis] for part in parts}
-    return replace(table, block=replace(table.block, inventory=replace(inventory, layout=layout), values=values))
 
 
 def group(table: Table, by: By) -> Table:
@@ -220,7 +220,7 @@ def group(table: Table, by: By) -> Table:
     some = np.logical_or.reduceat(stepped, starts, axis=1)
     counted = stepped | ~np.repeat(some, sizes, axis=1)
     merged: list[dict[str, Array]] = []
-    for lines in runs(block):
+    for lines in runs(block) if block.values else ():
         values = {part: array[lines][..., order] for part, array in block.values.items()}
         values["count"] = np.where(counted[lines, None], values["count"], ABSENT)
         merged.append(merge(values, ranges))
@@ -229,7 +229,7 @@ def group(table: Table, by: By) -> Table:
     first = np.minimum.reduceat(np.where(state < 0, len(GRAD_STATES), state), starts, axis=1)
     grouped = replace(
         block,
-        values={part: np.concatenate([found[part] for found in merged]) for part in merged[0]},
+        values={part: np.concatenate([found[part] for found in merged]) for part in (merged[0] if merged else ())},
         stepped=some,
         lr=np.where(low == high, low, np.nan),
         grad_state=np.where(first == len(GRAD_STATES), ABSENT, first).astype(np.int8),

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from paramwatch.columns import Array, ratio
+from paramwatch.columns import SPECIALS, Array, ratio
 from paramwatch.record import Record
 
 _NORMS = {"param_norm": "param", "grad_norm": "grad", "update_norm": "update", "grad_raw_norm": "grad_raw"}
+NEEDED = frozenset((kind, part) for kind in _NORMS.values() for part in (*SPECIALS, "rms"))
+"""The parts from which they follow."""
 TOTALS = (*_NORMS, "clip_coef", "update_ratio", "nonfinite", "lr")
 
 

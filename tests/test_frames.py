@@ -9,9 +9,8 @@ import pytest
 from records import inventory, random_record, record
 
 from paramwatch import table
-from paramwatch.block import Block
 from paramwatch.columns import LAYOUTS, STATISTICS, statistics_of
-from paramwatch.format import empty_block
+from paramwatch.epoch import Epoch, NoSteps
 from paramwatch.frames import findings_frame, frame, parameters_frame, steps_frame
 from paramwatch.guard import ParamWatchError
 from paramwatch.record import Finding, Record
@@ -23,16 +22,16 @@ NET = inventory(*NAMES, tied={"2.weight": ["4.weight"], "2.bias": ["4.bias"]})
 ROWS = [row.name for row in NET.rows]
 
 
-def blocks_of(*records: Record) -> list[Block]:
+def blocks_of(*records: Record) -> list[Epoch]:
     folder = MemoryFolder()
     store = Store(folder, max_bytes=10**9)
     for each in records:
         store.write(each)
     store.close()
-    return read(folder).blocks
+    return read(folder).epochs
 
 
-def some(steps: int = 4) -> list[Block]:
+def some(steps: int = 4) -> list[Epoch]:
     return blocks_of(*(random_record(step, NET, evaluations=1) for step in range(steps)))
 
 
@@ -366,7 +365,7 @@ def test_findings_are_a_frame_also_when_there_are_none() -> None:
 
 @pytest.mark.parametrize("by", ["parameter", "layer", 1])
 def test_before_the_first_step_frames_are_empty_and_have_their_columns(by: Any) -> None:
-    blocks = [empty_block(NET)]
+    blocks = [NoSteps(NET)]
     assert frame(blocks, by=by).shape == (0, len(statistics_of(NET.layout)) + 2)
     assert frame(blocks, "grad_nan", by=by).shape[0] == 0
     assert list(steps_frame(blocks).columns) == list(steps_frame(blocks_of(record(0, NET, {}))).columns)

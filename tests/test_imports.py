@@ -25,19 +25,18 @@ LAYERS = (
     "worker batching assemble recorder gradients raw outside rounds inventory changes optimizers clipping arguments",
     "tensorboard steps progress callstack measure run overview sampling",
     "notebook frames table initial wording laws standards hazards sheet",
-    "store contents streams histograms format absence block batch cost folder schedule totals rules ties testing formulas "
-    "lettering png heatmap "
-    "grid span terminal output usage",
+    "store latest contents epoch arrowfile streams histograms format absence block batch cost folder schedule totals rules ties testing "
+    "formulas lettering png heatmap grid span terminal output usage",
     "rows sight",
     "record merging bins",
-    "columns guard",
+    "columns guard globs",
 )
 """From the top: a module imports from its own layer and from those below; the modules of a folder are in its layer."""
 
 LIGHT = (
-    "folder streams format contents store table frames columns merging bins histograms guard record absence rules testing schedule "
-    "totals block notebook run tensorboard.events sheet lettering png heatmap "
-    "grid span terminal output usage series standing digest listing tail export cli report"
+    "globs folder arrowfile latest epoch streams format contents store table frames columns merging bins histograms guard record absence "
+    "rules testing schedule totals block notebook run tensorboard.events sheet lettering png heatmap grid span terminal output usage "
+    "series standing digest listing tail export cli report"
 )
 """What works where torch is not installed."""
 

@@ -18,7 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import paramwatch
 from paramwatch import ParamWatchError
-from paramwatch.rows import chosen, is_lazy, matches, model_name, places
+from paramwatch.globs import fitting
+from paramwatch.rows import chosen, is_lazy, model_name, places
 
 
 def names(module: nn.Module) -> list[str]:
@@ -179,15 +180,15 @@ def test_a_name_is_a_pattern_for_itself_whatever_it_is_made_of(name: str) -> Non
 @given(st.text(), st.text(alphabet="*?[]!a.-\n"))
 @settings(deadline=None)
 def test_a_pattern_fits_itself_and_what_the_shell_says(name: str, pattern: str) -> None:
-    assert matches(name, [name])
-    assert matches(name, ["*"])
-    assert matches(name, [pattern]) == (name == pattern or fnmatch.fnmatchcase(name, pattern))
+    assert fitting([name])(name)
+    assert fitting(["*"])(name)
+    assert fitting([pattern])(name) == (name == pattern or fnmatch.fnmatchcase(name, pattern))
 
 
 def test_one_excluded_alias_excludes_the_row() -> None:
-    assert chosen(["a", "b"], ["a"], [])
-    assert not chosen(["a", "b"], ["a"], ["b"])
-    assert not chosen(["a", "b"], ["c"], [])
+    assert chosen(["a", "b"], fitting(["a"]), fitting([]))
+    assert not chosen(["a", "b"], fitting(["a"]), fitting(["b"]))
+    assert not chosen(["a", "b"], fitting(["c"]), fitting([]))
 
 
 def test_odd_names_reach_every_frame_intact() -> None:

@@ -1,6 +1,5 @@
 """What is written can be read: whole, while it grows, after a crash, and after a run was repeated."""
 
-import io
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -16,11 +15,11 @@ from hypothesis import strategies as st
 from records import inventory, random_record, record
 
 from paramwatch import store as store_module
-from paramwatch.batch import Batch
 from paramwatch.block import Block
 from paramwatch.columns import ABSENT, LAYOUTS
-from paramwatch.format import block_of, rows_batch, rows_schema, steps_batch, steps_schema
+from paramwatch.folder import File
 from paramwatch.guard import ParamWatchError
+from paramwatch.latest import Latest
 from paramwatch.record import GRAD_STATES, Finding, Inventory, Record
 from paramwatch.schedule import Schedule
 from paramwatch.store import DiskFolder, Folder, MemoryFolder, Store, read
@@ -58,6 +57,10 @@ def assert_holds(block: Block, records: list[Record]) -> None:
         assert block.steps[key].to_pylist() == [each.steps[key] for each in records], key
 
 
+def content(folder: Folder, name: str) -> bytes:
+    return b"".join(piece.to_pybytes() for piece in folder.open(name))
+
+
 def only(folder: Folder) -> Block:
     (block,) = read(folder).blocks
     return block
@@ -81,33 +84,22 @@ def test_memory_and_disk_hold_the_same_bytes(tmp_path: Path) -> None:
     folders = DiskFolder(tmp_path), MemoryFolder()
     for folder in folders:
         write(folder, [random_record(step, NET, **STEPS) for step in range(300)], session="s", findings=[Finding(3, "r", "0.bias", "m")])
-    disk, memory = ({name: folder.open(name).read() for name in folder.names()} for folder in folders)
+    disk, memory = ({name: content(folder, name) for name in folder.names()} for folder in folders)
     assert disk == memory
     assert list(disk) == ["s.0.rows", "s.0.steps", "s.findings"]
 
 
-def test_products_beyond_float32_are_kept_and_those_of_older_files_which_are_float32_are_read() -> None:
-    net, products = inventory("a", "b", layout=LAYOUTS["full"]), np.array([1e-60, -1e60])
+def test_products_beyond_float32_are_kept() -> None:
+    folder, net, products = MemoryFolder(), inventory("a", "b", layout=LAYOUTS["full"]), np.array([1e-60, -1e60])
     wide = random_record(0, net)
-    wide = replace(wide, values=wide.values | {"dot": np.tile(products, (len(net.kinds), 1))})
-    label = {"session": "s", "epoch": "0", "first_step": "0"}
-    rows = rows_batch([Batch.of(wide)], rows_schema(net, label))
-    steps = steps_batch([Batch.of(wide)], steps_schema({}, label), Schedule(1.0, 10**6))
-    at = rows.schema.get_field_index("update.dot")
-    older = rows.schema.set(at, rows.schema.field(at).with_type(pa.list_(pa.float32(), 2)))
-    axis = net.kinds.index("update")
-
-    read, read_older = (block_of(table, pa.table(steps)) for table in (pa.table(rows), pa.table(rows).cast(older, safe=False)))
-
-    np.testing.assert_array_equal(read.values["dot"][0, axis], products)
-    np.testing.assert_array_equal(read_older.values["dot"][0, axis], [0.0, -np.inf])
-    assert read.values["dot"].dtype == read_older.values["dot"].dtype == np.float64
+    write(folder, [replace(wide, values=wide.values | {"dot": np.tile(products, (len(net.kinds), 1))})])
+    np.testing.assert_array_equal(only(folder).values["dot"][0, net.kinds.index("update")], products)
 
 
 def test_not_measured_is_null_and_nan_is_nan() -> None:
     folder, net = MemoryFolder(), inventory("a", "b")
     write(folder, [record(0, net, {"param": {"a": [1.0, np.nan]}, "grad": {"b": [np.inf, np.nan]}})])
-    table = pa.ipc.open_stream(folder.open(folder.names()[0])).read_all()
+    table = pa.ipc.open_stream(content(folder, folder.names()[0])).read_all()
     assert table["grad.count"].to_pylist() == [[None, 2]]
     assert table["grad.posinf"].to_pylist() == [[None, 1]]
     assert table["param.mean"].to_pylist() == [[1.0, None]]
@@ -119,7 +111,7 @@ def test_not_measured_is_null_and_nan_is_nan() -> None:
 def test_a_field_says_which_kind_and_part_it_is() -> None:
     folder = MemoryFolder()
     write(folder, [random_record(0, NET)])
-    schema = pa.ipc.open_stream(folder.open(folder.names()[0])).schema
+    schema = pa.ipc.open_stream(content(folder, folder.names()[0])).schema
     assert schema.field("grad.rms").metadata == {b"kind": b"grad", b"part": b"rms"}
     assert schema.field("grad.zero").type == pa.list_(pa.int64(), 3)
     assert schema.metadata[b"model"] == b"Net"
@@ -220,11 +212,11 @@ def test_a_long_run_is_thinned_by_the_schedule_and_stays_within_its_bytes() -> N
     store = Store(folder, max_bytes=budget)
     for step in range(2000):
         store.write(random_record(step, NET))
-    store.close()
+    store.flush()
     assert store.schedule is not None
     assert list(only(folder).step) == [step for step in range(2000) if store.schedule.keeps(step)]
     assert only(folder).steps["full_rate"].to_pylist() == [store.schedule.full_rate(step) for step in only(folder).step]
-    written = sum(folder.open(name).size() for name in folder.names())
+    written = sum(len(content(folder, name)) for name in folder.names())
     assert written < budget * store.schedule.kept(2000) / store.schedule.kept(2**20) * 1.2
 
 
@@ -267,6 +259,88 @@ def test_the_rest_of_a_step_kept_for_a_rare_row_is_kept() -> None:
     block = only(folder)
     assert any(block.step > 64)
     assert block.stepped[:, 2].all()
+
+
+# ---- the latest steps -----------------------------------------------------------------------
+
+
+def spoilt(step: int, skipped: bool = False) -> Record:
+    return record(step, NET, {"grad": {"0.bias": [np.nan]}, "param": {"0.bias": [1.0]}}, skipped=skipped)
+
+
+def finite(step: int) -> Record:
+    return record(step, NET, {"grad": {"0.bias": [1.0]}, "param": {"0.bias": [1.0]}}, skipped=False)
+
+
+def longest_full_rate(folder: Folder) -> tuple[int, int]:
+    """The steps beyond the schedule's own stretch that are said to be at full rate, which have to be without a gap."""
+    block = only(folder)
+    full = [int(step) for step, known in zip(block.step, block.steps["full_rate"].to_pylist(), strict=True) if known and step >= 64]
+    assert full == list(range(full[0], full[-1] + 1))
+    return full[0], full[-1]
+
+
+def small(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store of the smallest base, that holds batches of 16 steps, and some of those that it drops."""
+    monkeypatch.setattr(store_module, "BATCH_STEPS", 16)
+    store = Store(folder, max_bytes=1)
+    store._latest = Latest(60_000)
+    return store
+
+
+def test_the_last_steps_are_there_at_full_rate_without_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = MemoryFolder()
+    store = small(folder, monkeypatch)
+    for step in range(1001):
+        store.write(finite(step))
+    store.flush()
+    before = set(only(folder).step.tolist())
+    store.close()
+    first, last = longest_full_rate(folder)
+    assert first < 990 < last == 1000
+    assert only(folder).step.tolist() == sorted(before | set(range(first, 1001)))
+    files = [file for file in folder.names() if file.endswith("rows")]
+    lines = [step for file in files for step in pa.ipc.open_stream(content(folder, file)).read_all()["step"].to_pylist()]
+    assert len(lines) == len(set(lines))
+
+
+def test_what_came_before_the_first_step_that_is_not_finite_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = MemoryFolder()
+    store = small(folder, monkeypatch)
+    for step in range(501):
+        store.write(finite(step))
+    store.write(spoilt(501, skipped=True))
+    assert only(folder).step[-1] < 500
+    store.write(spoilt(502))
+    first, last = longest_full_rate(folder)
+    assert first < 495 < last == 502
+    store.write(spoilt(503))
+    for step in range(504, 705):
+        store.write(finite(step))
+    store.write(spoilt(705))
+    assert longest_full_rate(folder) == (first, last)
+
+
+def test_a_run_that_was_never_finite_is_written_and_nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = MemoryFolder()
+    store = small(folder, monkeypatch)
+    store.write(finite(0))
+    store.write(spoilt(1))
+    assert list(only(folder).step) == [0, 1]
+
+
+def test_the_latest_steps_keep_to_their_bytes_and_to_their_inventory(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = MemoryFolder()
+    store = small(folder, monkeypatch)
+    for step in range(400):
+        store.write(finite(step))
+    assert 40_000 < sum(held.size for held in store._latest._held) <= 60_000
+    for step in range(400, 420):
+        store.write(record(step, inventory("0.bias"), {"param": {"0.bias": [1.0]}}, note=1 if step == 410 else None))
+    store.close()
+    later = read(folder).epochs
+    assert [len(epoch.inventory.rows) for epoch in later] == [3, 1, 1]
+    assert sorted(np.concatenate([epoch.step for epoch in later[1:]])) == list(range(400, 420))
 
 
 # ---- steps in parts -------------------------------------------------------------------------
@@ -325,6 +399,7 @@ def words(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"word": list(record.histograms), "counts": list(record.histograms.values())} if record.histograms else {}
 
     monkeypatch.setitem(LONG, "words", LongStream(schema, lines))
+    monkeypatch.delitem(LONG, "histograms")
 
 
 def counted(step: int, **counts: list[int]) -> Record:
@@ -419,7 +494,7 @@ def test_a_resumed_session_continues_and_hides_what_it_does_again() -> None:
     write(folder, [random_record(step, NET) for step in range(10)], session="1", findings=said(2, 6, 8))
     write(folder, [random_record(step, NET) for step in range(6, 9)], session="2", findings=said(7))
     found = read(folder)
-    assert [(block.session, list(block.step)) for block in found.blocks] == [("1", list(range(6))), ("2", [6, 7, 8])]
+    assert [(epoch.session, list(epoch.step)) for epoch in found.epochs] == [("1", list(range(6))), ("2", [6, 7, 8])]
     assert [finding.step for finding in found.findings] == [2, 7]
 
 
@@ -428,7 +503,7 @@ def test_a_rerun_replaces_all_earlier_sessions() -> None:
     for session, steps in (("1", range(5)), ("2", range(5, 9)), ("3", range(2))):
         write(folder, [random_record(step, NET) for step in steps], session=session, findings=said(steps[-1]))
     found = read(folder)
-    assert [block.session for block in found.blocks] == ["3"]
+    assert [epoch.session for epoch in found.epochs] == ["3"]
     assert [finding.step for finding in found.findings] == [1]
 
 
@@ -469,11 +544,11 @@ class Torn:
     def names(self) -> list[str]:
         return sorted(self._files)
 
-    def create(self, name: str) -> io.BytesIO:
+    def create(self, name: str) -> File:
         raise AssertionError(name)
 
-    def open(self, name: str) -> Any:
-        return pa.BufferReader(self._files[name])
+    def open(self, name: str) -> list[Any]:
+        return [pa.py_buffer(self._files[name])]
 
     def where(self, name: str) -> str:
         return name
@@ -485,12 +560,14 @@ def two_batches() -> tuple[dict[str, bytes], dict[str, int]]:
     store = Store(folder, max_bytes=10**9, session="s")
     for step in (0, 1):
         store.write(random_record(step, net, x=1))
+    store.find([Finding(0, "rule", "a", "message")])
     store.flush()
-    sizes = {name: folder.open(name).size() for name in folder.names()}
+    sizes = {name: len(content(folder, name)) for name in folder.names()}
     for step in (2, 3):
         store.write(random_record(step, net, x=1))
+    store.find([Finding(3, "rule", "a", "message")])
     store.flush()
-    return {name: folder.open(name).read() for name in folder.names()}, sizes
+    return {name: content(folder, name) for name in folder.names()}, sizes
 
 
 @pytest.mark.parametrize("name", ["s.0.rows", "s.0.steps"])
@@ -502,12 +579,42 @@ def test_a_torn_tail_costs_only_the_batch_it_is_in(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["s.0.rows", "s.0.steps"])
-def test_a_tail_of_zeros_after_a_power_cut_leaves_the_earlier_batches_as_they_were(name: str) -> None:
+def test_a_tail_of_zeros_after_a_power_cut_costs_only_the_batch_it_is_in(name: str) -> None:
     files, sizes = two_batches()
-    wanted = only(Torn(files, name, sizes[name], zeros=False))
-    for size in range(sizes[name], len(files[name]), 3):
-        got = only(Torn(files, name, size, zeros=True))
-        assert all(np.array_equal(got.values[part][:2], array, equal_nan=True) for part, array in wanted.values.items()), size
+    for size in range(sizes[name], len(files[name]) - 16, 3):
+        assert list(only(Torn(files, name, size, zeros=True)).step) == [0, 1], size
+
+
+@pytest.mark.parametrize("name", ["s.0.rows", "s.0.steps", "s.findings"])
+def test_a_damaged_file_is_an_error_that_names_it_or_costs_only_its_last_batch(name: str) -> None:
+    files, sizes = two_batches()
+    wanted, damaged, whole = sorted(said_of(Torn(files, name, len(files[name]), zeros=False))), 0, 0
+    random = np.random.default_rng(0)
+    for at in range(0, len(files[name]), 3):
+        content = bytearray(files[name])
+        content[at] ^= 1 << int(random.integers(8))
+        folder = Torn(files | {name: bytes(content)}, name, len(content), zeros=False)
+        try:
+            got = said_of(folder)
+        except ParamWatchError as error:
+            damaged += name in str(error)
+        else:
+            whole += 1
+            assert sorted(got) == wanted or (at >= sizes[name] and set(got) < set(wanted)), at
+    assert damaged + whole == len(range(0, len(files[name]), 3))
+    assert damaged > 0.7 * (damaged + whole)
+
+
+def said_of(folder: Folder) -> list[str]:
+    """Everything that is in a small folder, step by step."""
+    found = read(folder)
+    lines = [str(line) for line in found.lines["findings"].to_pylist()]
+    return lines + [
+        repr((block.inventory, [(part, array[i].tolist()) for part, array in block.values.items()], block.lr[i].tolist()))
+        + repr([(key, column[i].as_py()) for key, column in block.steps.items()])
+        for block in found.blocks
+        for i in range(len(block.step))
+    ]
 
 
 @pytest.mark.parametrize("name", ["s.0.rows", "s.0.steps"])

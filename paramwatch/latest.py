@@ -1,0 +1,116 @@
+"""The latest steps that the schedule of a store did not keep, in case they are wanted after all: before a failure, and at the end.
+
+A ring: Arrow batches, compressed as in the files, the oldest of which go when there are too many bytes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import ipc
+
+from paramwatch.arrowfile import OPTIONS
+from paramwatch.batch import Batch
+
+FINITE_STEPS = 100
+"""So many steps have to be finite for the first that is not to be news."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    first: int
+    """The number of its first step."""
+    pair: tuple[Any, Any]
+    """Rows and steps, each an IPC stream of one batch."""
+
+    @property
+    def size(self) -> int:
+        return sum(buffer.size for buffer in self.pair)
+
+
+class Latest:
+    """Holds so many bytes."""
+
+    def __init__(self, max_bytes: float) -> None:
+        self._max_bytes = max_bytes
+        self._held: deque[_Held] = deque()
+        self._bytes = 0
+
+    def add(self, rows: Any, steps: Any) -> None:
+        """Take some steps, as batches of both files."""
+        if not self._max_bytes:
+            return
+        held = _Held(steps["step"][0].as_py(), (_packed(rows), _packed(steps)))
+        self._held.append(held)
+        self._bytes += held.size
+        while self._bytes > self._max_bytes:
+            self._bytes -= self._held.popleft().size
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._held.clear()
+        self._bytes = 0
+
+    def taken(self, steps_schema: Any) -> Iterator[tuple[int, Any, Any]]:
+        """Give up everything, in order: the first of all its steps, then rows and steps, these with the columns of a schema."""
+        first = self._held[0].first if self._held else 0
+        while self._held:
+            rows, steps = (_unpacked(packed) for packed in self._held.popleft().pair)
+            yield first, rows, _with_columns(steps, steps_schema)
+        self._bytes = 0
+
+
+class Alarm:
+    """Hears when a run that was finite no longer is."""
+
+    def __init__(self) -> None:
+        self._finite = 0
+        self._any = self._news = False
+
+    def heard(self, batch: Batch) -> tuple[int, bool] | None:
+        """Where in a batch there is the first step of all that is not finite, or the first that comes after many finite ones, once.
+
+        Not finite is a step with such an element in a parameter or gradient; one that a `GradScaler` skipped is not looked at.
+
+        Returns:
+            Its position, and whether it came after many finite ones. None if there is nothing to say.
+        """
+        if self._news:
+            return None
+        axes = [i for i, kind in enumerate(batch.inventory.kinds) if kind in ("param", "grad")]
+        bad = np.zeros(len(batch), bool)
+        for part in ("nan", "posinf", "neginf"):
+            if (spoilt := batch.values[part] > 0).any():
+                bad |= spoilt[:, axes].any((1, 2))
+        said = None
+        for i, (spoilt, steps) in enumerate(zip(bad.tolist(), batch.steps, strict=True)):
+            if steps.get("skipped"):
+                continue
+            if spoilt and not self._news and (not self._any or self._finite >= FINITE_STEPS):
+                self._any, self._news = True, self._finite >= FINITE_STEPS
+                said = i, self._news
+            self._finite = 0 if spoilt else self._finite + 1
+        return said
+
+
+def _packed(batch: Any) -> Any:
+    sink = pa.BufferOutputStream()
+    with ipc.new_stream(sink, batch.schema.remove_metadata(), options=OPTIONS) as stream:
+        stream.write_batch(batch.replace_schema_metadata())
+    return sink.getvalue()
+
+
+def _unpacked(packed: Any) -> Any:
+    return ipc.open_stream(packed).read_next_batch()
+
+
+def _with_columns(steps: Any, schema: Any) -> Any:
+    columns = [
+        steps[field.name].cast(field.type) if field.name in steps.schema.names else pa.nulls(steps.num_rows, field.type) for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
