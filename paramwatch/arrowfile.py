@@ -179,9 +179,10 @@ class ArrowFile:
             self._messages.pop()
 
     def _opens(self, piece: Any) -> bool:
-        opening = piece.slice(0, min(4, piece.size)).to_pybytes()
+        written = piece.slice(0, min(4, piece.size)).to_pybytes().rstrip(b"\0")
         # after a power cut, a file may have a size and nothing in it
-        return opening == _CONTINUATION[: len(opening)] or (not any(opening) and not any(memoryview(piece)))
+        empty = written != _CONTINUATION and piece.size > 4
+        return written == _CONTINUATION[: len(written)] and not (empty and piece.slice(4).to_pybytes().strip(b"\0"))
 
     def _damaged(self, how: str) -> ParamWatchError:
         return ParamWatchError(

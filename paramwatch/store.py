@@ -144,13 +144,21 @@ class Store(BatchSink):
         self._most_steps = max(1, min(BATCH_STEPS, -(-BATCH_BYTES // max(1, _raw_bytes(inventory)))))
 
     def _take(self, batch: Batch, schedule: Schedule, always: bool = False) -> None:
-        types = self._types
-        for steps in batch.steps:
+        start = 0
+        for i, steps in enumerate(batch.steps):
             if steps.keys() != self._plain:
-                types, keys = widened(types, steps), frozenset(steps)
+                types, keys = widened(self._types, steps), frozenset(steps)
                 self._plain = keys if keys <= STEP_COLUMNS.keys() else frozenset()
-        if types != self._types and self._inventory is not None:
-            self._begin(self._inventory, types)
+                if types != self._types and self._inventory is not None:
+                    self._share(batch.at(range(start, i)), schedule, always)
+                    self._begin(self._inventory, types)
+                    start = i
+        self._share(batch.at(range(start, len(batch))), schedule, always)
+
+    def _share(self, batch: Batch, schedule: Schedule, always: bool) -> None:
+        """Keep some steps and drop the others, all of which fit the files that there are."""
+        if not len(batch):
+            return
         self._seen = batch.step[-1]
         heard = self._alarm.heard(batch)
         kept = self._chosen(batch, schedule, always, None if heard is None else heard[0])

@@ -127,7 +127,7 @@ def feed(sink: Any, parts: Sequence[Record | Batch]) -> Any:
 
 
 def content(folder: MemoryFolder) -> dict[str, bytes]:
-    return {name: folder.open(name).read() for name in folder.names()}
+    return {name: [piece.to_pybytes() for piece in folder.open(name)] for name in folder.names()}
 
 
 def payloads(folder: Path) -> list[bytes]:
@@ -221,7 +221,7 @@ def test_the_store_keeps_of_a_batch_what_its_schedule_keeps_and_what_would_vanis
     store.schedule = schedule
     for some in alike[1:]:
         feed(store, list(batches_of(some, sizes)))
-    store.close()
+    store.flush()
 
     kept, latest = [], dict.fromkeys(range(2), -(10**9))
     for each in records:
