@@ -1,24 +1,57 @@
-"""`paramwatch.summary` on 15,000 rows, best and median of several calls: python benchmarks/summary_rows.py."""
+"""`paramwatch.summary` on 15,000 rows, processor and wall time, as a table: python benchmarks/summary_rows.py."""
 
 from __future__ import annotations
 
+import datetime
+import os
+import platform
 import statistics
 import time
+from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import init
 
 import paramwatch
 
+LAYERS, TIMES = 7500, 5
+
+FILLS: dict[str, Callable[[Tensor], object]] = {
+    "PyTorch default": lambda w: None,
+    "normal": lambda w: init.normal_(w, std=0.02),
+    "moved off its start": lambda w: w.data.add_(torch.randn_like(w), alpha=0.03),
+}
+
 
 def main() -> None:
-    for width in (8, 16, 32, 64):
-        net = nn.ModuleList(nn.Linear(width, width) for _ in range(7500))
-        spent = []
-        for _ in range(3):
-            start = time.perf_counter()
-            paramwatch.summary(net)
-            spent.append(time.perf_counter() - start)
-        print(f"7,500 x Linear({width}, {width}): best {min(spent):.2f} s, median {statistics.median(spent):.2f} s")
+    versions = f"paramwatch {paramwatch.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+    print(f"{datetime.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), {versions}; {LAYERS:,} layers of two rows each\n")
+    print("| layer | weights | processor, best | processor, median | wall, best | wall, median |")
+    print("|---|---|---|---|---|---|")
+    for name, fill in FILLS.items():
+        for width in (8, 16, 32, 64):
+            cpu, wall = times(net_of(width, fill))
+            cells = [f"{of(spent):.2f} s" for spent in (cpu, wall) for of in (min, statistics.median)]
+            print(f"| Linear({width}, {width}) | {name} | {' | '.join(cells)} |", flush=True)
+
+
+def net_of(width: int, fill: Callable[[Tensor], object]) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.ModuleList(nn.Linear(width, width) for _ in range(LAYERS))
+    for layer in net:
+        fill(layer.weight)
+    return net
+
+
+def times(net: nn.Module) -> tuple[list[float], list[float]]:
+    cpu, wall = [], []
+    for _ in range(TIMES):
+        processor, start = time.process_time(), time.perf_counter()
+        paramwatch.summary(net)
+        cpu.append(time.process_time() - processor)
+        wall.append(time.perf_counter() - start)
+    return cpu, wall
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ are.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -16,6 +17,9 @@ from paramwatch.columns import Array
 
 _FULLY_KNOWN = 8.2
 """The Anderson-Darling statistic of a law without estimated parameters exceeds this in 1 case of 10,000."""
+
+_PARTLY_KNOWN = 1.85
+"""The same where mean and standard deviation of a normal law are estimated (D'Agostino and Stephens, 1986, table 4.9)."""
 
 _UNEVEN = 29.9
 """Pearson's chi-square of eight equal parts exceeds this in 1 case of 10,000: it sees a hole in the middle."""
@@ -34,22 +38,31 @@ _GAINS = (math.sqrt(2), math.sqrt(2 / 1.0001), 5 / 3, 3 / 4)
 """Of `torch.nn.init.calculate_gain`, beside those of one digit: ReLU, leaky ReLU, tanh, SELU."""
 
 
-def is_even(u: Array, grain: float) -> bool:
-    """Whether ascending values are uniform on (0, 1), with nothing estimated."""
-    m, up_to = len(u), np.searchsorted(u, _EIGHTHS)
-    inner = up_to[1:] - up_to[:-1]
-    squares = int(up_to[0]) ** 2 + int(inner @ inner) + (m - int(up_to[-1])) ** 2
-    if 8 * squares / m - m > _UNEVEN:
-        return False
-    return anderson_darling(u, grain) <= _FULLY_KNOWN
+def is_even(u: Array, grain: float) -> Array:
+    """Whether values that ascend along the last axis are uniform on (0, 1), with nothing estimated."""
+    m = u.shape[-1]
+    up_to = np.array([row.searchsorted(_EIGHTHS) for row in u.reshape(-1, m)]).reshape(*u.shape[:-1], 7)
+    squares = (np.diff(up_to, axis=-1, prepend=0, append=m) ** 2).sum(-1)
+    even: Array = (8 * squares / m - m <= _UNEVEN) & (anderson_darling(u, grain) <= _FULLY_KNOWN)
+    return even
 
 
-def anderson_darling(u: Array, grain: float) -> float:
-    """A squared, of ascending values that should be uniform on (0, 1)."""
+def anderson_darling(u: Array, grain: float) -> Array:
+    """A squared, of values that ascend along the last axis and should be uniform on (0, 1)."""
     least = max(grain / 4, 1e-15)
-    u = np.minimum(np.maximum(u, least), 1 - least)
-    m = len(u)
-    return float(-m - (_odd(m) @ (np.log(u) + np.log1p(-u[::-1]))) / m)
+    u = np.clip(u, least, 1 - least)
+    m = u.shape[-1]
+    # one logarithm of the product for a pair of logarithms
+    found: Array = -m - np.log(u * (1 - u[..., ::-1])) @ _odd(m) / m
+    return found
+
+
+def is_bell(ascending: Array, grain: float) -> Array:
+    """Whether values that ascend along the last axis are normal, with mean and standard deviation estimated."""
+    m = ascending.shape[-1]
+    z = (ascending - ascending.mean(-1, keepdims=True)) / ascending.std(-1, keepdims=True)
+    normal: Array = anderson_darling(below(z), grain) * (1 + 0.75 / m + 2.25 / m**2) <= _PARTLY_KNOWN
+    return normal
 
 
 @lru_cache(maxsize=64)
@@ -58,43 +71,63 @@ def _odd(m: int) -> Array:
 
 
 def spread(ascending: Array, grain: float) -> Array:
-    """Equal values of a coarse dtype laid evenly over the interval that rounds to them: tests of a smooth law expect no repetitions."""
+    """Equal values of a coarse dtype laid evenly over the interval that rounds to them: tests of a smooth law expect no repetitions.
+
+    Args:
+        ascending: Along the last axis.
+        grain: Of the dtype; others than coarse ones come back as they are.
+    """
     if grain < COARSE:
         return ascending
-    values, counts = np.unique(ascending, return_counts=True)
+    flat = ascending.reshape(-1)
+    opens = np.arange(len(flat)) % ascending.shape[-1] == 0
+    starts = np.flatnonzero(opens | np.concatenate(([True], flat[1:] != flat[:-1])))
+    values, counts, opens = flat[starts], np.diff(starts, append=len(flat)), opens[starts]
     middles = (values[1:] + values[:-1]) / 2
-    low, high = np.concatenate(([values[0]], middles)), np.concatenate((middles, [values[-1]]))
-    place = np.arange(len(ascending)) - np.repeat(np.cumsum(counts) - counts, counts)
+    low = np.where(opens, values, np.concatenate((values[:1], middles)))
+    high = np.where(np.append(opens[1:], True), values, np.concatenate((middles, values[-1:])))
+    place = np.arange(len(flat)) - np.repeat(starts, counts)
     laid: Array = np.repeat(low, counts) + (place + 0.5) / np.repeat(counts, counts) * np.repeat(high - low, counts)
-    return laid
+    return laid.reshape(ascending.shape)
 
 
-def few_values(ascending: Array, grain: float) -> int:
-    """How many distinct values there are if they are too few for a smooth law in that precision, else 0."""
-    m = len(ascending)
-    # where four elements have a value on average, some of these are equal
-    if m < _OF_MANY or len(set(ascending[m // 3 : m // 3 + 16].tolist())) == 16:
-        return 0
-    distinct = 1 + int(np.count_nonzero(ascending[1:] != ascending[:-1]))
-    low, high = float(ascending[0]), float(ascending[-1])
+def few_values(ascending: Array, grain: float) -> Array:
+    """How many distinct values there are along the last axis if they are too few for a smooth law in that precision, else 0."""
+    m = ascending.shape[-1]
+    if m < _OF_MANY:
+        return np.zeros(ascending.shape[:-1], int)
+    distinct = 1 + np.count_nonzero(ascending[..., 1:] != ascending[..., :-1], axis=-1)
+    low, high = ascending[..., 0], ascending[..., -1]
     # numbers of that dtype between the two, at least
-    possible = (high - low) / (grain * max(high, -low)) if grain else math.inf
-    most = min(_FEW if grain > COARSE else int(np.count_nonzero(ascending)) // 4, possible / 4)
-    return distinct if distinct <= most else 0
+    possible = (high - low) / (grain * np.maximum(high, -low)) if grain else math.inf
+    most = np.minimum(_FEW if grain > COARSE else np.count_nonzero(ascending, axis=-1) // 4, possible / 4)
+    found: Array = np.where(distinct <= most, distinct, 0)
+    return found
+
+
+def have_tied_ends(ascending: Array, grain: float) -> Array:
+    """Whether more elements along the last axis are equal to the least or to the greatest than rounding to a grain explains."""
+    m, most = ascending.shape[-1], _usual_ties(ascending.shape[-1], grain)
+    if m <= most + 1:
+        return np.zeros(ascending.shape[:-1], bool)
+    found: Array = (ascending[..., most] == ascending[..., 0]) | (ascending[..., -1 - most] == ascending[..., -1])
+    return found
 
 
 def tied_ends(ascending: Array, grain: float) -> tuple[int, int]:
     """How many elements are equal to the least one and to the greatest, 0 where that is no more than rounding to a grain explains."""
-    m = len(ascending)
+    if not have_tied_ends(ascending, grain):
+        return 0, 0
+    most = _usual_ties(len(ascending), grain)
+    at_low = int(np.searchsorted(ascending, ascending[0], "right"))
+    at_high = len(ascending) - int(np.searchsorted(ascending, ascending[-1], "left"))
+    return at_low if at_low > most else 0, at_high if at_high > most else 0
+
+
+def _usual_ties(m: int, grain: float) -> int:
     # a uniform law drawn in bfloat16 has up to a grain of its elements at a bound: a count that Poisson's law exceeds in 1 case of 100,000
     usual = m * grain if grain > COARSE else 0.0
-    most = int(usual + 5 * math.sqrt(usual)) + 3
-    if m <= most + 1:
-        return 0, 0
-    low, high = ascending[0], ascending[-1]
-    at_low = int(np.searchsorted(ascending, low, "right")) if ascending[most] == low else 0
-    at_high = m - int(np.searchsorted(ascending, high, "left")) if ascending[-1 - most] == high else 0
-    return at_low, at_high
+    return int(usual + 5 * math.sqrt(usual)) + 3
 
 
 def below(z: Array) -> Array:
@@ -109,6 +142,13 @@ def variance_within(cut: float) -> float:
         return cut**2 / 3 * (1 - 2 * cut**2 / 15)
     density = math.exp(-(cut**2) / 2) / math.sqrt(2 * math.pi)
     return 1 - 2 * cut * density / math.erf(cut / math.sqrt(2))
+
+
+def cut_of(ratio: float) -> float:
+    """The cut of a normal law whose mean square over squared reach is this."""
+    i = min(max(bisect_right(_RATIOS, -ratio), 1), len(_RATIOS) - 1)
+    low, high = _RATIOS[i - 1], _RATIOS[i]
+    return _CUTS[i - 1] + (_CUTS[i] - _CUTS[i - 1]) * min(max((-ratio - low) / (high - low), 0.0), 1.0)
 
 
 def gain_over_uniform(cut: float, ratio: float) -> float:
@@ -130,9 +170,8 @@ def gain_of_rows(take: Callable[[Sequence[int]], Array], count: int, length: int
         length: Of one of them.
         grain: What the elements are rounded to.
     """
-    # the cosine of two random rows is about 1 / sqrt(length); rounding shifts it by 0.3 grains times that, by 7 times as much at most
-    near = max(1e-5, 2 * grain / math.sqrt(length))
-    if not _are_orthonormal(take([0, count - 1]), near):
+    near = _near(length, grain)
+    if not may_be_orthogonal(take([0, count - 1]), grain):
         return None
     some = np.unique(np.linspace(0, count - 1, min(count, max(2, _AT_HAND // length), 64)).astype(np.int64))
     rows = take(some.tolist())
@@ -160,12 +199,27 @@ def _known_gain(value: float, near: float) -> float | None:
     return next((gain for gain in (float(f"{value:.0e}"), *_GAINS) if abs(value / gain - 1) <= near), None)
 
 
+def may_be_orthogonal(two: Array, grain: float) -> Array:
+    """Whether two rows [..., 2, length] are orthogonal and equally long: that tells in nearly all cases that they are not."""
+    first, second = two[..., 0, :].astype(np.float64, copy=False), two[..., 1, :].astype(np.float64, copy=False)
+    # of what is not finite nothing is asked
+    with np.errstate(all="ignore"):
+        near, length = _near(two.shape[-1], grain), _inner(first, first)
+        found: Array = (np.abs(_inner(first, second)) <= near * length) & (np.abs(_inner(second, second) - length) <= 4 * near * length)
+    return found
+
+
+def _inner(a: Array, b: Array) -> Array:
+    found: Array = np.einsum("...i,...i->...", a, b)
+    return found
+
+
+def _near(length: int, grain: float) -> float:
+    # the cosine of two random rows is about 1 / sqrt(length); rounding shifts it by 0.3 grains times that, by 7 times as much at most
+    return max(1e-5, 2 * grain / math.sqrt(length))
+
+
 def _are_orthonormal(rows: Array, near: float) -> bool:
-    # the first two tell at once in nearly all cases
-    first, second = rows[0], rows[1]
-    length = float(first @ first)
-    if abs(float(first @ second)) > near * length or abs(float(second @ second) - length) > 4 * near * length:
-        return False
     products = rows @ rows.T
     squares = np.diagonal(products)
     scale = float(squares.mean())
@@ -174,9 +228,9 @@ def _are_orthonormal(rows: Array, near: float) -> bool:
     return bool(np.abs(products - np.diag(squares)).max() <= near * scale and np.ptp(squares) <= 4 * near * scale)
 
 
-CUTS = np.geomspace(0.05, 12.0, 2000)
-RATIOS = np.array([variance_within(cut) / cut**2 for cut in CUTS])
-"""Mean square over squared reach, for each cut: falls from 1/3 (uniform) on."""
+_CUTS: list[float] = np.geomspace(0.05, 12.0, 2000).tolist()
+_RATIOS = [-variance_within(cut) / cut**2 for cut in _CUTS]
+"""Mean square over squared reach, negative, for each cut: from -1/3 (uniform) on it rises."""
 
 _EIGHTHS = np.arange(1, 8) / 8
 

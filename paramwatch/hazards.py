@@ -6,19 +6,19 @@ Behind `summary`: reads the numbers of one row and the modules that use it, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from paramwatch.laws import Numbers
+from paramwatch.laws import Law, Numbers
 from paramwatch.rows import Place
-from paramwatch.standards import is_norm_scale, kind_of, scale_range, type_name
+from paramwatch.standards import is_norm_scale, kind_of, scale_range, scales, type_name
 
 FAR = 10.0
 """A weight this many times larger or smaller than Xavier, Kaiming and PyTorch would make it is called out."""
 
 
-def hazards(found: Sequence[Place], shape: tuple[int, ...], trainable: bool, x: Numbers | None, nonfinite: int) -> str:
+def hazards(found: Sequence[Place], shape: tuple[int, ...], trainable: bool, x: Numbers | None, nonfinite: int, default: Law | None) -> str:
     """What to warn of, "" if nothing.
 
     Args:
@@ -27,38 +27,43 @@ def hazards(found: Sequence[Place], shape: tuple[int, ...], trainable: bool, x: 
         trainable: What is not trained cannot stop learning; only non-finite elements count then.
         x: Its numbers, None where some are not finite.
         nonfinite: How many are not.
+        default: What PyTorch gives the first place.
     """
     if x is None:
         return f"NaN or infinite elements ({nonfinite:,}): every output that they reach is so, too"
-    return "; ".join(_of_weight(found, shape, x)) if trainable else ""
+    if not trainable:
+        return ""
+    place, bounds = found[0], scales(kind_of(found[0].holder), found[0].key, shape, default)  # type: ignore[arg-type]  # as in `standards`
+    for other in found[1:]:
+        if bounds is None:
+            place, bounds = other, scale_range(other.holder, other.key, shape)
+    if x.low == x.high == 0:
+        fades = bounds is not None or any(is_norm_scale(place.holder, place.key) for place in found)
+        return "all zeros: at the first step no gradient passes through to the layers before it" if fades else ""
+    if bounds is None:
+        return ""
+    stuck = _CONSTANT if x.low == x.high and _units(place, shape) > 1 else ""
+    far = _scale("its size" if place is found[0] else f"{place.name} as a weight of {type_name(place.holder)}", x, *bounds)
+    return f"{stuck}; {far}" if stuck and far else stuck or far
 
 
-def _of_weight(found: Sequence[Place], shape: tuple[int, ...], x: Numbers) -> Iterator[str]:
-    ranges = [(place, bounds) for place in found if (bounds := scale_range(place.holder, place.key, shape))]
-    zero = x.low == x.high == 0
-    if zero and (ranges or any(is_norm_scale(place.holder, place.key) for place in found)):
-        yield "all zeros: at the first step no gradient passes through to the layers before it"
-        return
-    if not ranges:
-        return
-    place, (least, most) = ranges[0]
-    if x.low == x.high and _units(place, shape) > 1:
-        yield (
-            "constant: all units have the same weights (symmetry is not broken) and stay alike unless something else tells them apart,"
-            " such as their bias, outgoing weights, dropout or, in the last layer, their targets"
-        )
+_CONSTANT = (
+    "constant: all units have the same weights (symmetry is not broken) and stay alike unless something else tells them apart,"
+    " such as their bias, outgoing weights, dropout or, in the last layer, their targets"
+)
+
+
+def _scale(of: str, x: Numbers, least: float, most: float) -> str:
     size = math.sqrt(x.square(0.0))
     if not 0 < size < math.inf:  # its square is no number: the largest element tells the size as well
         size = x.reach(0.0)
     # of fewer than four elements the size says little: a tenth comes by chance in more than one case of 10,000
-    if x.n < 4:
-        return
-    of = "its size" if place is found[0] else f"{place.name} as a weight of {type_name(place.holder)}"
+    if x.n < 4 or least / FAR <= size <= FAR * most:
+        return ""
     usual = f"Xavier and Kaiming fan_in and PyTorch's default (rms {size:.3g}, theirs {least:.3g} to {most:.3g})"
-    if size > FAR * most:
-        yield f"{of} is {_factor(size / most)} times above {usual}: signals blow up"
-    elif size < least / FAR:
-        yield f"{of} is {_factor(least / size)} times below {usual}: signals fade"
+    if size > most:
+        return f"{of} is {_factor(size / most)} times above {usual}: signals blow up"
+    return f"{of} is {_factor(least / size)} times below {usual}: signals fade"
 
 
 def _units(place: Place, shape: tuple[int, ...]) -> int:

@@ -7,15 +7,17 @@ by its shape and named by its scale. A law is named with confidence from `ENOUGH
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 from paramwatch.columns import Array
+from paramwatch.fitting import agrees, named
 from paramwatch.formulas import COARSE, gain_of_row, gain_of_rows, spread
-from paramwatch.laws import Kind, Law, Numbers, agrees, law_of, log_likelihood, scales, two_sided
-from paramwatch.standards import DEFAULT, Standard, standards
+from paramwatch.laws import Kind, Law, Numbers, law_of, two_sided
+from paramwatch.standards import DEFAULT, Standard
 from paramwatch.wording import grouped, not_smooth, per_cent, plain, plain_std, standing_apart
 
 ENOUGH = 256
@@ -25,18 +27,17 @@ UNLIKE = "unlike any standard one"
 
 _SMALL = "too small to tell"
 
-_LESS_LIKELY = 7.5
-"""Nats that a true law loses to another one in less than 1 draw of 1000: what loses more is not mentioned."""
-
 _STRAY_ZEROS = 0.01
 """Share of zeros below which they say nothing."""
+
+_UNIFORM: frozenset[Kind] = frozenset(("uniform",))
+_EITHER: frozenset[Kind] = frozenset(("uniform", "normal"))
 
 _NO_CHANCE = 1e-6
 """What random rows do more rarely than this is said of them alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(NamedTuple):
     """How a tensor looks initialised."""
 
     text: str
@@ -47,8 +48,38 @@ class Look:
     """The standard deviation that the first law named in the text has, NaN where none is named."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+Lines: TypeAlias = Callable[[Sequence[int]], Array]
+"""Gives some rows of a tensor as a matrix, or columns, in float64."""
+
+
+class Answers(NamedTuple):
+    """What was found out before about elements in ascending order; None where that is still to be done."""
+
+    ascending: Array | None = None
+    """The elements, none of them zero, neither few values nor many at an extreme."""
+    spread: Array | None = None
+    """The same, laid evenly where they are rounded."""
+    even: bool | None = None
+    """Whether they are evenly spread between the extremes."""
+    normal: bool | None = None
+
+
+NOTHING = Answers()
+
+
+class Source(Protocol):
+    """Gives what is asked of a tensor's elements: `sampling.Source`."""
+
+    @property
+    def answers(self) -> Answers: ...
+    @property
+    def may_be_orthogonal(self) -> bool: ...
+    def ascending(self) -> Array: ...
+    def lines(self) -> tuple[Lines | None, int | None]: ...
+    def column_zeros(self) -> Array | None: ...
+
+
+class Seen(NamedTuple):
     """What is known of a tensor."""
 
     shape: tuple[int, ...]
@@ -56,14 +87,7 @@ class Seen:
     """Over all elements; without `some`."""
     zeros: float
     """How many elements are zero."""
-    elements: Callable[[], Array]
-    """Gives a sample of the elements, all of them if they are few, in float64 or in their own precision."""
-    lines: Callable[[Sequence[int]], Array] | None = None
-    """Gives some rows of the tensor as a matrix, columns where it has more rows than columns; None where it is no matrix of reals."""
-    held: int | None = None
-    """How many of them there are, if not all: of a sharded tensor."""
-    column_zeros: Callable[[], Array] | None = None
-    """Gives how many elements of each column are zero; None where it is no matrix of reals."""
+    source: Source
     default: Law | None = None
     default_zeros: int = 0
     """Zeros that belong to the default (the padding row of an embedding)."""
@@ -78,14 +102,14 @@ def look(seen: Seen) -> Look:
         return exact
     if x.std == 0 and x.extent > x.n:
         return Look(f"{UNLIKE}: nearly all elements are {x.mean:.4g}", "unlike", math.nan)
-    if x.low < x.high and not (x.std > 0 and x.square(0.0) < math.inf):
+    if x.low < x.high and not (x.std > 0 and 0 < x.square(0.0) < math.inf):
         return Look(f"{UNLIKE} (too far from 1 to square)", "unlike", math.nan)
     rows = _orthogonal(seen)
     if rows and rows.chance < _NO_CHANCE:
         return Look(rows.text, "orthogonal", rows.std)
     share = seen.zeros / x.n
     if seen.default_zeros and seen.zeros == seen.default_zeros:
-        found = _of_law(replace(seen, numbers=_nonzero(seen)))
+        found = _of_law(seen._replace(numbers=_nonzero(seen)))
     elif share > _STRAY_ZEROS and seen.zeros >= 2 and not _are_stray(seen):
         return _sparse(seen, share)
     else:
@@ -108,10 +132,13 @@ def _is_default(seen: Seen) -> bool:
 
 def _diagonal(seen: Seen) -> Look | None:
     """`eye_` for a matrix, `dirac_` (in any number of groups) for a convolution."""
-    x, held = seen.numbers, seen.lines is not None and seen.held is None
-    if not held or 0 not in (x.low, x.high) or seen.zeros < x.n / 2 or x.n - seen.zeros > seen.shape[0]:
+    x = seen.numbers
+    if 0 not in (x.low, x.high) or seen.zeros < x.n / 2 or len(seen.shape) < 2 or x.n - seen.zeros > seen.shape[0]:
         return None
-    w, value = _whole(seen), x.high or x.low
+    lines, held = seen.source.lines()
+    if lines is None or held is not None:
+        return None
+    w, value = _whole(seen.shape, lines), x.high or x.low
     at = np.argwhere(w != 0)
     if not np.all(w[tuple(at.T)] == value) or np.any(at[:, 2:] != np.array(seen.shape[2:]) // 2):
         return None
@@ -138,11 +165,14 @@ class _Rows:
 
 def _orthogonal(seen: Seen) -> _Rows | None:
     """Rows, or columns where there are more rows (Saxe et al., 2014)."""
-    if seen.lines is None or seen.zeros > seen.numbers.n / 2:
+    if len(seen.shape) < 2 or not seen.source.may_be_orthogonal or seen.zeros > seen.numbers.n / 2:
+        return None
+    lines, held = seen.source.lines()
+    if lines is None:
         return None
     fewer, length = sorted((seen.shape[0], math.prod(seen.shape[1:])))
-    count, grain = seen.held or fewer, seen.numbers.grain
-    found = gain_of_row(seen.lines([0])[0], grain) if count == 1 else gain_of_rows(seen.lines, count, length, grain)
+    count, grain = held or fewer, seen.numbers.grain
+    found = gain_of_row(lines([0])[0], grain) if count == 1 else gain_of_rows(lines, count, length, grain)
     if found is None:
         return None
     gain, chance = found
@@ -159,11 +189,10 @@ def _with_rows(rows: _Rows, found: Look) -> Look:
     return Look(f"{rows.text} or {found.text}", f"orthogonal or {found.family}", rows.std)
 
 
-def _whole(seen: Seen) -> Array:
-    assert seen.lines is not None
-    rows, columns = seen.shape[0], math.prod(seen.shape[1:])
-    w = seen.lines(range(min(rows, columns)))
-    return (w if rows <= columns else w.T).reshape(seen.shape)
+def _whole(shape: tuple[int, ...], lines: Lines) -> Array:
+    rows, columns = shape[0], math.prod(shape[1:])
+    w = lines(range(min(rows, columns)))
+    return (w if rows <= columns else w.T).reshape(shape)
 
 
 # ---- with zeros -----------------------------------------------------------------------------
@@ -184,21 +213,20 @@ def _nonzero(seen: Seen) -> Numbers:
     """The numbers of the elements that are not zero, from those of all."""
     x, n = seen.numbers, max(int(seen.numbers.n - seen.zeros), 1)
     mean = x.mean * x.n / n
-    return replace(x, n=n, total=round(x.extent * n / x.n), mean=mean, std=math.sqrt(max(x.square(0.0) * x.n / n - mean**2, 0.0)))
+    return x._replace(n=n, total=round(x.extent * n / x.n), mean=mean, std=math.sqrt(max(x.square(0.0) * x.n / n - mean**2, 0.0)))
 
 
 def _sparse(seen: Seen, share: float) -> Look:
     """Zeros, and a law for the rest. As many in every column is what `sparse_` does."""
     rest = _nonzero(seen)
-    even = False
-    if seen.column_zeros is not None and seen.shape[1] > 1:
-        even = int(np.ptp(seen.column_zeros())) == 0
+    columns = seen.source.column_zeros()
+    even = columns is not None and len(columns) > 1 and int(np.ptp(columns)) == 0
     zeros = f"{per_cent(share)} zeros{' in each column' if even else ''}"
     value = rest.high or rest.low
     # rounding leaves a little spread where all are equal
     if 0 in (rest.low, rest.high) and rest.std <= 1e-6 * abs(value):
         return Look(f"{zeros}, else {value:.4g}", "sparse", _std_beside_zeros(value, share))
-    under = _of_law(replace(seen, numbers=rest, default=None))
+    under = _of_law(seen._replace(numbers=rest, default=None))
     if under.family == "unlike":
         return Look(f"{UNLIKE} ({zeros}){under.text.removeprefix(UNLIKE)}", "unlike", math.nan)
     std = under.std * math.sqrt(1 - share)
@@ -214,41 +242,38 @@ def _of_law(seen: Seen) -> Look:
     x = seen.numbers
     if x.n < ENOUGH:
         return _small(seen)
-    elements = _ascending(seen)
-    some = elements[elements != 0] if seen.zeros else elements
-    if why := not_smooth(elements, some, x.grain):
-        return Look(f"{UNLIKE}: {why}", "unlike", math.nan)
-    some = spread(some, x.grain)
+    elements, some, *tests = seen.source.answers
+    if elements is None or some is None:
+        elements = seen.source.ascending()
+        some = elements[elements != 0] if seen.zeros else elements
+        if why := not_smooth(elements, some, x.grain):
+            return Look(f"{UNLIKE}: {why}", "unlike", math.nan)
+        some = spread(some, x.grain)
     # a named bound that is met to one part in n says more than a slight curve, unless a round one is met as well
-    bounds = _named(seen, {"uniform"}) if x.high - x.low < 4.2 * x.std else []
-    laws = law_of(x.beside(some), bool(bounds) and all(bound.name for bound in bounds)) if len(some) >= ENOUGH // 2 else []
+    bounds = _named(seen, _UNIFORM) if x.high - x.low < 4.2 * x.std else ()
+    laws = law_of(x.beside(some, *tests), bool(bounds) and all(bound.name for bound in bounds)) if len(some) >= ENOUGH // 2 else []
     if not laws:
         return Look(UNLIKE + standing_apart(elements), "unlike", math.nan)
     told: list[str] = []
     stds: list[float] = []
     for law in laws:
-        named = bounds if law.kind == "uniform" else _named(seen, {law.kind})
-        told += grouped(named) if named else [plain(x, law)]
-        stds.append(named[0].law.std if named else plain_std(x, law))
+        known = bounds if law.kind == "uniform" else _named(seen, frozenset((law.kind,)))
+        told += grouped(known) if known else [plain(x, law)]
+        stds.append(known[0].law.std if known else plain_std(x, law))
     return Look(" or ".join(told), " or ".join(law.kind for law in laws), stds[0])
-
-
-def _ascending(seen: Seen) -> Array:
-    # sorting is quicker in the precision they have
-    return np.sort(seen.elements()).astype(np.float64, copy=False)
 
 
 def _small(seen: Seen) -> Look:
     """Too few elements to tell: what they are compatible with."""
     x = seen.numbers
-    named = _named(seen, {"uniform", "normal"})
-    if named:
-        return Look(f"{_SMALL}: fits {', '.join(grouped(named, brief=True))}", "small", named[0].law.std)
+    known = _named(seen, _EITHER)
+    if known:
+        return Look(f"{_SMALL}: fits {', '.join(grouped(known, brief=True))}", "small", known[0].law.std)
     if x.n < 8:
         return Look(_SMALL, "small", math.nan)
     middle = 0.0 if abs(x.mean) <= 3 * x.std / math.sqrt(x.n) else x.mean
     half = x.reach(middle)
-    elements = _ascending(seen)
+    elements = seen.source.ascending()
     free = [*two_sided(x.beside(elements[elements != 0]))]
     free += [Law("normal", middle, math.sqrt(x.square(middle))), Law("uniform", middle, half)]
     fits = [law for law in free if law.kind == "two-sided" or agrees(x, law)]
@@ -257,25 +282,5 @@ def _small(seen: Seen) -> Look:
     return Look(f"{_SMALL}: fits {', '.join(plain(x, law) for law in fits)}", "small", plain_std(x, fits[0]))
 
 
-def _named(seen: Seen, kinds: Set[Kind]) -> list[Standard]:
-    """The standards that the numbers agree with, the likeliest first; the module's own default before all."""
-    x = seen.numbers
-    known: Sequence[Standard] = standards(seen.shape)
-    if seen.default is not None:
-        known = (Standard(DEFAULT, seen.default, -2), *known)
-        if len(seen.shape) == 1 and seen.default.kind in kinds and agrees(x, seen.default):
-            # no other law has a name for a vector
-            return [known[0]]
-    if "uniform" in kinds and x.reach(0.0) > 0:
-        round_one = float(f"{x.reach(0.0) * (1 + 2 / x.n):.0e}")
-        known = (*known, Standard("", Law("uniform", 0.0, round_one), 1))
-    within = {kind: scales(x, kind) for kind in kinds if kind in ("uniform", "normal")}
-    near = [s for s in known if s.law.kind in within and within[s.law.kind][0] <= s.law.scale <= within[s.law.kind][1]]
-    fitting = [standard for standard in near if agrees(x, standard.law)]
-    if not fitting:
-        return []
-    likelihood = {id(standard): log_likelihood(x, standard.law) for standard in fitting}
-    best = max(likelihood.values())
-    near = [standard for standard in fitting if likelihood[id(standard)] >= best - _LESS_LIKELY]
-    # in the order, one rank is worth two nats
-    return sorted(near, key=lambda standard: 2 * standard.rank - likelihood[id(standard)])
+def _named(seen: Seen, kinds: frozenset[Kind]) -> tuple[Standard, ...]:
+    return named(seen.numbers, kinds, seen.shape, seen.default)

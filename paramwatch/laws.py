@@ -1,6 +1,6 @@
 """Which law some numbers follow: constant, uniform, normal, truncated normal, two-sided uniform, or none of these.
 
-Pure statistics, knowing nothing of models. `law_of` tells the shape of a distribution; `agrees` tells whether numbers may have been drawn
+Pure statistics, knowing nothing of models. `law_of` tells the shape of a distribution; `fitting` tells whether numbers may have been drawn
 from one given law. Tests are set to reject a true law in about one case of ten thousand each (`LEVEL`); the derivations are in
 docs/summary.md.
 """
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from paramwatch.columns import Array
-from paramwatch.formulas import CUTS, RATIOS, anderson_darling, below, gain_over_normal, gain_over_uniform, is_even, variance_within
+from paramwatch.formulas import below, cut_of, gain_over_normal, gain_over_uniform, is_bell, is_even, variance_within
 
 Kind: TypeAlias = Literal["constant", "uniform", "normal", "truncated", "two-sided"]
 
@@ -24,9 +23,6 @@ LEVEL = 1e-4
 
 SURE = 4.0
 """Standard errors between a mean or a variance and its law: normal numbers are farther off in 6 cases of 100,000."""
-
-_PARTLY_KNOWN = 1.85
-"""The same where mean and standard deviation of a normal law are estimated (D'Agostino and Stephens, 1986, table 4.9)."""
 
 _NATS = -math.log(LEVEL)
 """A cut at the largest of n normal numbers gains Exp(1) nats in likelihood, so that more than this comes in `LEVEL` of cases."""
@@ -44,12 +40,14 @@ _LEANS = 2.0
 _FOR_A_CUT = 2.5
 """Nats that a cut at two standard deviations must gain to be named first: of 256 elements, either law is then second in 1 draw of 100."""
 
+BOX = 1.4, 2.1
+"""Half the width of numbers that may be uniform, in standard deviations: of a uniform law it is sqrt(3)."""
+
 NEAR_CUT = 1.0
 """Standard deviations: what is cut nearer is hardly curved, and is not told from a uniform law."""
 
 
-@dataclass(frozen=True, slots=True)
-class Law:
+class Law(NamedTuple):
     """A distribution that weights are drawn from."""
 
     kind: Kind
@@ -71,8 +69,7 @@ class Law:
         return self.scale if self.kind == "normal" else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Numbers:
+class Numbers(NamedTuple):
     """What is looked at of a tensor: numbers over all elements, and some elements in ascending order."""
 
     n: int
@@ -85,6 +82,10 @@ class Numbers:
     some: Array | None = None
     total: int = 0
     """How many elements the extremes are those of, if more than n; mean and spread are those of n."""
+    even: bool | None = None
+    """Whether `some` are evenly spread between the extremes, if that is known."""
+    normal: bool | None = None
+    """Whether `some` are normal, if that is known."""
 
     @property
     def extent(self) -> int:
@@ -97,9 +98,9 @@ class Numbers:
         some = np.sort(elements)
         return cls(len(some), float(some.mean()), float(some.std()), float(some[0]), float(some[-1]), grain, some)
 
-    def beside(self, some: Array) -> Numbers:
+    def beside(self, some: Array, even: bool | None = None, normal: bool | None = None) -> Numbers:
         """These numbers beside some elements in ascending order."""
-        return Numbers(self.n, self.mean, self.std, self.low, self.high, self.grain, some, self.total)
+        return Numbers(self.n, self.mean, self.std, self.low, self.high, self.grain, some, self.total, even, normal)
 
     def square(self, centre: float) -> float:
         """Mean square of the distance from a centre."""
@@ -109,39 +110,6 @@ class Numbers:
     def reach(self, centre: float) -> float:
         """Largest distance from a centre."""
         return max(self.high - centre, centre - self.low)
-
-
-def agrees(x: Numbers, law: Law) -> bool:
-    """Whether mean, spread and extremes of the numbers are such as the law gives. Costs no pass over the elements."""
-    reach = x.reach(law.centre)
-    if law.kind == "constant":
-        return reach <= x.grain * abs(law.centre)
-    # in coarse dtypes torch draws uniform numbers that are rounded down
-    if abs(x.mean - law.centre) > SURE * law.std / math.sqrt(x.n) + x.grain * (law.scale + abs(law.centre)):
-        return False
-    if law.kind == "uniform":
-        # the largest of n is below the share q of its bound with probability q^n; the variance of (x/a)^2 is 4/45
-        inside = law.scale * (LEVEL ** (1 / x.extent) - 2 * x.grain) <= reach <= law.scale * (1 + x.grain)
-        return inside and abs(x.square(law.centre) / law.scale**2 - 1 / 3) <= SURE * math.sqrt(4 / 45 / x.n) + x.grain
-    # Wilson and Hilferty: the cube root of a chi-square over its degrees of freedom is nearly normal, also for few of them
-    ratio, width = x.square(law.centre) / law.scale**2, 2 / (9 * x.n)
-    return abs(ratio ** (1 / 3) - (1 - width)) <= SURE * math.sqrt(width) + x.grain and _extreme_is_normal(x, reach / law.scale)
-
-
-def scales(x: Numbers, kind: Kind) -> tuple[float, float]:
-    """Between which two scales a uniform or normal law about zero must lie to agree: what is outside need not be asked about."""
-    if kind == "uniform":
-        return x.reach(0.0) / (1 + x.grain), x.reach(0.0) / max(LEVEL ** (1 / x.extent) - 2 * x.grain, 1e-300)
-    width, rms = 2 / (9 * x.n), math.sqrt(x.square(0.0))
-    narrow, wide = 1 - width - SURE * math.sqrt(width) - x.grain, 1 - width + SURE * math.sqrt(width) + x.grain
-    return rms / wide**1.5, rms / narrow**1.5 if narrow > 0 else math.inf
-
-
-def log_likelihood(x: Numbers, law: Law) -> float:
-    """Of a uniform or normal law that the numbers agree with; differences between laws are what has a meaning."""
-    if law.kind == "uniform":
-        return -x.n * math.log(2 * law.scale)
-    return -x.n * (math.log(law.scale) + 0.5 * math.log(2 * math.pi) + x.square(law.centre) / law.scale**2 / 2)
 
 
 def law_of(x: Numbers, bound_known: bool = False) -> Sequence[Law]:
@@ -158,7 +126,7 @@ def law_of(x: Numbers, bound_known: bool = False) -> Sequence[Law]:
     normal = Law("normal", cut.centre, math.sqrt(x.square(cut.centre)))
     ratio = normal.scale / x.reach(cut.centre)
     two = _cut_at_two(x, cut) if _may_be_cut_at_two(x, cut.centre) else None
-    gain = 0.0 if _is_as_far_as_drawn(x, 1 / ratio) else _nats_for(x, cut, ratio)
+    gain = 0.0 if _is_as_far_asdrawn_within(x, 1 / ratio) else _nats_for(x, cut, ratio)
     may_be_normal = gain <= _CLOSED and _is_normal(x) and x.extent * math.erfc(1 / ratio / math.sqrt(2)) > LEVEL
     if gain <= _NATS:
         if may_be_normal and two is not None:
@@ -176,11 +144,12 @@ def two_sided(x: Numbers) -> Sequence[Law]:
     The one shape that a dozen elements show.
     """
     assert x.some is not None
-    far = np.sort(np.abs(x.some))
-    inner, outer, m = float(far[0]), x.reach(0.0), len(far)
+    outer, m, above = x.reach(0.0), len(x.some), int(x.some.searchsorted(0.0))
+    inner = float(np.abs(x.some[max(above - 1, 0) : above + 1]).min())
     # a law that comes near zero leaves the share g of its reach empty with probability (1 - g)^n, at most
-    if (1 - inner / outer) ** (m - 1) > LEVEL or abs(int((x.some > 0).sum()) - m / 2) > SURE * math.sqrt(m) / 2:
+    if (1 - inner / outer) ** (m - 1) > LEVEL or abs(m - above - m / 2) > SURE * math.sqrt(m) / 2:
         return []
+    far = np.sort(np.abs(x.some))
     within = far[(far > inner) & (far < outer)]
     if len(within) < 8 or not is_even((within - inner) / (outer - inner), x.grain):
         return []
@@ -191,8 +160,8 @@ def two_sided(x: Numbers) -> Sequence[Law]:
 
 
 def _box(x: Numbers) -> Law | None:
-    """The uniform law between the extremes, if the numbers are nearly as wide for their spread as that is: its ratio is sqrt(3)."""
-    if not 1.4 < (x.high - x.low) / 2 / x.std < 2.1:
+    """The uniform law between the extremes, if the numbers are nearly as wide for their spread as that is."""
+    if not BOX[0] < (x.high - x.low) / 2 / x.std < BOX[1]:
         return None
     # the two extremes of a symmetric law differ by more than t/n of its width with probability exp(-t)
     apart, width = abs(x.high + x.low), x.high - x.low
@@ -228,24 +197,19 @@ def _telling(x: Numbers) -> float:
 
 def _is_uniform(x: Numbers) -> bool:
     """Given the extremes, the other elements of a uniform law are uniform between them, with nothing left to estimate."""
+    if x.even is not None:
+        return x.even
     assert x.some is not None
     first, last = int(x.some[0] <= x.low), int(x.some[-1] >= x.high)
     within = x.some[first : len(x.some) - last]
-    return len(within) > 8 and is_even((within - x.low) / (x.high - x.low), x.grain)
+    return len(within) > 8 and bool(is_even((within - x.low) / (x.high - x.low), x.grain))
 
 
 def _is_normal(x: Numbers) -> bool:
-    assert x.some is not None
-    m = len(x.some)
-    mean, std = float(x.some.mean()), float(x.some.std())
-    statistic = anderson_darling(below((x.some - mean) / std), x.grain) * (1 + 0.75 / m + 2.25 / m**2)
-    return statistic <= _PARTLY_KNOWN
-
-
-def _extreme_is_normal(x: Numbers, reach: float) -> bool:
-    """Whether the largest, in standard deviations, is neither too far out nor too near."""
-    near = math.erf(reach / math.sqrt(2)) ** x.extent <= LEVEL
-    return x.extent * math.erfc(reach / math.sqrt(2)) > LEVEL and (not near or _is_as_far_as_drawn(x, reach))
+    if x.normal is None:
+        assert x.some is not None
+        return bool(is_bell(x.some, x.grain))
+    return x.normal
 
 
 def _nats_for(x: Numbers, cut: Law, ratio: float) -> float:
@@ -259,9 +223,15 @@ def _nats_for(x: Numbers, cut: Law, ratio: float) -> float:
     return gain + float((x.n * less**2 + others).min())
 
 
-def _is_as_far_as_drawn(x: Numbers, reach: float) -> bool:
-    """Whether they end where Box and Muller's do: at the radius that the largest uniform number of their precision gives."""
-    return x.grain > 0 and reach >= 0.95 * math.sqrt(-2 * math.log(x.grain / 2))
+def _is_as_far_asdrawn_within(x: Numbers, reach: float) -> bool:
+    """Whether they end where torch's do."""
+    return reach >= drawn_within(x.grain)
+
+
+def drawn_within(grain: float) -> float:
+    """Where normal numbers of torch end, in standard deviations; infinite if nothing is known of their precision."""
+    # Box and Muller: at the radius that the largest uniform number of that precision gives
+    return 0.95 * math.sqrt(-2 * math.log(grain / 2)) if grain > 0 else math.inf
 
 
 def _mean(x: Numbers) -> float:
@@ -272,7 +242,7 @@ def _mean(x: Numbers) -> float:
 def _truncated(x: Numbers, centre: float) -> Law:
     """The likeliest normal law with a symmetric cut. The cut is at the extreme, the rest follows from the mean square."""
     reach = x.reach(centre)
-    cut = float(np.interp(-x.square(centre) / reach**2, -RATIOS, CUTS))
+    cut = cut_of(x.square(centre) / reach**2)
     return Law("truncated", centre, reach / cut, cut)
 
 
@@ -284,7 +254,7 @@ def _follows(x: Numbers, law: Law) -> bool:
     first, last = int(x.some[0] <= low), int(x.some[-1] >= high)
     z = (x.some[first : len(x.some) - last] - law.centre) / law.scale
     edge = float(below(np.array([-law.cut]))[0])
-    return len(z) > 8 and is_even((below(z) - edge) / (1 - 2 * edge), x.grain)
+    return len(z) > 8 and bool(is_even((below(z) - edge) / (1 - 2 * edge), x.grain))
 
 
 def _may_be_cut_at_two(x: Numbers, centre: float) -> bool:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -19,16 +19,17 @@ from torch import Tensor, nn
 from paramwatch.columns import ABSENT, STATISTICS, Array, getter
 from paramwatch.guard import ParamWatchError
 from paramwatch.hazards import hazards
-from paramwatch.initial import Look, Seen, look
+from paramwatch.initial import NOTHING, Answers, Look, Seen, look
 from paramwatch.laws import Law, Numbers
 from paramwatch.measure import is_supported, measure
 from paramwatch.measure.naive import ORDER
 from paramwatch.record import TieGroup
 from paramwatch.rows import Place, is_lazy, places, shape_of
-from paramwatch.sampling import Limits, column_zeros, completed, elements, has_values, held, lines, looked, stored
+from paramwatch.sampling import Source, completed, has_values, held, stored
 from paramwatch.sheet import Line, Summary, Totals
 from paramwatch.standards import default_of, type_name
 from paramwatch.ties import find_ties
+from paramwatch.together import Sights
 
 
 def summary(module: nn.Module) -> Summary:
@@ -43,10 +44,11 @@ def summary(module: nn.Module) -> Summary:
         raise ParamWatchError(f"summary takes an nn.Module, not {type(module).__name__}")
     found = places(module)
     ties = find_ties(found)
-    grouped: dict[int, list[Place]] = {}
+    grouped: dict[int, tuple[nn.Parameter, list[Place]]] = {}
     for place in found:
-        grouped.setdefault(id(place.tensor), []).append(place)
-    rows = [_row(group, tensor) for group in grouped.values() if (tensor := group[0].tensor) is not None]
+        if (tensor := place.tensor) is not None:
+            grouped.setdefault(id(tensor), (tensor, []))[1].append(place)
+    rows = [_row(group, tensor) for tensor, group in grouped.values()]
     return Summary(type_name(module), _frame(rows, ties), _totals(module, rows, ties), ties, _tree(module, found, rows))
 
 
@@ -83,14 +85,12 @@ def _row(found: Sequence[Place], tensor: nn.Parameter) -> _Row:
 def _frame(rows: Sequence[_Row], ties: Sequence[TieGroup]) -> pd.DataFrame:
     group_of = {name: i for i, tie in reversed(list(enumerate(ties))) for name in tie.names}
     first = [row.places[0] for row in rows]
-    limits = Limits.of([0 if row.held is None else row.held.numel() for row in rows])
-    looked_at, wholes = zip(*(looked(row.held, limits) for row in rows), strict=True) if rows else ((), ())
-    reading = measure(looked_at)
+    sights = Sights([row.held for row in rows])
+    reading = measure(sights.looked_at)
     reading.wait()
     numbers = reading.numpy().T
-    totals, exact = completed(numbers, wholes)
-    each = zip(rows, looked_at, numbers.T, totals.tolist(), strict=True)
-    judged = [_judge(row, seen, column, total, limits) for row, seen, column, total in each]
+    totals, exact = completed(numbers, sights.wholes)
+    judged = _judged(rows, sights, numbers, totals)
     statistics = _statistics(numbers)
     index = pd.Index([place.name for place in first], name="parameter", dtype="object")
     columns = {
@@ -132,32 +132,56 @@ def _gradient(tensor: Tensor) -> str:
 # ---- how it looks initialised ---------------------------------------------------------------
 
 
-def _judge(row: _Row, looked_at: Tensor | None, numbers: Array, total: float, limits: Limits) -> tuple[Look, str]:
-    """The verdict on a row, and what to warn of."""
-    if looked_at is None or row.shape is None or row.held is None:
-        return Look(row.unreadable, "unknown", math.nan), ""
-    part = dict(zip(ORDER, numbers.tolist(), strict=True))
-    bad = int(part["nan"] + part["posinf"] + part["neginf"])
-    shape, tensor, here = row.shape, row.tensor, row.held
+def _judged(rows: Sequence[_Row], sights: Sights, numbers: Array, totals: Array) -> list[tuple[Look, str]]:
+    """The verdict on each row, and what to warn of."""
+    of = dict(zip(ORDER, numbers, strict=True))
+    bad = of["nan"] + of["posinf"] + of["neginf"]
+    plain = (bad == 0) & (of["zero"] == 0) & (of["min"] < of["max"]) & (of["std"] > 0)
+    columns = (of["count"], of["mean"], of["std"], of["min"], of["max"], totals, of["zero"], bad)
+    each = list(zip(*(column.tolist() for column in columns), strict=True))
+    found = [(Look(row.unreadable, "unknown", math.nan), "") for row in rows]
+    for group in sights.groups:
+        answers = sights.answers(group, of["min"], of["max"], of["std"], plain, _grain(rows[group[0]].tensor.dtype))
+        for i in group:
+            found[i] = _judge(rows[i], i, sights, each[i], answers.get(i, NOTHING))
+    together = {i for group in sights.groups for i in group}
+    for i, row in enumerate(rows):
+        if row.held is not None and i not in together:
+            found[i] = _judge(row, i, sights, each[i], NOTHING)
+    return found
+
+
+def _judge(row: _Row, i: int, sights: Sights, numbers: Sequence[float], answers: Answers) -> tuple[Look, str]:
+    looked_at, here, tensor, shape = sights.looked_at[i], row.held, row.tensor, row.shape
+    assert looked_at is not None
+    assert here is not None
+    assert shape is not None
+    count, mean, std, low, high, total, zeros, bad = numbers
     if bad:
         verdict = Look("unlike any standard one (NaN or infinite elements)", "unlike", math.nan)
-        return verdict, hazards(row.places, shape, tensor.requires_grad, None, bad)
-    grain = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() or tensor.is_complex() else 0.0
-    x = Numbers(int(part["count"]), part["mean"], part["std"], part["min"], part["max"], grain, None, int(total))
+        return verdict, hazards(row.places, shape, tensor.requires_grad, None, int(bad), None)
+    x = Numbers(int(count), mean, std, low, high, _grain(tensor.dtype), None, int(total))
+    source = Source(here, shape, looked_at, sights.limits.judged, answers, sights.may_be_orthogonal[i])
     default, padding = _default(row)
-    some = partial(elements, looked_at, limits.judged)
-    rows, few = lines(here, shape)
-    verdict = look(Seen(shape, x, part["zero"], some, rows, few, column_zeros(here, shape), default, padding))
+    verdict = look(Seen(shape, x, zeros, source, default, padding))
     if here.numel() < row.numel:
-        verdict = replace(verdict, text=f"local shard: {verdict.text}")
-    return verdict, hazards(row.places, shape, tensor.requires_grad, x, 0)
+        verdict = verdict._replace(text=f"local shard: {verdict.text}")
+    return verdict, hazards(row.places, shape, tensor.requires_grad, x, 0, default)
+
+
+@lru_cache(maxsize=64)
+def _grain(dtype: torch.dtype) -> float:
+    """Distance from 1 to the next number, 0 of integers."""
+    return float(torch.finfo(dtype).eps) if dtype.is_floating_point or dtype.is_complex else 0.0
 
 
 def _default(row: _Row) -> tuple[Law | None, int]:
     """What PyTorch gives the first place, and how many zeros that has."""
     place, shape = row.places[0], row.shape or ()
-    padded = place.key == "weight" and len(shape) == 2 and getattr(place.holder, "padding_idx", None) is not None
-    return default_of(place.holder, place.key, shape), shape[1] if padded else 0
+    default = default_of(place.holder, place.key, shape)
+    if len(shape) != 2 or place.key != "weight" or (default is not None and default.kind == "uniform"):
+        return default, 0
+    return default, shape[1] if getattr(place.holder, "padding_idx", None) is not None else 0
 
 
 # ---- the whole ------------------------------------------------------------------------------

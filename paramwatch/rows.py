@@ -57,9 +57,11 @@ def places(module: nn.Module) -> list[Place]:
         if tensor is None:
             continue
         # half a surrogate pair is no text: neither pandas nor TensorBoard could take the name
-        shown = text(real_name)
-        numbered = (f"{shown}#{i}" for i in count(2))
-        name = next(free for free in chain((text(name), shown), numbered) if taken.get(free, id(tensor)) == id(tensor))
+        name = text(name)
+        if taken.get(name, id(tensor)) != id(tensor):
+            shown = text(real_name)
+            numbered = (f"{shown}#{i}" for i in count(2))
+            name = next(free for free in chain((shown,), numbered) if taken.get(free, id(tensor)) == id(tensor))
         if name not in taken:
             taken[name] = id(tensor)
             found.append(Place(name, real_name, holder, key))
@@ -82,7 +84,8 @@ def held_under(holder: nn.Module, key: str) -> nn.Parameter | None:
 
 def is_lazy(tensor: torch.Tensor) -> bool:
     """Whether a parameter still waits for its shape (`nn.LazyLinear` before its first forward)."""
-    return isinstance(tensor, UninitializedParameter)
+    # nearly all are of this one class, and an instance check of a parameter is dear
+    return type(tensor) is not nn.Parameter and isinstance(tensor, UninitializedParameter)
 
 
 def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:

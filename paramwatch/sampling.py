@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from paramwatch.columns import Array
+from paramwatch.initial import Answers, Lines
 from paramwatch.measure import SAMPLE, sample
 from paramwatch.measure.naive import ORDER, as_reals
 
@@ -24,7 +25,7 @@ JUDGED_TOGETHER, JUDGED_LEAST = 1 << 23, 1024
 """Elements that all samples have together, and what one of them has at least. It has `SAMPLE` at most."""
 
 _COUNT = ORDER.index("count")
-_AS_IT_IS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+AS_IT_IS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 _READABLE = frozenset((torch.float32, torch.float64))
 _SPARSE = frozenset((torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc))
 
@@ -86,18 +87,18 @@ def looked(x: Tensor | None, limits: Limits) -> tuple[Tensor | None, Whole | Non
     """
     if x is None:
         return None, None
-    if x.layout not in _SPARSE and (x.numel() <= limits.judged or (_is_plain(x) and x.numel() <= limits.exact)):
+    if x.layout not in _SPARSE and (x.numel() <= limits.judged or (is_plain(x) and x.numel() <= limits.exact)):
         return x, None
     x, n = x.detach(), x.numel() * (2 if x.is_complex() else 1)
     part = stored(x)
-    part = part if _is_plain(part) else as_reals(part)
+    part = part if is_plain(part) else as_reals(part)
     whole = _whole(part, n)
     few = part.numel() <= limits.exact or not (math.isfinite(whole.low) and math.isfinite(whole.high))
     return (part if few else sample(part, limits.judged)), whole if x.layout in _SPARSE or not few else None
 
 
 def _whole(part: Tensor, n: int) -> Whole:
-    x = part if part.dtype in _AS_IT_IS else as_reals(part)
+    x = part if part.dtype in AS_IT_IS else as_reals(part)
     rest = n - x.numel()
     low, high = (float(end) for end in x.aminmax()) if x.numel() else (0.0, 0.0)
     if rest:
@@ -137,61 +138,73 @@ def elements(x: Tensor, most: int) -> Array:
     """A sample of the elements, all of them if they are few; those that NumPy can read where they are are not copied."""
     if x.numel() > most:
         return sample(x, most).cpu().numpy()
-    readable = x.is_cpu and x.dtype in _READABLE and _is_plain(x)
+    readable = x.is_cpu and x.dtype in _READABLE and is_plain(x)
     return x.detach().reshape(-1).numpy() if readable else as_reals(x).cpu().numpy()
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Whether elements can be picked out of it as it is."""
+def is_plain(x: Tensor) -> bool:
+    """Whether elements can be picked out of a tensor as it is."""
     return type(x) in (Tensor, nn.Parameter) and x.layout is torch.strided and not x.is_quantized
 
 
-def lines(x: Tensor, shape: tuple[int, ...]) -> tuple[Callable[[Sequence[int]], Array] | None, int | None]:
-    """Gives some rows of a matrix in float64, columns where it has more rows than columns; and how many are held, if not all of them.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What `initial` asks of the elements of one tensor."""
 
-    None where it is no matrix of reals, or where the shard holds no whole rows (columns).
+    here: Tensor
+    """As `held` gives it."""
+    shape: tuple[int, ...]
+    """Of the tensor, wherever the rest of it is."""
+    looked_at: Tensor
+    most: int
+    """How many elements the shape of its distribution is judged on."""
+    answers: Answers
+    may_be_orthogonal: bool
 
-    Args:
-        x: As `held` gives it.
-        shape: Of the tensor, wherever the rest of it is.
-    """
-    if not _is_real_matrix(x, shape):
-        return None, None
-    rows, width, all_here = shape[0], math.prod(shape[1:]), x.shape == shape
-    columns = rows > width
-    if not all_here:
-        if x.shape[0] != rows if columns else x.shape[1:] != shape[1:]:
+    def ascending(self) -> Array:
+        """A sample of the elements, all of them if they are few, in float64."""
+        # sorting is quicker in the precision they have
+        return np.sort(elements(self.looked_at, self.most)).astype(np.float64, copy=False)
+
+    def lines(self) -> tuple[Lines | None, int | None]:
+        """Gives some rows of a matrix in float64, columns where it has more rows than columns; and how many are held, if not all of them.
+
+        None where it is no matrix of reals, or where the shard holds no whole rows (columns).
+        """
+        x, shape = self.here, self.shape
+        if not _is_real_matrix(x, shape):
             return None, None
-        rows, width = x.shape[0], math.prod(x.shape[1:])
+        rows, width, all_here = shape[0], math.prod(shape[1:]), x.shape == shape
+        columns = rows > width
+        if not all_here:
+            if x.shape[0] != rows if columns else x.shape[1:] != shape[1:]:
+                return None, None
+            rows, width = x.shape[0], math.prod(x.shape[1:])
 
-    def chosen(at: Sequence[int]) -> Array:
-        if x.numel() <= SAMPLE:
-            # all are at hand
-            whole = elements(x, SAMPLE).reshape(rows, width)
-            some: Array = (whole.T if columns else whole)[list(at)].astype(np.float64)
-            return some
-        w = _picked(x).reshape(rows, width)
-        found: Array = as_reals((w.T if columns else w)[list(at)]).reshape(len(at), -1).cpu().numpy()
-        return found
+        def chosen(at: Sequence[int]) -> Array:
+            if x.numel() <= SAMPLE:
+                # all are at hand
+                whole = elements(x, SAMPLE).reshape(rows, width)
+                some: Array = (whole.T if columns else whole)[list(at)].astype(np.float64)
+                return some
+            w = _picked(x).reshape(rows, width)
+            found: Array = as_reals((w.T if columns else w)[list(at)]).reshape(len(at), -1).cpu().numpy()
+            return found
 
-    return chosen, (None if all_here else width if columns else rows)
+        return chosen, (None if all_here else width if columns else rows)
 
-
-def column_zeros(x: Tensor, shape: tuple[int, ...]) -> Callable[[], Array] | None:
-    """Gives how many elements of each column are zero; None where it is no matrix of reals, or not all of it is here."""
-    if len(shape) != 2 or not _is_real_matrix(x, shape) or x.shape != shape:
-        return None
-
-    def counted() -> Array:
+    def column_zeros(self) -> Array | None:
+        """How many elements of each column are zero; None where it is no matrix of reals, or not all of it is here."""
+        x, shape = self.here, self.shape
+        if len(shape) != 2 or not _is_real_matrix(x, shape) or x.shape != shape:
+            return None
         found: Array = (_picked(x).reshape(shape) == 0).sum(0).cpu().numpy()
         return found
-
-    return counted
 
 
 def _picked(x: Tensor) -> Tensor:
     """Elements that can be picked out: those of a quantised tensor, or of one that knows few operations, are made plain."""
-    return x.detach() if _is_plain(x) else as_reals(x)
+    return x.detach() if is_plain(x) else as_reals(x)
 
 
 def _is_real_matrix(x: Tensor, shape: tuple[int, ...]) -> bool:

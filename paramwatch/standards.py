@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
 from torch import jit, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -26,9 +27,9 @@ DEFAULT = "PyTorch default"
 ZEROS, ONES = Law("constant", 0.0, 0.0), Law("constant", 1.0, 0.0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Standard:
-    """A law with a name."""
+    """A law with a name. One object for each: equal only to itself."""
 
     name: str
     law: Law
@@ -66,23 +67,31 @@ def standards(shape: tuple[int, ...]) -> tuple[Standard, ...]:
 
 def default_of(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:
     """What PyTorch gives this parameter of this module, None where it gives nothing of its own."""
-    kind = kind_of(module)
-    for kinds, law in _DEFAULTS:
-        if issubclass(kind, kinds):
-            return law(module, key, shape)
-    return None
+    law = _rule_of(kind_of(module))  # type: ignore[arg-type]  # the checker takes the hash of an instance for that of the class
+    return None if law is None else law(module, key, shape)
 
 
-def scale_range(module: nn.Module, key: str, shape: Sequence[int]) -> tuple[float, float] | None:
+@lru_cache(maxsize=1024)
+def _rule_of(kind: type[nn.Module]) -> _Rule | None:
+    return next((law for kinds, law in _DEFAULTS if issubclass(kind, kinds)), None)
+
+
+def scale_range(module: nn.Module, key: str, shape: tuple[int, ...]) -> tuple[float, float] | None:
     """Least and greatest of the standard deviations that PyTorch, Xavier and Kaiming give, for a weight that multiplies activations.
 
     None for all others: biases, scales, embeddings, and what is no layer's weight.
     """
-    found, kind, default = fans(shape), kind_of(module), default_of(module, key, shape)
+    return scales(kind_of(module), key, shape, default_of(module, key, shape))  # type: ignore[arg-type]  # as above
+
+
+@lru_cache(maxsize=1024)
+def scales(kind: type[nn.Module], key: str, shape: tuple[int, ...], default: Law | None) -> tuple[float, float] | None:
+    """The same of a module of that class, which PyTorch gives that law."""
     # a weight of a known layer that PyTorch does not fill is no factor of activations: `weight_g` of a weight normalisation
     multiplies = default is not None and issubclass(kind, _WEIGHTED) and "bias" not in key
     if not issubclass(kind, (*_KNOWN, jit.ScriptModule)):
         multiplies = len(shape) == 2 and key == "weight"
+    found = fans(shape)
     if found is None or not multiplies:
         return None
     inputs, outputs = found
@@ -117,22 +126,34 @@ def type_name(module: nn.Module) -> str:
 
 
 def _by_fan_in(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:
-    inputs = None if (weight := _weight_shape(module)) is None else fans(weight)
+    if key not in ("weight", "bias"):
+        return None
+    weight = _weight_shape(module)
     # where the weight is computed from other tensors, a linear layer still knows its inputs
-    bound = inputs[0] if inputs else getattr(module, "in_features", 0)
-    return Law("uniform", 0.0, 1 / math.sqrt(bound)) if bound and key in ("weight", "bias") else None
+    return (None if weight is None else _by_inputs_of(weight)) or _within(getattr(module, "in_features", 0))
+
+
+@lru_cache(maxsize=1024)
+def _by_inputs_of(weight: Sequence[int]) -> Law | None:
+    inputs = fans(weight)
+    return None if inputs is None else _within(inputs[0])
+
+
+@lru_cache(maxsize=1024)
+def _within(inputs: int) -> Law | None:
+    return Law("uniform", 0.0, 1 / math.sqrt(inputs)) if inputs else None
 
 
 def _by_first_input(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:
     weight = _weight_shape(module)
     known = weight is not None and len(weight) == 3 and weight[1] and key in ("weight", "bias")
-    return Law("uniform", 0.0, 1 / math.sqrt(weight[1])) if weight and known else None
+    return _within(weight[1]) if weight and known else None
 
 
-def _weight_shape(module: nn.Module) -> Sequence[int] | None:
+def _weight_shape(module: nn.Module) -> torch.Size | None:
     """Of the weight that a module holds; None if it has no shape yet, or is computed whenever one asks for it."""
     weight = held_under(module, "weight")
-    return None if weight is None or is_lazy(weight) else tuple(weight.shape)
+    return None if weight is None or is_lazy(weight) else weight.shape
 
 
 def _attention_output(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:
@@ -152,7 +173,7 @@ def _attention(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:
 def _by_hidden_size(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:
     # a traced module has lost its sizes
     hidden = getattr(module, "hidden_size", 0)
-    return Law("uniform", 0.0, 1 / math.sqrt(hidden)) if hidden and _OF_RECURRENT(key) else None
+    return _within(hidden) if hidden and _OF_RECURRENT(key) else None
 
 
 def _standard_normal(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:

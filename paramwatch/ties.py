@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -98,7 +99,7 @@ def _overlapping(spans: Sequence[_Span]) -> list[list[_Span]]:
     """Spans whose ranges of addresses overlap, by one sweep over the sorted addresses."""
     clusters: list[list[_Span]] = []
     end = 0
-    for span in sorted(spans, key=lambda span: (span.device, span.start, span.end)):
+    for span in sorted(spans, key=attrgetter("device", "start", "end")):
         if clusters and clusters[-1][0].device == span.device and span.start < end:
             clusters[-1].append(span)
             end = max(end, span.end)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 from paramwatch.columns import Array
 from paramwatch.formulas import few_values, tied_ends
@@ -29,7 +30,8 @@ def words(law: Law) -> str:
     return f"truncated {text}, cut at {law.cut:.3g} std" if law.kind == "truncated" else text
 
 
-def grouped(named: Sequence[Standard], brief: bool = False) -> list[str]:
+@lru_cache(maxsize=4096)
+def grouped(named: tuple[Standard, ...], brief: bool = False) -> Sequence[str]:
     """One text for each distinct law, with the other names it has."""
     groups: dict[tuple[str, float], list[Standard]] = {}
     for standard in named:
@@ -61,7 +63,7 @@ def standing_apart(ascending: Array) -> str:
 
 def not_smooth(ascending: Array, nonzero: Array, grain: float) -> str:
     """What no smooth law does: few values, or many elements at an extreme, beside zeros. "" if they do neither."""
-    if distinct := few_values(ascending, grain):
+    if distinct := int(few_values(ascending, grain)):
         return f"{distinct} distinct values (quantised?)"
     below, above = tied_ends(nonzero, grain)
     if not below and not above:

@@ -23,8 +23,8 @@ LAYERS = (
     "series",
     "attached",
     "worker batching assemble recorder gradients raw outside rounds inventory changes optimizers clipping arguments",
-    "tensorboard steps progress callstack measure run overview sampling",
-    "notebook frames table initial wording laws standards hazards sheet",
+    "tensorboard steps progress callstack measure run overview sampling together",
+    "notebook frames table initial fitting wording laws standards hazards sheet",
     "store latest contents epoch arrowfile streams histograms format absence block batch cost folder schedule totals rules ties testing "
     "formulas lettering png heatmap grid span terminal output usage",
     "rows sight",

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from paramwatch.laws import Law, Numbers, agrees, law_of
+from paramwatch.fitting import agrees
+from paramwatch.laws import Law, Numbers, law_of
 from paramwatch.wording import per_cent, roundest
 
 ROOT = Path(__file__).parents[1]

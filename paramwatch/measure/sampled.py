@@ -31,13 +31,13 @@ def sample(tensor: Tensor, most: int = SAMPLE) -> Tensor:
     flat = tensor.detach().reshape(-1) if ordinary else as_reals(tensor)
     if flat.numel() <= most:
         return as_reals(flat).clone()
-    chosen = _positions(flat.numel(), most, flat.device, stream_of(flat.device))
+    chosen = positions(flat.numel(), most, flat.device, stream_of(flat.device))
     # on the CPU `index_select` does not know every dtype
     return as_reals(flat[chosen] if flat.is_cpu else flat.index_select(0, chosen))
 
 
 @lru_cache(maxsize=32)
-def _positions(numel: int, most: int, device: torch.device, stream: int) -> Tensor:
+def positions(numel: int, most: int, device: torch.device, stream: int) -> Tensor:
     """Strata of equal size, one element each, at a place that walks by the golden ratio: no regular stride falls into step with it."""
     strata = np.arange(most + 1, dtype=np.int64)
     starts = strata * numel // most

@@ -1,0 +1,122 @@
+"""Which given laws numbers agree with: the bounds of what a law gives, and of the laws with a name those that fit.
+
+Behind `summary`, beside `laws`, which tells the shape without a given law. A law's bounds depend on the number of elements and not on the
+elements, so tensors of one shape share them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+from typing import NamedTuple
+
+from paramwatch.laws import LEVEL, SURE, Kind, Law, Numbers, drawn_within
+from paramwatch.standards import DEFAULT, Standard, standards
+
+_LESS_LIKELY = 7.5
+"""Nats that a true law loses to another one in less than 1 draw of 1000: what loses more is not mentioned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Between which bounds the numbers lie that a law gives: about its centre, in 9,999 cases of 10,000 each."""
+
+    law: Law
+    mean: float
+    reach: tuple[float, float]
+    square: tuple[float, float]
+    base: float
+    """The log likelihood is this ..."""
+    slope: float
+    """... plus this times the mean square."""
+
+    def holds(self, x: Numbers) -> bool:
+        """Whether they do. Costs no pass over the elements."""
+        centre = self.law.centre
+        return (
+            self.reach[0] <= x.reach(centre) <= self.reach[1]
+            and self.square[0] <= x.square(centre) <= self.square[1]
+            and abs(x.mean - centre) <= self.mean
+        )
+
+
+@lru_cache(maxsize=4096)
+def range_of(law: Law, n: int, extent: int, grain: float) -> Range:
+    """Of a constant, uniform or normal law, for so many elements with the extremes of so many, rounded to a grain."""
+    if law.kind == "constant":
+        return Range(law, math.inf, (0.0, grain * abs(law.centre)), (0.0, math.inf), 0.0, 0.0)
+    # in coarse dtypes torch draws uniform numbers that are rounded down
+    mean, size = SURE * law.std / math.sqrt(n) + grain * (law.scale + abs(law.centre)), law.scale * law.scale
+    if law.kind == "uniform":
+        # the largest of n is below the share q of its bound with probability q^n; the variance of (x/a)^2 is 4/45
+        reach = law.scale * (LEVEL ** (1 / extent) - 2 * grain), law.scale * (1 + grain)
+        off = SURE * math.sqrt(4 / 45 / n) + grain
+        return Range(law, mean, reach, (size * (1 / 3 - off), size * (1 / 3 + off)), -n * math.log(2 * law.scale), 0.0)
+    # Wilson and Hilferty: the cube root of a chi-square over its degrees of freedom is nearly normal, also for few of them
+    width = 2 / (9 * n)
+    off = SURE * math.sqrt(width) + grain
+    square = size * max(1 - width - off, 0.0) ** 3, size * (1 - width + off) ** 3
+    # the largest of n is within z standard deviations with probability (1 - tail)^n
+    near, far = (-NormalDist().inv_cdf(tail / 2) for tail in (-math.expm1(math.log(LEVEL) / extent), LEVEL / extent))
+    reach = law.scale * min(near, drawn_within(grain)), law.scale * far
+    return Range(law, mean, reach, square, -n * (math.log(law.scale) + 0.5 * math.log(2 * math.pi)), -n / size / 2)
+
+
+def agrees(x: Numbers, law: Law) -> bool:
+    """Whether mean, spread and extremes of the numbers are such as the law gives."""
+    return range_of(law, x.n, x.extent, x.grain).holds(x)
+
+
+def named(x: Numbers, kinds: frozenset[Kind], shape: tuple[int, ...], default: Law | None) -> tuple[Standard, ...]:
+    """The standards for a shape that the numbers agree with, the likeliest first; the module's own default before all."""
+    size, reach, square = (x.n, x.extent, x.grain), x.reach(0.0), x.square(0.0)
+    own, known = _of_shape(shape, default, kinds, *size)
+    if own is not None and len(shape) == 1 and own.range.holds(x):
+        # no other law has a name for a vector
+        return (own.standard,)
+    # all of them are centred at zero
+    fitting = [one for one in known if one.least <= reach <= one.most and one.range.holds(x)]
+    if "uniform" in kinds and reach > 0:
+        one = _round_one(float(f"{reach * (1 + 2 / x.n):.0e}"), *size)
+        if one.range.holds(x):
+            fitting.append(one)
+    if len(fitting) < 2:
+        return tuple(one.standard for one in fitting)
+    likelihood = [one.range.base + one.range.slope * square for one in fitting]
+    least = max(likelihood) - _LESS_LIKELY
+    # in the order, one rank is worth two nats
+    order = sorted(range(len(fitting)), key=lambda i: 2 * fitting[i].standard.rank - likelihood[i])
+    return tuple(fitting[i].standard for i in order if likelihood[i] >= least)
+
+
+class _Known(NamedTuple):
+    """A standard, what it gives, and how far out the farthest element may be."""
+
+    standard: Standard
+    range: Range
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, standard: Standard, n: int, extent: int, grain: float) -> _Known:
+        found = range_of(standard.law, n, extent, grain)
+        return cls(standard, found, *found.reach)
+
+
+@lru_cache(maxsize=1024)
+def _of_shape(
+    shape: tuple[int, ...], default: Law | None, kinds: frozenset[Kind], n: int, extent: int, grain: float
+) -> tuple[_Known | None, Sequence[_Known]]:
+    """The module's own default, and all laws of some kinds that have a name for a shape."""
+    own = _Known.of(Standard(DEFAULT, default, -2), n, extent, grain) if default is not None and default.kind in kinds else None
+    others = [_Known.of(standard, n, extent, grain) for standard in standards(shape) if standard.law.kind in kinds]
+    return own, [own, *others] if own is not None else others
+
+
+@lru_cache(maxsize=1024)
+def _round_one(bound: float, n: int, extent: int, grain: float) -> _Known:
+    """The uniform law with a bound of one digit."""
+    return _Known.of(Standard("", Law("uniform", 0.0, bound), 1), n, extent, grain)

@@ -1,0 +1,150 @@
+"""What many tensors of one shape are asked, answered for all of them at once.
+
+`summary` judges each tensor for itself. What reads elements (extremes, samples, how evenly they are spread) is dear for one tensor at a
+time and cheap for thousands side by side: a network has many layers of one shape. Each answer is the one that the tensor alone would get,
+from the same formulas; what is not answered here is found out when it is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paramwatch.columns import Array
+from paramwatch.formulas import few_values, have_tied_ends, is_bell, is_even, may_be_orthogonal, spread
+from paramwatch.initial import ENOUGH, Answers
+from paramwatch.laws import BOX
+from paramwatch.measure.sampled import positions
+from paramwatch.measure.scaled import stream_of
+from paramwatch.sampling import AS_IT_IS, Limits, Whole, is_plain, looked
+
+_ALIKE = 4
+"""Fewer tensors of one shape are not worth it."""
+
+_LARGE = 1 << 14
+"""Elements from which on a tensor costs more than what is saved by laying several side by side."""
+
+_AT_ONCE = 1 << 18
+"""Elements that are laid side by side: they stay in a processor's cache."""
+
+
+class Sights:
+    """What is looked at of each tensor: all of it or a sample.
+
+    Args:
+        held: As `sampling.held` gives them, None where there is nothing to look at.
+    """
+
+    def __init__(self, held: Sequence[Tensor | None]) -> None:
+        self.limits = Limits.of([0 if x is None else x.numel() for x in held])
+        self.groups = _alike(held)
+        """Positions of tensors that are asked together."""
+        self.looked_at: list[Tensor | None] = [None] * len(held)
+        """What is measured."""
+        self.wholes: list[Whole | None] = [None] * len(held)
+        """What is known beside it."""
+        self.may_be_orthogonal = [True] * len(held)
+        for group in self.groups:
+            self._look_at([x for i in group if (x := held[i]) is not None], group)
+        for i, x in enumerate(held):
+            if x is not None and self.looked_at[i] is None:
+                self.looked_at[i], self.wholes[i] = looked(x, self.limits)
+
+    def _look_at(self, tensors: Sequence[Tensor], group: Sequence[int]) -> None:
+        """At tensors of one shape; what is not finite is left over."""
+        for i, may_be in zip(group, _may_be_orthogonal(tensors), strict=True):
+            self.may_be_orthogonal[i] = may_be
+        if tensors[0].numel() > self.limits.exact:
+            for i, some, whole in zip(group, *_sampled(tensors, self.limits.judged), strict=True):
+                if math.isfinite(whole.low) and math.isfinite(whole.high):
+                    self.looked_at[i], self.wholes[i] = some, whole
+
+    def answers(self, group: Sequence[int], low: Array, high: Array, std: Array, plain: Array, grain: float) -> dict[int, Answers]:
+        """What `initial` asks of the tensors of a group, those that have enough elements and are `plain`.
+
+        Args:
+            group: One of `groups`.
+            low: The least element of each tensor.
+            high: The greatest.
+            std: The standard deviation.
+            plain: Whether its elements are finite, not all equal, and none of them zero.
+            grain: What they are rounded to.
+        """
+        at = [i for i in group if plain[i]]
+        tensors = [x for i in at if (x := self.looked_at[i]) is not None]
+        if not at or tensors[0].numel() < ENOUGH:
+            return {}
+        return dict(zip(at, _answered(tensors, low[at], high[at], std[at], self.limits.judged, grain), strict=True))
+
+
+def _alike(tensors: Sequence[Tensor | None]) -> list[list[int]]:
+    """Positions of small plain tensors of one shape, dtype and device, so many at a time as are laid side by side."""
+    found: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
+    for i, x in enumerate(tensors):
+        if x is not None and 1 < x.numel() <= _LARGE and x.dtype in AS_IT_IS and is_plain(x):
+            found.setdefault((x.shape, x.dtype, x.device), []).append(i)
+    groups = [(which, max(_AT_ONCE // math.prod(shape), 1)) for (shape, *_), which in found.items() if len(which) >= _ALIKE]
+    return [which[i : i + most] for which, most in groups for i in range(0, len(which), most)]
+
+
+@torch.no_grad()
+def _sampled(tensors: Sequence[Tensor], most: int) -> tuple[Sequence[Tensor], Sequence[Whole]]:
+    """A sample of each and what is known of all its elements: `looked`, where there are too many to measure them all."""
+    flat = torch.stack(list(tensors)).reshape(len(tensors), -1)
+    n = flat.shape[1]
+    low, high = flat.amin(1).double().tolist(), flat.amax(1).double().tolist()
+    # counting row by row is dearer, and mostly there are none
+    zeros = (n - flat.count_nonzero(dim=1)).tolist() if int(flat.count_nonzero()) < flat.numel() else [0] * len(flat)
+    return _picked(flat, most).double().unbind(), [Whole(n, *known, n) for known in zip(low, high, zeros, strict=True)]
+
+
+@torch.no_grad()
+def _may_be_orthogonal(tensors: Sequence[Tensor]) -> list[bool]:
+    """Whether the first and the last row of each are orthogonal and equally long; columns where it has more rows."""
+    shape = tensors[0].shape
+    rows, width = shape[0], math.prod(shape[1:])
+    if len(shape) < 2 or min(rows, width) < 2:
+        return [True] * len(tensors)
+    block = torch.stack(list(tensors)).reshape(-1, rows, width)
+    two = block[:, :, [0, -1]].transpose(1, 2) if rows > width else block[:, [0, -1]]
+    found: list[bool] = may_be_orthogonal(two.double().cpu().numpy(), torch.finfo(block.dtype).eps).tolist()
+    return found
+
+
+@torch.no_grad()
+def _answered(tensors: Sequence[Tensor], low: Array, high: Array, std: Array, most: int, grain: float) -> list[Answers]:
+    flat = _picked(torch.stack(list(tensors)).reshape(len(tensors), -1), most)
+    # sorting is quicker in the precision they have
+    flat = flat if flat.dtype in (torch.float32, torch.float64) else flat.double()
+    ascending = np.sort(flat.cpu().numpy(), axis=1).astype(np.float64, copy=False)
+    smooth = (few_values(ascending, grain) == 0) & ~have_tied_ends(ascending, grain)
+    laid = spread(ascending, grain)
+    wide = (high - low) / 2 / std
+    boxed = smooth & (BOX[0] < wide) & (wide < BOX[1])
+    even: list[bool | None] = [None] * len(tensors)
+    normal: list[bool | None] = [None] * len(tensors)
+    first, last = laid[:, 0] <= low, laid[:, -1] >= high
+    for begins, ends in ((False, False), (False, True), (True, False), (True, True)):
+        if len(at := np.flatnonzero(boxed & (first == begins) & (last == ends))):
+            within = laid[at, int(begins) : laid.shape[1] - ends]
+            _put(even, at, is_even((within - low[at, None]) / (high - low)[at, None], grain))
+    if len(at := np.flatnonzero(smooth & np.array([one is not True for one in even]))):
+        _put(normal, at, is_bell(laid[at], grain))
+    each = zip(smooth.tolist(), ascending, laid, even, normal, strict=True)
+    return [Answers(*answers) if fine else Answers() for fine, *answers in each]
+
+
+def _picked(flat: Tensor, most: int) -> Tensor:
+    """So many elements of each row, those that `sample` gives."""
+    if flat.shape[1] <= most:
+        return flat
+    return flat.index_select(1, positions(flat.shape[1], most, flat.device, stream_of(flat.device)))
+
+
+def _put(found: list[bool | None], at: Array, values: Array) -> None:
+    for i, value in zip(at.tolist(), values.tolist(), strict=True):
+        found[i] = value

@@ -1,0 +1,117 @@
+"""Tensors of one shape are asked together: each verdict is the one that the tensor alone gets, and a row more costs little."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import init
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from paramwatch import sampling, summary
+
+
+def broken(w: Tensor) -> None:
+    w[0, 0], w[-1, -1] = float("nan"), float("inf")
+
+
+FILLS: dict[str, Callable[[Tensor], object]] = {
+    "default": lambda w: None,
+    "normal": lambda w: init.normal_(w, std=0.02),
+    "truncated": lambda w: init.trunc_normal_(w, std=0.02, a=-0.03, b=0.03),
+    "orthogonal": init.orthogonal_,
+    "two-sided": lambda w: w.uniform_(5, 10).mul_(torch.randint(0, 2, w.shape) * 2 - 1),
+    "zeros beside a law": lambda w: init.sparse_(w, 0.3),
+    "constant": lambda w: init.constant_(w, 42),
+    "clipped": lambda w: w.normal_().clamp_(-1, 1),
+    "few values": lambda w: w.normal_().round_(),
+    "one apart": lambda w: w[0, :1].fill_(42),
+    "of no law": lambda w: w.exponential_(),
+    "not finite": broken,
+    "too large to square": lambda w: w.normal_().mul_(1e30),
+}
+
+
+def filled(fill: Callable[[Tensor], object], width: int, dtype: torch.dtype) -> list[nn.Linear]:
+    torch.manual_seed(0)
+    layers = [nn.Linear(width, width) for _ in range(8)]
+    for layer in layers:
+        fill(layer.weight.data)
+    return [layer.to(dtype) for layer in layers]
+
+
+def verdicts(*layers: nn.Module) -> pd.DataFrame:
+    return summary(nn.ModuleList(layers)).frame.drop(columns=["module"]).reset_index(drop=True)
+
+
+@pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_tensor_in_company_is_seen_as_it_is_alone(fill: Callable[[Tensor], object], dtype: torch.dtype) -> None:
+    for width in (8, 20, 40):
+        layers = filled(fill, width, dtype)
+        together, alone = verdicts(*layers), pd.concat([verdicts(layer) for layer in layers], ignore_index=True)
+        pd.testing.assert_frame_equal(together, alone)
+
+
+@pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS)
+def test_of_a_sample_the_same_is_seen(fill: Callable[[Tensor], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = sampling.Limits(1024, 1024)
+    monkeypatch.setattr(sampling.Limits, "of", classmethod(lambda cls, sizes: limits))
+    layers = filled(fill, 48, torch.float32)
+    together, alone = verdicts(*layers), pd.concat([verdicts(layer) for layer in layers], ignore_index=True)
+
+    pd.testing.assert_frame_equal(together, alone)
+    assert together["exact"].all() == (fill is broken) or not together["exact"][0]
+
+
+class Counted(TorchDispatchMode):
+    """Counts the operations of torch."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operations(net: nn.Module) -> int:
+    with Counted() as counted:
+        summary(net)
+    return counted.count
+
+
+def calls(net: nn.Module) -> int:
+    count = 0
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        summary(net)
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def for_one_row(cost: Callable[[nn.Module], int], width: int) -> float:
+    """What a row more costs."""
+    few, many = (nn.ModuleList(nn.Linear(width, width) for _ in range(layers)) for layers in (200, 600))
+    # what is worked out once for a shape is not counted
+    summary(many)
+    return (cost(many) - cost(few)) / 800
+
+
+@pytest.mark.parametrize("width", [8, 32])
+def test_a_row_more_costs_few_operations_and_calls(width: int) -> None:
+    torch.manual_seed(0)
+
+    assert for_one_row(operations, width) <= 4
+    assert for_one_row(calls, width) <= 200
