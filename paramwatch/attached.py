@@ -14,6 +14,7 @@ from torch import nn
 
 from paramwatch.absence import Absence, counted
 from paramwatch.guard import ParamWatchError, logger
+from paramwatch.measure import forget
 from paramwatch.recorder import Recorder
 from paramwatch.worker import wait_for_all
 
@@ -37,6 +38,14 @@ class Attached(Protocol):
 
 opened: list[Attached] = []
 _company: tuple[Attached, ...] = ()
+
+
+def leave(watch: Attached) -> None:
+    """It is open no longer. The last one gives back the memory that all had in common."""
+    if watch in opened:
+        opened.remove(watch)
+    if not opened:
+        forget()
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ class Recorder:
         self._claims = Claims()
         self._outside = Outside()
         self._overhead_ns = 0
-        prepare(live.tensors(first_step), histograms > 0)
+        prepare(live.glance, histograms > 0)
 
     @property
     def next_step(self) -> int:

@@ -277,8 +277,7 @@ class Watch(Run):
             self._hand_over(wait=True)
             self._at_end = self._inventory()
         self._closed = True
-        if self in attached.opened:
-            attached.opened.remove(self)
+        attached.leave(self)
 
     def _module_is_gone(self, _: object) -> None:
         """Called by the collector, in any thread and at any time: must not wait for the thread."""

@@ -41,7 +41,7 @@ def test_a_cpu_is_not_measured_here_and_nothing_is_said(caplog: pytest.LogCaptur
     with caplog.at_level(logging.INFO):
         assert not gpu.takes(torch.zeros(3))
         assert not trusted.takes(torch.zeros(3))
-        trusted.prepare([torch.zeros(3)], histograms=True)
+        trusted.prepare(lambda: [torch.zeros(3)], histograms=True)
     assert caplog.text == ""
 
 

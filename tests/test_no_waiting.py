@@ -60,11 +60,11 @@ def ring(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sent]:
     for module in (scaled, sampled):
         monkeypatch.setattr(module, "sent", lambda tensor, device: torch.empty_like(tensor, device=device))
         monkeypatch.setattr(module, "stream_of", lambda device: 0)
-    for cache in (scaled._mask, sampled.positions, sampled._columns):
+    for cache in (scaled.mask, sampled.positions, sampled.columns):
         cache.cache_clear()
     with FakeTensorMode():
         yield ring
-    for cache in (scaled._mask, sampled.positions, sampled._columns):
+    for cache in (scaled.mask, sampled.positions, sampled.columns):
         cache.cache_clear()
 
 

@@ -28,6 +28,7 @@ from torch import nn
 
 import paramwatch
 from paramwatch import ParamWatchError, Record, Run, Watch, attached, store, worker
+from paramwatch.measure import sampled
 from paramwatch.testing import ListSink
 
 TESTS = Path(__file__).parent
@@ -714,3 +715,14 @@ def test_a_step_of_what_holds_no_parameters_is_refused_and_recording_goes_on() -
     train(net)
 
     assert len(watch.steps) == 3
+
+
+def test_the_last_watch_gives_back_what_is_kept_from_step_to_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attached, "opened", [])
+    one, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    first, second = paramwatch.attach(one), paramwatch.attach(other)
+    sampled.positions(5000, 4096, torch.device("cpu"), 0)
+    first.close()
+    assert sampled.positions.cache_info().currsize > 0
+    second.close()
+    assert sampled.positions.cache_info().currsize == 0

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from paramwatch.measure import chunked, gpu, native, packed, trusted
+from paramwatch.measure import chunked, gpu, native, packed, reading, sampled, scaled, tables, trusted
 from paramwatch.measure.capture import captured
 from paramwatch.measure.naive import ORDER, as_reals, is_supported, parts, parts_of
 from paramwatch.measure.reading import Numbers, Reading, read_scalars, stacked
@@ -30,6 +30,7 @@ __all__ = [
     "Kept",
     "Reading",
     "captured",
+    "forget",
     "is_supported",
     "measure",
     "measure_end",
@@ -59,6 +60,13 @@ class Kept:
 
     def __len__(self) -> int:
         return len(self.copies)
+
+
+def forget() -> None:
+    """Give back what is kept on devices and in pinned memory from one step to the next; what is needed again is made again."""
+    tables.forget()
+    for known in (scaled.mask, sampled.positions, sampled.columns, reading.ring_of):
+        known.cache_clear()
 
 
 def measure(tensors: Sequence[Tensor | None], scale: Tensor | None = None, kept: Kept | None = None) -> Reading:

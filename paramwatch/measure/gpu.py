@@ -20,9 +20,9 @@ from torch import Tensor
 from paramwatch.bins import BINS
 from paramwatch.columns import PARTS
 from paramwatch.measure.native import TYPES, _is_dense
-from paramwatch.measure.tables import Layout, Sizes, Variant, forget
+from paramwatch.measure.tables import Layout, Sizes, Variant
 
-__all__ = ["are_alike", "forget", "histograms", "kernels", "measure", "measure_update", "takes"]
+__all__ = ["are_alike", "histograms", "kernels", "measure", "measure_update", "takes"]
 
 SIZES = Sizes()
 

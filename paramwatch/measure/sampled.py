@@ -31,9 +31,8 @@ def sample(tensor: Tensor, most: int = SAMPLE) -> Tensor:
     flat = tensor.detach().reshape(-1) if ordinary else as_reals(tensor)
     if flat.numel() <= most:
         return as_reals(flat).clone()
-    chosen = positions(flat.numel(), most, flat.device, stream_of(flat.device))
-    # on the CPU `index_select` does not know every dtype
-    return as_reals(flat[chosen] if flat.is_cpu else flat.index_select(0, chosen))
+    # `index_select` does not know every dtype, and brackets want a device
+    return as_reals(torch.ops.aten.index(flat, [positions(flat.numel(), most, flat.device, stream_of(flat.device))]))
 
 
 @lru_cache(maxsize=32)
@@ -46,7 +45,7 @@ def positions(numel: int, most: int, device: torch.device, stream: int) -> Tenso
 
 
 @lru_cache(maxsize=8)
-def _columns(device: torch.device, stream: int) -> tuple[Tensor, Tensor]:
+def columns(device: torch.device, stream: int) -> tuple[Tensor, Tensor]:
     """Which parts are counts that grow with the row, and which is as the sample has it; of the others an estimate would be a guess."""
     counts, known = (torch.tensor([part in some for part in ORDER], device="cpu") for some in (_COUNTS, ("rms",)))
     return sent(counts, device), sent(known, device)
@@ -61,6 +60,6 @@ def measure_sampled_update(after: Sequence[Tensor], before: Sequence[Tensor | No
             continue
         seen = parts(now - old)
         share = (new.numel() * (2 if new.is_complex() else 1)) / max(old.numel(), 1)
-        counts, known = _columns(seen.device, stream_of(seen.device))
+        counts, known = columns(seen.device, stream_of(seen.device))
         found.append((i, torch.where(counts, torch.round(seen * share), torch.where(known, seen, float("nan")))))
     return Reading(stacked(found), (len(after), len(ORDER)))

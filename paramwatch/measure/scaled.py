@@ -24,7 +24,7 @@ def unscaled(numbers: Sequence[Numbers], scale: Tensor | None, columns: Sequence
         elif factor.is_cuda and factor.device != tensor.device:
             factor = factor.to(tensor.device, non_blocking=True)
         # a factor on the CPU goes along as a plain number
-        chosen = _mask(tuple(columns), tensor.device, stream_of(tensor.device))
+        chosen = mask(tuple(columns), tensor.device, stream_of(tensor.device))
         found.append((positions, tensor / torch.where(chosen, factor, 1.0)))
     return found
 
@@ -40,5 +40,6 @@ def stream_of(device: torch.device) -> int:
 
 
 @lru_cache(maxsize=32)
-def _mask(columns: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
+def mask(columns: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
+    """Which parts are divided."""
     return sent(torch.tensor([i in columns for i in range(len(ORDER))], device="cpu"), device)

@@ -34,11 +34,11 @@ _EXACT = [i for i, part in enumerate(ORDER) if PARTS[part].integer or part in ("
 _given_up: set[torch.device] = set()
 
 
-def prepare(tensors: Iterable[Tensor], histograms: bool) -> None:
+def prepare(tensors: Callable[[], Iterable[Tensor]], histograms: bool) -> None:
     """Compile and try what these tensors will need. May take some seconds on a GPU that was not seen before."""
     if not torch.cuda.is_initialized():
         return
-    for device, dtype in dict.fromkeys((tensor.device, tensor.dtype) for tensor in tensors if tensor.is_cuda and tensor.dtype in TYPES):
+    for device, dtype in dict.fromkeys((tensor.device, tensor.dtype) for tensor in tensors() if tensor.is_cuda and tensor.dtype in TYPES):
         if works(device, dtype) and histograms:
             works(device, dtype, histograms=True)
 
