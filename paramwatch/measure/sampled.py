@@ -31,7 +31,7 @@ def sample(tensor: Tensor, most: int = SAMPLE) -> Tensor:
     flat = tensor.detach().reshape(-1) if ordinary else as_reals(tensor)
     if flat.numel() <= most:
         return as_reals(flat).clone()
-    # `index_select` does not know every dtype, and brackets want a device
+    # `index_select` does not know every dtype
     return as_reals(torch.ops.aten.index(flat, [positions(flat.numel(), most, flat.device, stream_of(flat.device))]))
 
 
