@@ -1,4 +1,4 @@
-"""The suite's own flag: `--update-golden` writes printed output anew, for a human to read the difference."""
+"""The suite's own flags: `--update-golden` writes printed output anew, `--screenshots` keeps pictures, for a human to look at."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the files under tests/golden anew instead of comparing with them")
+    parser.addoption("--screenshots", type=Path, help="keep what the browser shows in this folder, for a human to look at")
+
+
+@pytest.fixture(scope="session")
+def screenshots(request: pytest.FixtureRequest) -> Path | None:
+    """Where to keep what the browser shows; None for nowhere."""
+    folder: Path | None = request.config.getoption("--screenshots")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture

@@ -5,9 +5,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-import re
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.parse
@@ -22,6 +19,7 @@ import pytest
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from records import inventory, record
+from servers import DEADLINE_SECONDS, tensorboard
 from torch.utils.tensorboard import SummaryWriter
 
 from paramwatch import bins
@@ -33,7 +31,6 @@ from paramwatch.tensorboard.picture import HEIGHT, WIDTH
 NAME = "0.block 2.0.weight"
 ALIAS = "tied\n<b>"
 OTHER = '"q"/\U0001f525 %2F?&#'
-DEADLINE_SECONDS = 60
 
 needs_rust = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard_data_server") is None, reason="TensorBoard has no Rust loader for this platform"
@@ -45,7 +42,6 @@ class Server:
     """A running TensorBoard."""
 
     address: str
-    process: subprocess.Popen[bytes]
     log: Path
 
     def get(self, route: str, **query: str) -> Any:
@@ -129,37 +125,21 @@ def live(log_dir: Path) -> Iterator[Live]:
 @pytest.fixture(scope="module", params=[pytest.param("true", marks=needs_rust), "false"], ids=["rust", "python"])
 def server(request: pytest.FixtureRequest, log_dir: Path, live: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(log_dir), "--host", "127.0.0.1", "--port", "0"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, f"--load_fast={request.param}", "--reload_interval=1"], stdout=output, stderr=output, stdin=subprocess.DEVNULL
-        )
-    try:
-        yield started(process, log)
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
+    with tensorboard(log_dir, log, f"--load_fast={request.param}", "--reload_interval=1") as address:
+        yield started(address, log)
 
 
-def started(process: subprocess.Popen[bytes], log: Path) -> Server:
-    """Wait until the server has an address and has read both runs."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
+def started(address: str, log: Path) -> Server:
+    """Wait until the server has read both runs."""
+    server, deadline = Server(address, log), time.monotonic() + DEADLINE_SECONDS
     seen: object = None
     while time.monotonic() < deadline:
-        said = log.read_text(errors="replace")
-        assert process.poll() is None, f"TensorBoard ended with {process.returncode}:\n{said}"
-        if found := re.search(r"at (http://127\.0\.0\.1:\d+/)", said):
-            server = Server(found[1], process, log)
-            try:
-                seen = server.get("scalars/tags")
-                if "loss" in seen.get(".", {}) and [step for step, _ in server.points("paramwatch", "grad_norm/(all)")][-1:] == [7]:
-                    return server
-            except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-                seen = error
+        try:
+            seen = server.get("scalars/tags")
+            if "loss" in seen.get(".", {}) and [step for step, _ in server.points("paramwatch", "grad_norm/(all)")][-1:] == [7]:
+                return server
+        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+            seen = error
         time.sleep(0.1)
     raise AssertionError(f"TensorBoard did not show both runs in {DEADLINE_SECONDS} s; last seen: {seen!r}; it said:\n{log.read_text()}")
 

@@ -90,6 +90,9 @@ def _labels(names: Sequence[str], height: int) -> tuple[list[tuple[str, float]],
     n = len(names)
     blocks = stretches(names, max(1, height // _LEAST_STRETCH))
     cuts = [min(round(block.start * height / n), height - 1) for block in blocks[1:]]
+    if len(blocks) == 1:
+        # too many to be told apart, but not to say where some of them are
+        blocks = stretches(names, height)
     wanted = [(block.name, (block.start + block.end) / 2, block.end - block.start) for block in blocks]
     if len(blocks) == 1 and n > 1:
         # names that have nothing in common: those of some of the rows
@@ -111,7 +114,7 @@ def _draw_steps(draw: ImageDraw.ImageDraw, first: Sequence[int], last: int, left
         x = left + (column + 0.5) * width / len(first)
         draw.line((x, y, x, y + 3), fill=_FAINT)
         draw.text((x, y + 6), f"{step:,}", fill=_INK, font=_font(), anchor="mt")
-    draw.text((left - 6, y + 6), "step", fill=_FAINT, font=_font(), anchor="rt")
+    draw.text((left - 10, y + 6), "step", fill=_FAINT, font=_font(), anchor="rt")
 
 
 def _draw_decades(draw: ImageDraw.ImageDraw, decades: Sequence[int], x: int, height: int) -> None:
