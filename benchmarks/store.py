@@ -1,0 +1,94 @@
+"""What the store costs: time in the background, bytes a value, memory over a long run: python benchmarks/store.py [--steps N].
+
+Prints a Markdown table. Nothing of it is on the training thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from records import inventory
+
+from paramwatch.batch import Batch
+from paramwatch.columns import PARTS
+from paramwatch.record import Changes
+from paramwatch.store import DiskFolder, MemoryFolder, Store
+
+
+def noisy(n: int, rows: int, seed: int = 0) -> Batch:
+    """Steps in which all real numbers are noise, and whole ones stay as they are."""
+    net, random = inventory(*map(str, range(rows))), np.random.default_rng(seed)
+    shape = n, len(net.kinds), rows
+    kinds = {part: PARTS[part] for _, part in net.layout}
+    values = {
+        name: np.zeros(shape, np.int64) if part.integer else random.normal(size=shape).astype(part.dtype) for name, part in kinds.items()
+    }
+    steps = [{"skipped": False, "evaluations": 1, "update_mode": "exact", "overhead_us": 10.0}] * n
+    lr, state = np.full((n, rows), 0.1), np.zeros((n, rows), np.int8)
+    return Batch(net, range(n), [0.0] * n, steps, values, np.ones(rows, bool), lr, state, [Changes()] * n)
+
+
+def writing(rows: int, steps: int) -> tuple[float, float]:
+    """Milliseconds of the background thread for a step, and bytes for a value."""
+    size = max(1, min(256, 4_000_000 // (700 * rows)))
+    batch = noisy(size, rows)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(DiskFolder(Path(folder)), max_bytes=10**12)
+        store.write(noisy(1, rows).record(0))
+        spent = 0.0
+        for first in range(1, steps, size):
+            # noise anew: what is the same again would compress
+            given = Batch(**{**vars(noisy(size, rows, first)), "inventory": batch.inventory, "step": range(first, first + size)})
+            start = time.thread_time()
+            store.write_batch(given)
+            spent += time.thread_time() - start
+        store.close()
+        taken = sum(file.stat().st_size for file in Path(folder).iterdir())
+    return spent / steps * 1e3, taken / (steps * rows * len(batch.inventory.layout))
+
+
+def growth(steps: int) -> tuple[float, float]:
+    """Resident megabytes after a tenth of the steps, and after all of them."""
+    store, batch, seen = Store(MemoryFolder(), max_bytes=64_000_000), noisy(256, 8), []
+    store.write(noisy(1, 8).record(0))
+    for first in range(1, steps, 256):
+        store.write_batch(Batch(**{**vars(batch), "step": range(first, first + 256)}))
+        if first // 256 == steps // 2560 or first + 256 >= steps:
+            seen.append(_resident())
+    return seen[0], seen[-1]
+
+
+def _resident() -> float:
+    if os.path.exists("/proc/self/statm"):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=1_000_000, help="of the long run in memory")
+    options = parser.parse_args()
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ", end="")
+    print(f"numpy {np.__version__}, pyarrow {pa.__version__}; every value noise, {len(inventory('a').layout)} values a row\n")
+    print("| rows | background ms a step | bytes a value |\n|---|---|---|")
+    for rows, steps in ((6, 4096), (150, 2048), (1500, 512), (15_000, 24)):
+        spent, taken = writing(rows, steps)
+        print(f"| {rows:,} | {spent:.3f} | {taken:.2f} |")
+    early, late = growth(options.steps)
+    print(f"\n{options.steps:,} steps of 8 rows in memory, 64 MB: {early:.0f} MB resident after a tenth of them, {late:.0f} MB at the end")
+
+
+if __name__ == "__main__":
+    main()
