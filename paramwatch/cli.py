@@ -85,7 +85,9 @@ def _show(given: argparse.Namespace) -> int:
     from paramwatch.terminal import Terminal
 
     chosen = {"parameters": given.parameters, "steps": given.steps, "by": given.by, "finite": given.finite, "order": given.sort}
-    lines = listing(_run(given.run), given.statistic, **chosen)
+    # drawing a million lines would take minutes
+    drawn = None if given.json or not given.limit else given.limit
+    lines = listing(_run(given.run), given.statistic, **chosen, drawn=drawn)
     if given.json:
         return _print_json({"statistic": given.statistic, "lines": lines})
     terminal = Terminal()

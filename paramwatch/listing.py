@@ -28,6 +28,7 @@ def listing(
     by: By = "parameter",
     finite: bool = False,
     order: str = "model",
+    drawn: int | None = None,
 ) -> list[dict[str, Any]]:
     """A dict for each line, over the recorded steps.
 
@@ -43,18 +44,26 @@ def listing(
         by: What a line is.
         finite: Leave non-finite elements out.
         order: One of `usage.ORDERS`.
+        drawn: So many lines, the first, get a `trend`; by default all.
 
     Raises:
         ParamWatchError: As `Run.frame`.
     """
+    found = None
     if statistic == "grad_state":
         lines = _states(run.frame(statistic, parameters=parameters, steps=steps, by=by))
     else:
-        lines = _numbers(series(run, statistic, parameters=parameters, steps=steps, by=by, finite=finite))
+        found = series(run, statistic, parameters=parameters, steps=steps, by=by, finite=finite)
+        lines = _numbers(found)
     if order == "name":
         lines.sort(key=lambda line: str(line["name"]))
     elif order != "model":
         lines.sort(key=lambda line: _sortable(line.get(order)))
+    if found:
+        at = {name: i for i, name in enumerate(found.names)}
+        for line in lines[:drawn]:
+            i = at[line["name"]]
+            line["trend"] = sparkline(found.steps, found.values[:, i], found.spoilt[:, i], _WIDTH)
     return lines
 
 
@@ -89,7 +98,6 @@ def _numbers(found: Series) -> list[dict[str, Any]]:
             "last": _last(found.values[:, i]),
             **{key: float(column[i]) for key, column in statistics.items()},
             "nonfinite_steps": int(found.spoilt[:, i].sum()),
-            "trend": sparkline(found.steps, found.values[:, i], found.spoilt[:, i], _WIDTH),
         }
         for i, name in enumerate(found.names)
     ]
