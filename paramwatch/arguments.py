@@ -14,8 +14,8 @@ from typing import Any, get_args
 from paramwatch.columns import Detail
 from paramwatch.guard import ParamWatchError
 from paramwatch.record import Sink
-from paramwatch.recorder import UpdateMode
 from paramwatch.table import as_patterns
+from paramwatch.updates import UpdateMode
 
 _NOT_YET = {"uses": "splitting tied gradients by use is"}
 

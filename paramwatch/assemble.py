@@ -33,7 +33,8 @@ def assemble(done: Round, update_mode: str) -> Record:
     for measured in done.others:
         _fill(wide, measured, inventory)
         _fill_histograms(histograms, measured, inventory)
-    for step in done.optimizer_steps:
+    for folded in done.optimizer_steps:
+        step = folded.unfolded()
         amp = step.amp.numpy() if step.amp is not None else np.full(2, np.nan)
         inf_found = amp[FOUND_INF] > 0
         skipped = skipped or bool(inf_found)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from paramwatch.measure import measure
 from paramwatch.measure.histograms import histograms
 from paramwatch.optimizers import params_of
+from paramwatch.plan import Folded
 from paramwatch.raw import RawGradients
 from paramwatch.rounds import Measured, OptimizerStep
 
@@ -28,10 +30,34 @@ def see_gradients(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, 
         keep: Keep copies for the direction of the update.
         evaluation: Whether a closure has just computed them.
     """
-    scale, found_inf = (_copied(getattr(optimizer, name, None)) for name in ("grad_scale", "found_inf"))
-    if step.used is not None and not evaluation and optimizer is not step.optimizers[0]:
-        _see_inner(step, optimizer, raw, scale, found_inf)
+    if step.folded is not None and _see_folded(step, step.folded, optimizer, raw):
         return
+    step.unfold()
+    with torch.no_grad():
+        scale, found_inf = (_copied(getattr(optimizer, name, None)) for name in ("grad_scale", "found_inf"))
+        if step.used is not None and not evaluation and optimizer is not step.optimizers[0]:
+            _see_inner(step, optimizer, raw, scale, found_inf)
+        else:
+            _see_all(step, raw, keep, scale, found_inf)
+
+
+def take_raw(step: OptimizerStep, raw: RawGradients, wanted: bool) -> None:
+    """Gradients before clipping where they were seen; elsewhere nothing was clipped, and raw is what was used."""
+    raw.forget(step.names)
+    if wanted and step.used is not None:
+        step.entered += [Measured("grad_raw", used.names, used.reading) for used in (step.used, *step.refined)]
+
+
+def _see_folded(step: OptimizerStep, folded: Folded, optimizer: Optimizer, raw: RawGradients) -> bool:
+    """Measure gradients the quick way; False if that cannot be done."""
+    if getattr(optimizer, "grad_scale", None) is not None or getattr(optimizer, "found_inf", None) is not None:
+        return False
+    grads = [tensor.grad for tensor in step.tensors]
+    step.raw = raw.of(step.names, grads)
+    return folded.see(grads)
+
+
+def _see_all(step: OptimizerStep, raw: RawGradients, keep: bool, scale: Tensor | None, found_inf: Tensor | None) -> None:
     step.scale, step.found_inf = scale, found_inf
     grads = [tensor.grad for tensor in step.tensors]
     step.had_grad = [grad is not None for grad in grads]

@@ -43,6 +43,8 @@ class LiveInventory:
     current: Inventory
     changed: Changed
     """What training may not survive."""
+    readings: int
+    """How often the model was read."""
 
     def __init__(self, module: nn.Module, include: Sequence[str], exclude: Sequence[str], layout: Sequence[Pair]) -> None:
         self._module = weakref.ref(module)
@@ -50,6 +52,7 @@ class LiveInventory:
         self._include, self._exclude = include, exclude
         self._layout = tuple(layout)
         self.changed = Changed()
+        self.readings = 0
         self._owned: set[str] = set()
         self._position: dict[int, int] = {}
         self._named: dict[int, str] = {}
@@ -105,6 +108,21 @@ class LiveInventory:
         mine = tensors if len(known.rows) == len(tensors) else [tensors[row] for row in known.rows]
         return dict(zip(known.names, mine, strict=True))
 
+    def holds_the_same(self, identities: tuple[int, ...], step: int) -> bool:
+        """Whether the model still holds the same tensors under the same names; of the tensors themselves nothing is asked.
+
+        Args:
+            identities: Of what an optimizer holds; later in a step than the first one, only what leads to these is looked at.
+            step: The number of the step.
+        """
+        known = self._holdings.get(identities)
+        if known is not None and step == self._seen_at:
+            return known.is_there()
+        if self._waits or not self._sight.is_there():
+            return False
+        self._seen_at = step
+        return True
+
     def refresh(self, step: int) -> None:
         """Read the model again, for what no cheap check can see (a frozen parameter added to a layer, memory that came to be shared)."""
         self._read(step)
@@ -159,6 +177,7 @@ class LiveInventory:
         module = self._module()
         if module is None:
             return
+        self.readings += 1
         found = places(module)
         held = [place.tensor for place in found]
         grouped: dict[int, list[Place]] = {}
@@ -251,6 +270,11 @@ class _Holding:
         """Its tensors; None if they, or what leads to them, are no longer as they were read."""
         self.sight = self.sight or self.see(self.rows)
         return None if self.sight is None else self.sight.look()
+
+    def is_there(self) -> bool:
+        """Whether what leads to its tensors is as it was read."""
+        self.sight = self.sight or self.see(self.rows)
+        return self.sight is not None and self.sight.is_there()
 
 
 def _described(row: Row) -> tuple[object, ...]:

@@ -21,8 +21,8 @@ from paramwatch.columns import Detail
 from paramwatch.guard import Guard, ParamWatchError, logger
 from paramwatch.loggers import Outlets, folder_of, local
 from paramwatch.record import Sink
-from paramwatch.recorder import UpdateMode
 from paramwatch.totals import totals
+from paramwatch.updates import UpdateMode
 from paramwatch.watch import Watch, attach
 
 _NAMESPACES = ("lightning.pytorch", "pytorch_lightning")

@@ -24,6 +24,14 @@ def learning_rates(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor]) -
     return [rate if isinstance(rate, int | float | Tensor) else None for rate in found]
 
 
+def groups_of(optimizer: Optimizer, tensors: Sequence[Tensor]) -> list[int]:
+    """In which of an optimizer's groups each of these is, all of which it holds."""
+    group_of: dict[int, int] = {}
+    for i, group in enumerate(optimizer.param_groups):
+        group_of.update(dict.fromkeys(map(id, group["params"]), i))
+    return [group_of[id(tensor)] for tensor in tensors]
+
+
 def states(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor], key: str) -> list[Tensor | None]:
     """What the innermost optimizer that has it keeps of each tensor under this key."""
     found: list[Tensor | None] = []

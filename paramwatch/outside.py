@@ -71,6 +71,7 @@ class Outside:
     def changed(self, step: OptimizerStep, number: int) -> dict[str, int]:
         """The rows that this step found changed, each with the step that had left it; to be called once for each step, in order."""
         self._follow(step.inventory)
+        step = step.unfolded()
         names = [name for measured in step.entered if measured.kind == "param" for name in measured.names]
         position = step.inventory.position
         which = [i for i, name in enumerate(names) if name in position]

@@ -9,24 +9,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from paramwatch.gradients import see_gradients
-from paramwatch.guard import Guard, logger
+from paramwatch.gradients import see_gradients, take_raw
+from paramwatch.guard import Guard
 from paramwatch.inventory import LiveInventory
-from paramwatch.measure import Kept, captured, measure, measure_end, measure_sampled_update, prepare, read_scalars, sample
-from paramwatch.measure.histograms import histograms, update_histograms
-from paramwatch.measure.room import may_copy
-from paramwatch.optimizers import learning_rates, moves_between_steps, params_of, states
+from paramwatch.measure import Kept, captured, measure, prepare, read_scalars
+from paramwatch.measure.histograms import histograms
+from paramwatch.optimizers import params_of
 from paramwatch.outside import Claims, Outside
+from paramwatch.plan import Plans
 from paramwatch.raw import RawGradients
 from paramwatch.rounds import Measured, OptimizerStep, Round, Rounds
+from paramwatch.updates import UpdateMode, Updates
 
-UpdateMode: TypeAlias = Literal["auto", "exact", "sampled", "off"]
+_NO_AMP = read_scalars([None, None])
 
 
 class Recorder:
@@ -43,6 +44,9 @@ class Recorder:
         raw: Record gradients before clipping: those given to `raw_gradients`, and the used ones where none were given.
         histograms: Make histograms at each N-th measured step of each optimizer; 0 for never.
     """
+
+    plans = True
+    """Without it every step goes the general way."""
 
     def __init__(
         self,
@@ -65,7 +69,6 @@ class Recorder:
         self.steps_seen = 0
         self.context: dict[str, Any] = {}
         self.backwards = 0
-        self.update = update
         self.raw = raw
         self.amp_scale: Tensor | None = None
         # asked at each step: whether it is none of the run's (a search for a learning rate)
@@ -73,6 +76,8 @@ class Recorder:
         self._live = live
         self._publish = publish
         self._rounds = Rounds(first_step, live.holds, live.named)
+        self._plans = Plans(live)
+        self._updates = Updates(update, live, each=every == 1, full=full)
         self._every = every
         self._full = full
         self._histograms = histograms
@@ -84,6 +89,11 @@ class Recorder:
         self._outside = Outside()
         self._overhead_ns = 0
         prepare(live.glance, histograms > 0)
+
+    @property
+    def update(self) -> UpdateMode:
+        """How updates are measured, as far as that is settled."""
+        return self._updates.mode
 
     @property
     def next_step(self) -> int:
@@ -108,14 +118,16 @@ class Recorder:
                     self._opened(self._rounds.step, time.time())
                     self.close_round()
             elif step.wanted and step.number >= self._others_due:
-                self._measure_others(step.number, step.binned)
+                with torch.no_grad():
+                    self._measure_others(step.number, step.binned)
             self.steps_entered += step is not None
             self._overhead_ns += time.perf_counter_ns() - started
             return step
 
     def begin_inside(self, step: OptimizerStep, optimizer: Optimizer) -> None:
         """Add what only the inner optimizer holds."""
-        with self.lock:
+        with self.lock, torch.no_grad():
+            step.unfold()
             held = self._live.held_by(params_of(optimizer), step.number)
             step.optimizers.append(optimizer)
             if more := {name: tensor for name, tensor in held.items() if name not in step.names}:
@@ -134,7 +146,7 @@ class Recorder:
         with self.lock:
             started = time.perf_counter_ns()
             # a closure that was never called, and whose gradients were there already
-            if step.wanted and step.used is None:
+            if step.wanted and not step.has_gradients:
                 self.gradients(step, step.optimizers[0], evaluation=False)
             self._count(step, started)
 
@@ -183,34 +195,47 @@ class Recorder:
                 if self._others or changed.apart or changed.lost:
                     self._opened(self._rounds.step, time.time())
             self.close_round()
+            self._plans.forget()
 
     # ---- pieces --------------------------------------------------------------------------------
 
     def _enter(self, optimizer: Optimizer, snapshot: bool = True) -> OptimizerStep | None:
-        number = self._rounds.number(optimizer)
         params = params_of(optimizer)
-        rows = self._live.held_by(params, number)
-        self._live.changed.look(optimizer, params, rows, self._live.current, number)
-        if not rows:
-            return None
+        ids = tuple(map(id, params))
+        number = self._rounds.number(optimizer, ids)
         measured, beside = divmod(self._rounds.steps_of(optimizer), self._every)
         binned = not beside and self._histograms > 0 and measured % self._histograms == 0
-        step = OptimizerStep(number, not beside, binned, [optimizer], self._live.current)
-        self._add_rows(step, rows, snapshot)
+        plan = self._plans.of(optimizer) if snapshot and not binned else None
+        tensors = None if plan is None else plan.tensors_of(params, ids, number)
+        if plan is not None and tensors is not None:
+            step = OptimizerStep(number, not beside, False, [optimizer], plan.inventory)
+            step.names, step.tensors = plan.names, tensors
+            self._claims.enter(step, plan.names)
+            step.folded = plan.enter(tensors) if step.wanted else None
+            return step
+        with torch.no_grad():
+            rows = self._live.held_by(params, number)
+            self._live.changed.look(optimizer, params, rows, self._live.current, number)
+            if not rows:
+                return None
+            step = OptimizerStep(number, not beside, binned, [optimizer], self._live.current)
+            self._add_rows(step, rows, snapshot)
+            if self.plans and not self._full and self.update in ("exact", "off"):
+                self._plans.make(optimizer, rows, self.update == "exact", self._updates.tells(optimizer))
         return step
 
     def _count(self, step: OptimizerStep, started: int, skipped: bool = False) -> None:
         self._claims.leave(step)
-        number = self._rounds.take(step.optimizers[0])
+        plan = None if step.folded is None else step.folded.plan
+        number = self._rounds.take(step.optimizers[0], None if plan is None else plan.held)
         self.steps_seen += 1
         if self._open is not None and self._open.step != number:
             self.close_round()
-        self._take_raw(step)
         if step.wanted:
             self._measure_end(step)
             opened = self._opened(number, step.time)
             opened.optimizer_steps.append(step)
-            opened.stepped.update(step.names)
+            opened.stepped.update(step.names if plan is None else plan.stepped)
             opened.skipped |= skipped
             if self.backwards:
                 opened.steps["backwards"] = opened.steps.get("backwards", 0) + self.backwards
@@ -218,8 +243,10 @@ class Recorder:
             self._overhead_ns = 0
             if opened.stepped >= opened.inventory.awaited:
                 self.close_round()
+        else:
+            self._raw.forget(step.names)
         self.backwards = 0
-        step.tensors, step.before, step.grads, step.optimizers = [], [], None, []
+        step.tensors, step.before, step.grads, step.optimizers = (), [], None, []
 
     def _opened(self, number: int, entered: float) -> Round:
         if self._open is None:
@@ -235,57 +262,36 @@ class Recorder:
 
     def _add_rows(self, step: OptimizerStep, rows: Mapping[str, Tensor], snapshot: bool = True) -> None:
         names, chosen = list(rows), list(rows.values())
-        step.names = step.names + names
-        step.tensors = step.tensors + chosen
+        step.names = [*step.names, *names]
+        step.tensors = [*step.tensors, *chosen]
         self._claims.enter(step, names)
         if not step.wanted:
             return
-        kept = self._kept(chosen, step.number) if snapshot else None
+        kept = self._updates.keep(chosen, step.number) if snapshot else None
         if kept is not None:
             step.before.append(kept)
         reading = measure(chosen, kept=kept if isinstance(kept, Kept) else None)
         step.entered.append(Measured("param", names, reading, histograms(chosen) if step.binned else None))
 
-    def _kept(self, chosen: Sequence[Tensor], number: int) -> Kept | list[Tensor] | None:
-        """What the update is measured against."""
-        if self.update == "auto":
-            self.update = "exact" if may_copy(self._live.tensors(number)) else "sampled"
-        if self.update == "exact":
-            try:
-                return Kept(chosen, filled=False)
-            except torch.OutOfMemoryError:
-                logger.warning("no memory is left for a copy of the parameters: updates are estimated from samples from now on")
-                self.update = "sampled"
-        return [sample(tensor) for tensor in chosen] if self.update == "sampled" else None
-
     def _measure_end(self, step: OptimizerStep) -> None:
-        after, names, start = step.tensors, step.names, 0
-        for before in step.before:
-            these = slice(start, start := start + len(before))
-            if isinstance(before, Kept):
-                reading, left = measure_end(after[these], before, step.grads and step.grads[these], step.scale)
-                step.left.append(Measured("param", names[these], left))
-                binned = update_histograms(after[these], before.copies) if step.binned else None
-            else:
-                reading, binned = measure_sampled_update(after[these], before), None
-            step.ended.append(Measured("update", names[these], reading, binned))
-        if not step.before:  # a step that was skipped
-            step.left = [measured for measured in step.entered if measured.kind == "param"]
-        # where a row steps unmeasured in between, or its optimizer moves it, what the next entry finds tells nothing
-        if self.update != "exact" or self._every > 1 or any(map(moves_between_steps, step.optimizers)):
-            step.left = []
-        if self._full:
-            for kind in ("exp_avg", "exp_avg_sq"):
-                step.ended.append(Measured(kind, names, measure(states(step.optimizers, after, kind))))
-        step.rates = read_scalars(learning_rates(step.optimizers, after))
-        step.amp = read_scalars([self.amp_scale if step.scale is None else step.scale, step.found_inf])
+        if self._end_folded(step):
+            return
+        step.unfold()
+        take_raw(step, self._raw, self.raw)
+        with torch.no_grad():
+            self._updates.end(step)
+            step.amp = read_scalars([self.amp_scale if step.scale is None else step.scale, step.found_inf])
         self.amp_scale = None
 
-    def _take_raw(self, step: OptimizerStep) -> None:
-        """Gradients before clipping where they were seen; elsewhere nothing was clipped, and raw is what was used."""
+    def _end_folded(self, step: OptimizerStep) -> bool:
+        """Measure the end of a step the quick way; False if that cannot be done."""
+        if step.folded is None or step.raw or self.amp_scale is not None:
+            return False
+        if not step.folded.end(step.optimizers[0], step.tensors):
+            return False
         self._raw.forget(step.names)
-        if self.raw and step.used is not None:
-            step.entered += [Measured("grad_raw", used.names, used.reading) for used in (step.used, *step.refined)]
+        step.raw_is_used, step.amp = self.raw, _NO_AMP
+        return True
 
     def _measure_others(self, number: int, binned: bool = False) -> None:
         """The parameters that no optimizer holds: at the first step, at powers of two, and at close."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 from paramwatch.inventory import LiveInventory
 from paramwatch.measure import Kept, Reading
 from paramwatch.optimizers import params_of
+from paramwatch.plan import ENTERED, LEFT, MOVED, USED, Folded
 from paramwatch.record import CameApart, Inventory, Lost
 
 
@@ -41,40 +43,80 @@ class Measured:
         return [self.reading] if self.histograms is None else [self.reading, self.histograms]
 
 
-@dataclass
 class OptimizerStep:
     """One step of one optimizer, from entry to end."""
 
-    number: int
-    wanted: bool
-    binned: bool
-    """Whether histograms are made of what is measured."""
-    optimizers: list[Optimizer]
-    inventory: Inventory
-    names: list[str] = field(default_factory=list)
-    tensors: list[Tensor] = field(default_factory=list)
-    before: list[Kept | list[Tensor]] = field(default_factory=list)
-    """Copies, or samples, of `tensors`, piece by piece in their order."""
-    grads: list[Tensor | None] | None = None
-    scale: Tensor | None = None
-    found_inf: Tensor | None = None
-    time: float = field(default_factory=time.time)
-    evaluations: int = 0
-    entered: list[Measured] = field(default_factory=list)
-    used: Measured | None = None
-    refined: list[Measured] = field(default_factory=list)
-    """Gradients of some rows as an inner optimizer used them: these count, not those in `used`."""
-    had_grad: list[bool] = field(default_factory=list)
-    required_grad: list[bool] = field(default_factory=list)
-    raw: list[Measured] = field(default_factory=list)
-    """Gradients as they were before they were clipped; each row is in one of these at most."""
-    ended: list[Measured] = field(default_factory=list)
-    left: list[Measured] = field(default_factory=list)
-    """The parameters as they were at the end, in the order of `names`; empty where nobody will ask. Not a kind of the record."""
-    unsure: set[str] = field(default_factory=set)
-    """Rows of which it is not known who else has changed them."""
-    rates: Reading | None = None
-    amp: Reading | None = None
+    __slots__ = (
+        *("number", "wanted", "binned", "optimizers", "inventory", "names", "tensors", "folded", "before", "grads", "scale", "found_inf"),
+        *("time", "evaluations", "entered", "used", "refined", "had_grad", "required_grad", "raw", "raw_is_used", "ended", "left"),
+        *("unsure", "rates", "amp", "__weakref__"),
+    )
+
+    def __init__(self, number: int, wanted: bool, binned: bool, optimizers: list[Optimizer], inventory: Inventory) -> None:
+        self.number, self.wanted, self.optimizers, self.inventory = number, wanted, optimizers, inventory
+        self.binned = binned
+        """Whether histograms are made of what is measured."""
+        self.names: list[str] = []
+        self.tensors: Sequence[Tensor] = ()
+        self.folded: Folded | None = None
+        """While it is there, the fields that are measured are empty but for `raw`."""
+        self.before: list[Kept | list[Tensor]] = []
+        """Copies, or samples, of `tensors`, piece by piece in their order."""
+        self.grads: list[Tensor | None] | None = None
+        self.scale: Tensor | None = None
+        self.found_inf: Tensor | None = None
+        self.time = time.time()
+        self.evaluations = 0
+        self.entered: list[Measured] = []
+        self.used: Measured | None = None
+        self.refined: list[Measured] = []
+        """Gradients of some rows as an inner optimizer used them: these count, not those in `used`."""
+        self.had_grad: list[bool] = []
+        self.required_grad: list[bool] = []
+        self.raw: list[Measured] = []
+        """Gradients as they were before they were clipped; each row is in one of these at most."""
+        self.raw_is_used = False
+        """Whether nothing was clipped, and that is recorded; told apart only while it is folded."""
+        self.ended: list[Measured] = []
+        self.left: list[Measured] = []
+        """The parameters as they were at the end, in the order of `names`; empty where nobody will ask. Not a kind of the record."""
+        self.unsure: set[str] = set()
+        """Rows of which it is not known who else has changed them."""
+        self.rates: Reading | None = None
+        self.amp: Reading | None = None
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether they were measured."""
+        return self.used is not None or (self.folded is not None and self.folded.grads is not None)
+
+    def unfold(self) -> None:
+        """Make of a step that went the quick way (`plan`), and may go on the general way, what that would have made of it."""
+        folded, self.folded = self.folded, None
+        if folded is None:
+            return
+        self.entered = [Measured("param", self.names, folded.reading(ENTERED))]
+        if folded.grads is not None:
+            self.used = Measured("grad", self.names, folded.reading(USED))
+            self.had_grad, self.required_grad = list(folded.grads.had), list(folded.grads.required)
+            if self.raw_is_used:
+                self.entered.append(Measured("grad_raw", self.names, self.used.reading))
+        if not folded.over:
+            self.before = [folded.kept()] if folded.plan.exact else []
+            return
+        if folded.plan.exact:
+            self.ended = [Measured("update", self.names, folded.reading(MOVED))]
+        if folded.plan.leaves:
+            self.left = [Measured("param", self.names, folded.reading(LEFT))]
+        self.rates = Reading([(range(len(self.names)), folded.rates_of_rows())], (len(self.names),))
+
+    def unfolded(self) -> OptimizerStep:
+        """The same of a step that is over, which itself stays as it is."""
+        if self.folded is None:
+            return self
+        other = copy(self)
+        other.unfold()
+        return other
 
     @property
     def measured(self) -> list[Measured]:
@@ -109,6 +151,8 @@ class Round:
     @property
     def ready(self) -> bool:
         """Whether every reading has arrived."""
+        if not self.others and all(step.folded is not None for step in self.optimizer_steps):
+            return True
         return all(reading.ready for reading in self.readings())
 
     def readings(self) -> list[Reading]:
@@ -157,18 +201,28 @@ class Rounds:
         self._last = -1
         self._in_round: set[int] = set()
 
-    def number(self, optimizer: Optimizer) -> int:
-        """The step that this optimizer's next step belongs to."""
-        return self._next(optimizer)[1]
+    def number(self, optimizer: Optimizer, ids: Iterable[int] | None = None) -> int:
+        """The step that this optimizer's next step belongs to.
+
+        Args:
+            optimizer: About to step.
+            ids: The identities of what it holds, where they are known.
+        """
+        return self._next(optimizer, ids)[1]
 
     def steps_of(self, optimizer: Optimizer) -> int:
         """How many steps of this optimizer were counted."""
         known = self._find(optimizer)
         return 0 if known is None else known.steps
 
-    def take(self, optimizer: Optimizer) -> int:
-        """Count a step of this optimizer, and give its number."""
-        known, (place, number) = self._find(optimizer), self._next(optimizer)
+    def take(self, optimizer: Optimizer, held: Collection[int] | None = None) -> int:
+        """Count a step of this optimizer, and give its number.
+
+        Args:
+            optimizer: Steps.
+            held: The identities of what it holds of the model, where they are known.
+        """
+        known, (place, number) = self._find(optimizer), self._next(optimizer, held)
         if known is None:
             known = _Known(weakref.ref(optimizer), place)
             self._forget_what_is_gone()
@@ -183,7 +237,7 @@ class Rounds:
         if number != self.step:
             self._in_round = set()
         # what has left the model is not stepped: whoever holds what took its place may step in the same round
-        self._in_round.update(key for key in map(id, params_of(optimizer)) if self._holds(key))
+        self._in_round.update(filter(self._holds, map(id, params_of(optimizer))) if held is None else held)
         self.step, self._last, self._there = number, place, self._named(False)
         return number
 
@@ -197,11 +251,11 @@ class Rounds:
         known = self._known.get(id(optimizer))
         return known if known is not None and known.optimizer() is optimizer else None
 
-    def _next(self, optimizer: Optimizer) -> tuple[int, int]:
+    def _next(self, optimizer: Optimizer, ids: Iterable[int] | None) -> tuple[int, int]:
         """The place of an optimizer, and the number of its next step."""
         known = self._find(optimizer)
         if known is not None:
-            return known.place, self.step + self._ends(known.place, map(id, params_of(optimizer)))
+            return known.place, self.step + self._ends(known.place, map(id, params_of(optimizer)) if ids is None else ids)
         held = [id(param) for param in params_of(optimizer)]
         places = [self._place_of[key] for key in held if key in self._place_of]
         if places:

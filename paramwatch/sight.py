@@ -55,6 +55,10 @@ class Sight:
         same = [*map(_dtype, wanted)] == self._dtypes and all(map(eq, map(_device, wanted), self._devices))
         return wanted if same and all(map(eq, map(_shape, self._with_shape(wanted)), self._shapes)) else None
 
+    def is_there(self) -> bool:
+        """Whether the modules hold what they held, whatever has become of its shape."""
+        return self._parents.look() is not None and self._holders.look() is not None
+
     def _with_shape(self, tensors: Sequence[nn.Parameter]) -> Sequence[nn.Parameter]:
         return tensors if self._shaped is None else [tensor for tensor, has in zip(tensors, self._shaped, strict=True) if has]
 

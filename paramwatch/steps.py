@@ -118,7 +118,7 @@ def _retire(registry: dict[int, Any], ours: int) -> None:
 def explicit(watcher: Watcher, optimizer: Optimizer) -> Iterator[None]:
     """A step that torch's hooks cannot see: begins on entry, gradients as on entry, ends on exit; nothing is recorded on an exception."""
     entry: Entry | None = None
-    with watcher.guard.contain("entering an optimizer step"), torch.no_grad():
+    with watcher.guard.contain("entering an optimizer step"):
         drop_left_by_exception()
         entry = open_entry(optimizer, None, (watcher,))
         report_gradients(entry.seen, optimizer)
@@ -129,7 +129,7 @@ def explicit(watcher: Watcher, optimizer: Optimizer) -> Iterator[None]:
             if entry is not None:
                 drop(entry)
         raise
-    with watcher.guard.contain("recording an optimizer step"), torch.no_grad():
+    with watcher.guard.contain("recording an optimizer step"):
         if entry is not None:
             close_entry(entry)
 
@@ -141,7 +141,7 @@ def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any])
     if not _watchers:
         _retire(torch_optimizer._global_optimizer_pre_hooks, 0)
         return None
-    with _guard.contain("entering an optimizer step"), torch.no_grad():
+    with _guard.contain("entering an optimizer step"):
         drop_left_by_exception()
         entry = open_entry(optimizer, caller(__file__), _watchers)
         if not entry.seen:
@@ -165,7 +165,7 @@ def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if stack.entries:
-        with _guard.contain("leaving an optimizer step"), torch.no_grad():
+        with _guard.contain("leaving an optimizer step"):
             entry = next((entry for entry in reversed(stack.entries) if entry.optimizer is optimizer), None)
             if entry is not None:
                 close_entry(entry)
@@ -203,7 +203,7 @@ class ReportingClosure:
 
 
 def _report_evaluation(seen: list[tuple[Watcher, Any]], optimizer: Optimizer) -> None:
-    with _guard.contain("measuring after a closure"), torch.no_grad():
+    with _guard.contain("measuring after a closure"):
         _evaluating.add(optimizer)
         report_gradients(seen, optimizer, evaluation=True)
 
@@ -224,7 +224,7 @@ def _report_when_hooks_are_done(entry: Entry) -> None:
         return
 
     def last(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        with _guard.contain("measuring before an optimizer step"), torch.no_grad():
+        with _guard.contain("measuring before an optimizer step"):
             report_gradients(entry.seen, optimizer)
 
     # a hook added from a pre-hook takes effect in the same step, as the last one

@@ -27,12 +27,13 @@ from paramwatch.folder import DiskFolder, MemoryFolder, Until
 from paramwatch.guard import Guard, ParamWatchError
 from paramwatch.inventory import LiveInventory
 from paramwatch.record import Inventory, Record, Sink
-from paramwatch.recorder import Recorder, UpdateMode
+from paramwatch.recorder import Recorder
 from paramwatch.rounds import AllRows, Round
 from paramwatch.rules import RULES
 from paramwatch.run import Run
 from paramwatch.store import Contents, Store
 from paramwatch.tensorboard.events import EventFile
+from paramwatch.updates import UpdateMode
 from paramwatch.worker import Worker
 
 MEMORY_BYTES = 256_000_000

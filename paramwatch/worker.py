@@ -15,9 +15,10 @@ from typing import TypeAlias
 import numpy as np
 
 from paramwatch.absence import Tally
+from paramwatch.alike import Handed
 from paramwatch.assemble import assemble
 from paramwatch.batch import Batch, BatchSink
-from paramwatch.batching import MOST, Batching, Handed, round_bytes
+from paramwatch.batching import MOST, Batching, round_bytes
 from paramwatch.cost import Cost
 from paramwatch.guard import Guard, logger
 from paramwatch.progress import drop_left_in_any_thread

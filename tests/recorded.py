@@ -19,10 +19,11 @@ from paramwatch.inventory import LiveInventory
 from paramwatch.merging import merge
 from paramwatch.outside import Outside
 from paramwatch.record import Record
-from paramwatch.recorder import Recorder, UpdateMode
+from paramwatch.recorder import Recorder
 from paramwatch.rounds import Round
 from paramwatch.tensorboard.curves import LINES, Curves
 from paramwatch.totals import counted, totals
+from paramwatch.updates import UpdateMode
 
 ACTIONS = (
     *("both", "first", "second", "third", "without", "scaled", "skipped", "infinite"),
@@ -32,7 +33,13 @@ ACTIONS = (
 
 
 def rounds_of(
-    actions: Sequence[str], *, detail: Detail = "default", update: UpdateMode = "exact", every: int = 1, raw: bool = False
+    actions: Sequence[str],
+    *,
+    detail: Detail = "default",
+    update: UpdateMode = "exact",
+    every: int = 1,
+    raw: bool = False,
+    plans: bool = True,
 ) -> list[Round]:
     """The rounds of a loop of these actions over a net of six rows, the last two of which are in no optimizer at first."""
     torch.manual_seed(len(actions))
@@ -47,6 +54,7 @@ def rounds_of(
     rounds: list[Round] = []
     live = LiveInventory(net, ["*"], [], LAYOUTS[detail])
     recorder = Recorder(live, Guard("", lambda: None), rounds.append, every=every, update=update, full=detail == "full", raw=raw)
+    recorder.plans = plans
     steps.register(recorder)
     try:
         for i, action in enumerate(actions):

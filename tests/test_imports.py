@@ -22,7 +22,7 @@ LAYERS = (
     "standing listing export",
     "series",
     "attached",
-    "worker batching assemble recorder gradients raw outside rounds inventory changes optimizers clipping arguments",
+    "worker batching alike assemble recorder gradients raw outside updates rounds plan inventory changes optimizers clipping arguments",
     "tensorboard steps progress callstack measure run overview sampling together",
     "notebook frames table initial fitting wording laws standards hazards sheet",
     "store latest contents epoch arrowfile streams histograms format absence block batch cost folder schedule totals rules ties testing "

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad
 
 import paramwatch
-from paramwatch import assemble, attached, inventory, measure, recorder, rules, steps, worker
+from paramwatch import assemble, attached, inventory, measure, recorder, rules, steps, updates, worker
 from paramwatch.store import Store
 from paramwatch.testing import ListSink
 
@@ -453,7 +453,7 @@ ENTRIES: dict[str, tuple[Any, str, str]] = {
     "names": (inventory, "places", "entering an optimizer step"),
     "measuring": (recorder, "measure", "entering an optimizer step"),
     "gradients": (recorder.Recorder, "gradients", "measuring gradients"),
-    "updates": (recorder, "measure_end", "recording an optimizer step"),
+    "updates": (updates, "measure_end", "recording an optimizer step"),
     "leaving": (recorder.Recorder, "end", "recording an optimizer step"),
     "reading": (measure.Reading, "numpy", "putting together the record of step 0"),
     "assembling": (worker, "assemble", "putting together the record of step 0"),

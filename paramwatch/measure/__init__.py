@@ -58,6 +58,13 @@ class Kept:
     def __init__(self, tensors: Sequence[Tensor], filled: bool = True) -> None:
         self.copies = [torch.empty_like(x) if not filled and _is_quick(x) else _copy(x) for x in tensors]
 
+    @classmethod
+    def of(cls, copies: Sequence[Tensor]) -> Kept:
+        """Of copies that were made already."""
+        kept = cls(())
+        kept.copies = list(copies)
+        return kept
+
     def __len__(self) -> int:
         return len(self.copies)
 

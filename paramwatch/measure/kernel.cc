@@ -211,34 +211,53 @@ void work(Job& job, bool itself) {
   job.after = after.close();
 }
 
+Job job_at(const Row& row, int64_t start) { return {&row, start, row.n - start < CHUNK ? row.n - start : CHUNK, {}, {}}; }
+
+// Several threads take chunks as they come.
+void do_all(std::vector<Job>& jobs, bool itself, int64_t threads) {
+  std::atomic<size_t> next{0};
+  const auto take = [&] {
+    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < jobs.size();) work(jobs[i], itself);
+  };
+  std::vector<std::thread> others;
+  try {
+    for (int64_t i = 1; i < threads; i++) others.emplace_back(take);
+  } catch (const std::system_error&) {  // no more threads to be had: those there are take all
+  }
+  take();
+  for (std::thread& other : others) other.join();
+}
+
 }  // namespace
 
 // Rows of the table -> float64 [rows, parts]; of rows with `before` also the parts of x itself in `after` (may be null).
 extern "C" void paramwatch_measure(const int64_t* table, int64_t rows, double* parts, double* after, int64_t threads) {
   const Row* row = reinterpret_cast<const Row*>(table);
-  std::vector<Job> jobs;
-  jobs.reserve(rows);
-  int64_t total = 0;
-  for (int64_t i = 0; i < rows; i++, total += row[i - 1].n)
-    for (int64_t start = 0; start < row[i].n; start += CHUNK)
-      jobs.push_back({row + i, start, row[i].n - start < CHUNK ? row[i].n - start : CHUNK, {}, {}});
+  int64_t total = 0, chunks = 0;
+  for (int64_t i = 0; i < rows; i++)
+    if (row[i].type >= 0) total += row[i].n, chunks += (row[i].n + CHUNK - 1) / CHUNK;
   const int64_t most = total / WORTH_A_THREAD < threads ? total / WORTH_A_THREAD : threads;
-  std::atomic<size_t> next{0};
-  const auto take = [&] {
-    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < jobs.size();) work(jobs[i], after != nullptr);
-  };
-  std::vector<std::thread> others;
-  try {
-    for (int64_t i = 1; i < most; i++) others.emplace_back(take);
-  } catch (const std::system_error&) {  // no more threads to be had: those there are take all
+  std::vector<Job> jobs;  // in the order of the table
+  if (most > 1) {
+    jobs.reserve(chunks);
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t start = 0; row[i].type >= 0 && start < row[i].n; start += CHUNK) jobs.push_back(job_at(row[i], start));
+    do_all(jobs, after != nullptr, most);
   }
-  take();
-  for (std::thread& other : others) other.join();
   size_t done = 0;
   for (int64_t i = 0; i < rows; i++) {
+    double *const to = parts + i * PARTS, *const to_after = after ? after + i * PARTS : nullptr;
+    if (row[i].type < 0) {
+      for (int part = 0; part < PARTS; part++) to[part] = NAN;
+      continue;
+    }
     Found found, itself;
-    for (; done < jobs.size() && jobs[done].row == row + i; done++) found.add(jobs[done].found), itself.add(jobs[done].after);
-    found.write(parts + i * PARTS, double(row[i].n), row[i].grad_type >= 0);
-    if (after) itself.write(after + i * PARTS, double(row[i].n), false);
+    for (int64_t start = 0; start < row[i].n; start += CHUNK) {
+      Job alone = most > 1 ? jobs[done++] : job_at(row[i], start);
+      if (most <= 1) work(alone, after != nullptr);
+      found.add(alone.found), itself.add(alone.after);
+    }
+    found.write(to, double(row[i].n), row[i].grad_type >= 0);
+    if (after) itself.write(to_after, double(row[i].n), false);
   }
 }

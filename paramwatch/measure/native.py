@@ -22,6 +22,9 @@ TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3
 
 NO_GRAD = -1
 
+NOTHING = -1
+"""The type of a row of the table where there is no tensor: its parts are NaN."""
+
 _COLUMNS = 7
 """Of a row of the kernel's table: address, elements, type, address of the copy, address before the step, of the gradient, its type."""
 
@@ -97,6 +100,42 @@ def update_parts(after: Sequence[Tensor], before: Sequence[Tensor], grads: Seque
         rows += (new.data_ptr(), n, TYPES[new.dtype], 0, old.data_ptr(), *known)
     itself = np.empty((len(after), _PARTS))
     return _call(rows, len(after), total, itself), itself
+
+
+class Table:
+    """What the kernel shall read of some tensors, made once for many calls: of these only the addresses change.
+
+    Args:
+        sizes: Elements of each.
+        types: As the kernel numbers them, `NOTHING` where there is no tensor.
+        copies: Where the elements are copied to as they are read.
+        before: Where elements of the same type lie: what is measured is the difference from these.
+    """
+
+    def __init__(self, sizes: Sequence[int], types: Sequence[int], copies: Sequence[int] = (), before: Sequence[int] = ()) -> None:
+        self.addresses: list[int] = []
+        self._table = np.zeros((len(sizes), _COLUMNS), dtype=np.int64)
+        self._table[:, 1], self._table[:, 2], self._table[:, 6] = sizes, types, NO_GRAD
+        if copies:
+            self._table[:, 3] = copies
+        if before:
+            self._table[:, 4] = before
+        self._there = np.flatnonzero(self._table[:, 2] != NOTHING)
+        self._at, self._rows = _at(self._table), len(sizes)
+        self._function = _functions()[sum(sizes) * (2 if before else 1) > _SHORT]
+
+    def lead_to(self, addresses: list[int]) -> None:
+        """From now on the elements are here; one address for each tensor that there is."""
+        if addresses != self.addresses:
+            self.addresses = addresses
+            self._table[self._there, 0] = addresses
+
+    def read(self, parts: int, after: int = 0) -> None:
+        """Measure into float64 [tensors, parts] at this address, and what `before` is compared with itself into another one.
+
+        Whoever calls holds all memory that addresses lead to.
+        """
+        self._function(self._at, self._rows, parts, after, torch.get_num_threads())
 
 
 def _call(rows: list[int], count: int, total: int, after: Array | None) -> Array:

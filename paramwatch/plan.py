@@ -1,0 +1,265 @@
+"""The quick way through a step: what the steps of one optimizer have in common, prepared once.
+
+For a small model a step costs what Python does, not what is measured. So long as an optimizer holds the same tensors, in the same form,
+and the model holds them under the same names, all that is new in a step are addresses and numbers: a `Plan` gathers the former, calls the
+kernel, and has the latter written where the background thread will look for them. Whatever is otherwise goes the general way of
+`recorder`, which is also the specification: a step that has begun here can be unfolded into what that way would have made of it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from paramwatch.columns import PARTS, Array
+from paramwatch.inventory import LiveInventory
+from paramwatch.measure import Kept, Reading, native
+from paramwatch.measure.forms import Forms
+from paramwatch.optimizers import groups_of, params_of
+
+ENTERED, USED, MOVED, LEFT, KINDS = range(5)
+"""Where the readings of a step are: parameters as entered, gradients, updates, parameters as left."""
+
+_STEPS, _STEPS_BYTES = 64, 1 << 20
+"""Steps whose readings lie in one block, and bytes of a block that holds more than one."""
+
+_ALIGNED = 64
+_address = Tensor.data_ptr
+
+
+class Plan:
+    """How the steps of one optimizer are measured.
+
+    Args:
+        optimizer: Held weakly.
+        rows: The rows that it steps, by name.
+        live: Says whether the model is still the same.
+        exact: Whether updates are measured, against a copy.
+        tells: Whether what a step leaves tells if the rows were changed before the next one.
+    """
+
+    def __init__(self, optimizer: Optimizer, rows: Mapping[str, Tensor], live: LiveInventory, exact: bool, tells: bool) -> None:
+        params, tensors = params_of(optimizer), list(rows.values())
+        self.optimizer = weakref.ref(optimizer)
+        self.inventory = live.current
+        self.names = list(rows)
+        self.stepped = frozenset(rows)
+        self.held = frozenset(key for key in map(id, params) if live.holds(key))
+        self.ids = tuple(map(id, params))
+        self.forms = Forms(tensors)
+        self.group_of = np.array(groups_of(optimizer, tensors), dtype=np.intp)
+        self.leaves = tells
+        self.exact = exact
+        self.sizes = [tensor.numel() for tensor in tensors]
+        self.types = [native.TYPES[tensor.dtype] for tensor in tensors]
+        self._live, self._readings = live, live.readings
+        self._grads: Grads | None = None
+        self._rooms: list[_Room] = []
+        self._block = np.empty((0, KINDS, len(tensors), len(PARTS)))
+        self._block_at, self._used = 0, 0
+        at = {key: i for i, key in enumerate(self.ids)}
+        positions = [at[id(tensor)] for tensor in tensors]
+        self._all = positions == list(range(len(params)))
+        # of a single position it would give the tensor itself
+        self._choose = itemgetter(*positions, positions[0])
+
+    @staticmethod
+    def takes(tensors: Sequence[Tensor]) -> bool:
+        """Whether there can be a plan for these."""
+        return bool(tensors) and native.available() and all(map(native.takes, tensors))
+
+    def tensors_of(self, params: Sequence[Tensor], ids: tuple[int, ...], step: int) -> Sequence[Tensor] | None:
+        """The tensors of its rows; None if anything is not as it was planned.
+
+        Args:
+            params: What the optimizer holds.
+            ids: The identities of these.
+            step: Which step it is about to make.
+        """
+        if self._live.readings != self._readings or self._live.current is not self.inventory or ids != self.ids:
+            return None
+        tensors: Sequence[Tensor] = params if self._all else self._choose(params)[:-1]
+        return tensors if self._live.holds_the_same(ids, step) and self.forms.hold(tensors) else None
+
+    def enter(self, tensors: Sequence[Tensor]) -> Folded:
+        """Measure parameters as a step finds them, and copy them."""
+        room = self._rooms.pop() if self._rooms else _Room(self)
+        folded = Folded(self, room, *self._next_slot())
+        room.before.lead_to(list(map(_address, tensors)))
+        room.before.read(folded.address(ENTERED))
+        return folded
+
+    def grads_of(self, grads: Sequence[Tensor | None]) -> Grads | None:
+        """What is known of gradients like these; None if they cannot be measured here."""
+        if self._grads is None or not self._grads.fit(grads):
+            found = [grad for grad in grads if grad is not None]
+            self._grads = Grads(self, grads) if all(map(native.takes, found)) else None
+        return self._grads
+
+    def take_back(self, room: _Room) -> None:
+        """A step is over."""
+        self._rooms.append(room)
+
+    def _next_slot(self) -> tuple[Array, int, int]:
+        if self._used == len(self._block):
+            shape = KINDS, len(self.names), len(PARTS)
+            steps = max(1, min(_STEPS, _STEPS_BYTES // (8 * shape[0] * shape[1] * shape[2])))
+            self._block, self._used = np.full((steps, *shape), np.nan), 0
+            self._block_at = self._block.__array_interface__["data"][0]
+        self._used += 1
+        return self._block, self._used - 1, self._block_at + (self._used - 1) * self._block.strides[0]
+
+
+class Grads:
+    """Which rows have a gradient, and of which form."""
+
+    def __init__(self, plan: Plan, grads: Sequence[Tensor | None]) -> None:
+        found = [grad for grad in grads if grad is not None]
+        self.had = [grad is not None for grad in grads]
+        self.required = [bool(form[3]) for form in plan.forms.each]
+        self._all = all(self.had)
+        self._forms = Forms(found)
+        types = [native.NOTHING if grad is None else native.TYPES[grad.dtype] for grad in grads]
+        self._table = [grad.numel() if grad is not None else 0 for grad in grads], types
+
+    def fit(self, grads: Sequence[Tensor | None]) -> bool:
+        """Whether these are like those."""
+        return [grad is not None for grad in grads] == self.had and self._forms.hold(self.found(grads))
+
+    def found(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor]:
+        """Those that there are."""
+        return grads if self._all else [grad for grad in grads if grad is not None]  # type: ignore[return-value]
+
+    def table(self) -> native.Table:
+        """For the kernel."""
+        return native.Table(*self._table)
+
+
+class _Room:
+    """Copies of the parameters of one step in progress, and what leads the kernel to its tensors: never shared by two steps."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.used: native.Table | None = None
+        self.used_by: Grads | None = None
+        if not plan.exact:
+            self.before = self.after = native.Table(plan.sizes, plan.types)
+            return
+        sizes = [size * form[1].itemsize for size, form in zip(plan.sizes, plan.forms.each, strict=True)]
+        starts = np.concatenate(([0], np.cumsum([-(-size // _ALIGNED) * _ALIGNED for size in sizes])))
+        self._memory = np.empty(int(starts[-1]) + _ALIGNED, dtype=np.uint8)
+        self._starts = (starts + -self._memory.__array_interface__["data"][0] % _ALIGNED).tolist()
+        copies = (self._memory.__array_interface__["data"][0] + np.array(self._starts[:-1])).tolist()
+        self.before = native.Table(plan.sizes, plan.types, copies=copies)
+        self.after = native.Table(plan.sizes, plan.types, before=copies)
+
+    def kept(self) -> Kept:
+        """The copies, as tensors."""
+        whole = torch.from_numpy(self._memory)
+        copies = []
+        for start, size, form in zip(self._starts, self._plan.sizes, self._plan.forms.each, strict=False):
+            flat = whole[start : start + size * form[1].itemsize].view(form[1])
+            copies.append(flat.as_strided(form[4], form[5]))
+        return Kept.of(copies)
+
+
+class Folded:
+    """A step that goes the quick way: where its readings are."""
+
+    __slots__ = ("_at", "_room", "block", "grads", "plan", "position", "rates")
+
+    def __init__(self, plan: Plan, room: _Room, block: Array, position: int, at: int) -> None:
+        self.plan = plan
+        self.block, self.position = block, position
+        """[steps, kinds, rows, parts], and which step this is."""
+        self.grads: Grads | None = None
+        self.rates: list[float] = []
+        """For each group of the optimizer, NaN where it has none."""
+        self._room: _Room | None = room
+        self._at = at
+
+    def address(self, kind: int) -> int:
+        """Where the readings of a kind go."""
+        return self._at + kind * self.block.strides[1]
+
+    def see(self, grads: Sequence[Tensor | None]) -> bool:
+        """Measure gradients, the last time wins; False if that cannot be done here."""
+        known, room = self.plan.grads_of(grads), self._room
+        if known is None or room is None:
+            return False
+        self.grads = known
+        if room.used is None or room.used_by is not known:
+            room.used, room.used_by = known.table(), known
+        room.used.lead_to(list(map(_address, known.found(grads))))
+        room.used.read(self.address(USED))
+        return True
+
+    def end(self, optimizer: Optimizer, tensors: Sequence[Tensor]) -> bool:
+        """Measure the update; False if that cannot be done here."""
+        plan, room = self.plan, self._room
+        rates = [group.get("lr", np.nan) for group in optimizer.param_groups]
+        if room is None or self.grads is None or not all(isinstance(rate, float | int) for rate in rates):
+            return False
+        if plan.exact:
+            addresses = list(map(_address, tensors))
+            if addresses != room.before.addresses or not plan.forms.hold(tensors):
+                return False
+            room.after.lead_to(addresses)
+            room.after.read(self.address(MOVED), self.address(LEFT))
+        self.rates, self._room = rates, None
+        plan.take_back(room)
+        return True
+
+    @property
+    def over(self) -> bool:
+        """Whether the step has ended this way."""
+        return self._room is None
+
+    def reading(self, kind: int) -> Reading:
+        """What was measured of a kind, and will not be changed any more."""
+        array = self.block[self.position, kind]
+        return Reading([(range(len(array)), array)], array.shape)
+
+    def rates_of_rows(self) -> Array:
+        """The learning rate of each row."""
+        return np.array(self.rates, dtype=np.float64)[self.plan.group_of]
+
+    def kept(self) -> Kept:
+        """The copies of the parameters, for the general way to go on with; they are not used here again."""
+        assert self._room is not None
+        return self._room.kept()
+
+
+class Plans:
+    """The plan of each optimizer that has one."""
+
+    def __init__(self, live: LiveInventory) -> None:
+        self._live = live
+        self._plans: dict[int, Plan] = {}
+        self._refused: dict[int, int] = {}
+
+    def of(self, optimizer: Optimizer) -> Plan | None:
+        """That of this optimizer, whether or not it still holds."""
+        plan = self._plans.get(id(optimizer))
+        return plan if plan is not None and plan.optimizer() is optimizer else None
+
+    def make(self, optimizer: Optimizer, rows: Mapping[str, Tensor], exact: bool, tells: bool) -> None:
+        """Plan the next steps, if they can be; those of optimizers that are gone are forgotten."""
+        key, readings = id(optimizer), self._live.readings
+        if self._refused.get(key) == readings:
+            return
+        self._plans = {other: plan for other, plan in self._plans.items() if other != key and plan.optimizer() is not None}
+        if Plan.takes(list(rows.values())):
+            self._plans[key] = Plan(optimizer, rows, self._live, exact, tells)
+        else:
+            self._refused[key] = readings
+
+    def forget(self) -> None:
+        """All of them, and their memory."""
+        self._plans = {}
