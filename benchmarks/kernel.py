@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paramwatch.columns import PARTS
 from paramwatch.measure import native
+from paramwatch.measure.forms import Forms
 
 THREADS = 1
 
@@ -31,39 +33,59 @@ def naive(x: Tensor) -> list[float]:
     return [*bad, x.mean().item(), x.std(correction=0).item(), x.norm().item(), x.min().item(), x.max().item()]
 
 
+def table(rounds: int = 9, mebibytes: int = 512) -> list[str]:
+    """The table, as Markdown."""
+    if not native.available():
+        return ["Not run: there is no compiled kernel (its reason is in the log)."]
+    torch.set_num_threads(THREADS)
+    size = mebibytes << 20
+    lines = [f"| {mebibytes} MiB of | what | GB/s of tensor bytes | x `numpy.dot` on float32 |", "|---|---|---|---|"]
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        x = torch.randn(size // 4).to(dtype)[: size // dtype.itemsize]
+        copy, old, plain = torch.empty_like(x), x.clone(), np.ones(size // 4, dtype=np.float32)
+        contestants: dict[str, Callable[[], object]] = {
+            "`numpy.dot`": lambda plain=plain: np.dot(plain, plain),
+            "all statistics": lambda x=x: native.parts_of([x]),
+            "and a copy": lambda x=x, copy=copy: native.parts_of([x], [copy]),
+            "update": lambda x=x, old=old: native.update_parts([x], [old]),
+        }
+        bytes_read = {name: plain.nbytes if name == "`numpy.dot`" else x.nbytes for name in contestants}
+        if dtype is torch.float32:
+            contestants["naive loop"], bytes_read["naive loop"] = (lambda x=x: naive(x)), x.nbytes
+        taken: dict[str, list[float]] = {name: [] for name in contestants}
+        for _ in range(rounds):
+            for name, work in contestants.items():
+                taken[name].append(bytes_read[name] / seconds(work) / 1e9)
+        for name, rates in taken.items():
+            ratio = statistics.median(mine / dot for mine, dot in zip(rates, taken["`numpy.dot`"], strict=True))
+            lines.append(f"| {str(dtype).removeprefix('torch.')} | {name} | {statistics.median(rates):.2f} | {ratio:.2f} |")
+    return [*lines, "", small_tensors(50 * rounds)]
+
+
+def small_tensors(rounds: int) -> str:
+    """What many small tensors take each, with their addresses gathered as a step gathers them."""
+    small = [torch.randn(64) for _ in range(1000)]
+    known, table = Forms(small), native.Table([64] * 1000, [native.TYPES[torch.float32]] * 1000)
+    parts = np.empty((1000, len(PARTS)))
+    into = parts.__array_interface__["data"][0]
+
+    def measured() -> None:
+        assert known.hold(small)
+        table.lead_to([x.data_ptr() for x in small])
+        table.read(into)
+
+    measured()
+    np.testing.assert_array_equal(parts, native.parts_of(small))
+    spent = statistics.median(seconds(measured) for _ in range(rounds))
+    return f"1000 tensors of 64 elements, forms checked and addresses gathered: {spent * 1e3:.2f} µs each (aim 0.3)."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="of each contestant")
     parser.add_argument("--mebibytes", type=int, default=512)
     options = parser.parse_args()
-    if not native.available():
-        print("not run: there is no compiled kernel (see the line above)")
-        return
-    torch.set_num_threads(THREADS)
-    size = options.mebibytes << 20
-    print(f"torch {torch.__version__}, numpy {np.__version__}, {THREADS} thread, {options.mebibytes} MiB; GB/s of tensor bytes")
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        x = torch.randn(size // 4).to(dtype)[: size // dtype.itemsize]
-        copy, old, plain = torch.empty_like(x), x.clone(), np.ones(size // 4, dtype=np.float32)
-        contestants: dict[str, Callable[[], object]] = {
-            "numpy.dot": lambda plain=plain: np.dot(plain, plain),
-            "statistics": lambda x=x: native.parts_of([x]),
-            "and a copy": lambda x=x, copy=copy: native.parts_of([x], [copy]),
-            "update": lambda x=x, old=old: native.update_parts([x], [old]),
-        }
-        bytes_read = {name: plain.nbytes if name == "numpy.dot" else x.nbytes for name in contestants}
-        if dtype is torch.float32:
-            contestants["naive loop"], bytes_read["naive loop"] = (lambda x=x: naive(x)), x.nbytes
-        taken: dict[str, list[float]] = {name: [] for name in contestants}
-        for _ in range(options.rounds):
-            for name, work in contestants.items():
-                taken[name].append(bytes_read[name] / seconds(work) / 1e9)
-        for name, rates in taken.items():
-            ratio = statistics.median(mine / dot for mine, dot in zip(rates, taken["numpy.dot"], strict=True))
-            print(f"{dtype!s:16} {name:12} {statistics.median(rates):6.2f} GB/s, {ratio:5.2f} x numpy.dot")
-    small = [torch.randn(64) for _ in range(1000)]
-    spent = [seconds(lambda: native.parts_of([x for x in small if native.takes(x)])) for _ in range(50 * options.rounds)]
-    print(f"1000 tensors of 64 elements: {statistics.median(spent) * 1e3:.2f} us each, addresses gathered")
+    print("\n".join(table(options.rounds, options.mebibytes)))
 
 
 if __name__ == "__main__":

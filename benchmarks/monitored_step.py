@@ -1,66 +1,64 @@
-"""A training step with and without paramwatch, side by side in one process: interleaved blocks of steps, median of paired ratios.
+"""A training step with and without paramwatch: every step, default statistics, exact update, written to a run, one torch thread.
 
 python benchmarks/monitored_step.py [--rounds N]
+
+All take turns in one process; `bare again` is the control, and shows what differences mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import contextlib
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
-from torch import nn
+from workloads import Workload, step_of, take_turns, workloads
 
 import paramwatch
 
-STEPS = 50
-"""Steps in a block: watched and bare blocks take turns."""
+AIMS = {"shared MLP": "1.10, 30 µs", "CNN, ResNet-18 layout": "1.02", "GPT": "1.03"}
 
 
-def shared_mlp() -> nn.Sequential:
-    shared = nn.Linear(8, 8)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(8, 1))
-
-
-def twenty_layers() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(4, 8), *(nn.Linear(8, 8) for _ in range(18)), nn.Linear(8, 1))
-
-
-def block(net: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
-    """Microseconds a step."""
-    start = time.perf_counter()
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        net(x).square().mean().backward()
-        optimizer.step()
-    return (time.perf_counter() - start) / STEPS * 1e6
-
-
-def compare(make: Callable[[], nn.Module], rounds: int) -> None:
-    x = torch.randn(64, 4)
-    nets = make(), make()
-    optimizers = [torch.optim.SGD(net.parameters(), lr=1e-3) for net in nets]
-    with tempfile.TemporaryDirectory() as folder, paramwatch.attach(nets[1], folder) as watch:
-        for net, optimizer in zip(nets, optimizers, strict=True):
-            block(net, optimizer, x)
-        pairs = [(block(nets[0], optimizers[0], x), block(nets[1], optimizers[1], x)) for _ in range(rounds)]
+def rows_of(work: Workload, rounds: int) -> Iterator[str]:
+    """Lines of the table."""
+    nets = [work.make() for _ in range(3)]
+    optimizers = [work.optimizer(net) for net in nets]
+    steps = {
+        name: step_of(work, net, optimizer)
+        for name, net, optimizer in zip(("bare", "watched", "bare again"), nets, optimizers, strict=True)
+    }
+    with tempfile.TemporaryDirectory() as folder, paramwatch.attach(nets[1], folder, update="exact") as watch:
+        costs = take_turns(steps, work.block, rounds)
         own = watch.steps["overhead_us"].median()
-    bare = statistics.median(pair[0] for pair in pairs)
-    ratio = statistics.median(watched / alone for alone, watched in pairs)
-    print(f"{make.__name__:14} {len(watch.parameters):4} rows  bare {bare:7.0f} us  watched {ratio:5.2f} x  overhead_us {own:6.0f}")
+        rows = len(watch.parameters)
+    size = sum(param.numel() for param in nets[0].parameters())
+    watched, again = costs["watched"], costs["bare again"]
+    yield (
+        f"| {work.name}, {rows} rows, {size:,} elements | {costs['bare'].step_us:,.0f} | **{watched.wall:.3f}** | {watched.cpu:.3f} "
+        f"| {watched.more_us:,.0f} | {own:,.0f} | {again.wall:.3f} | {AIMS[work.name]} |"
+    )
+
+
+def table(rounds: int | None = None) -> list[str]:
+    """The table, as Markdown."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    lines = [
+        "| model | bare step, µs | watched, wall | CPU | CPU more, µs | `overhead_us` | bare again | aim |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)
+        for work in workloads():
+            lines += rows_of(work, rounds or (200 if work.block > 1 else 15))
+    return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20, help="pairs of blocks")
-    rounds = parser.parse_args().rounds
-    torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, one thread, every step, default statistics, exact update, written to a run")
-    for make in (shared_mlp, twenty_layers):
-        compare(make, rounds)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, help="of each contestant; by default 200 for the MLP and 15 for the large models")
+    print("\n".join(table(parser.parse_args().rounds)))
 
 
 if __name__ == "__main__":
