@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -124,6 +125,9 @@ class _DiskFile:
         self._whole = 0
 
     def commit(self) -> None:
+        # the system lets one write to what nobody can read any more
+        if not os.path.exists(self._where):
+            raise FileNotFoundError(errno.ENOENT, "removed while it was being written", self._where)
         self._whole = self.sink.tell()
 
     def undo(self) -> None:
