@@ -26,10 +26,18 @@ import torch
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
-TESTS = ("test_native.py", "test_measure.py", "test_plan.py", "test_batching.py", "test_truth_plain.py", "test_truth_closures.py")
+TESTS = (
+    "test_native.py",
+    "test_measure.py",
+    "test_plan.py",
+    "test_batching.py",
+    "test_truth_plain.py",
+    "test_truth_closures.py",
+    "test_events.py",
+)
 """Of the code that is timed."""
 
-TABLES = ("monitored_step", "contestants", "kernel", "growth", "gpu_bandwidth")
+TABLES = ("monitored_step", "contestants", "kernel", "growth", "event_file", "gpu_bandwidth")
 
 
 def machine() -> str:

@@ -6,7 +6,7 @@ Text is drawn by Pillow, which TensorBoard needs itself; everything else is numb
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -46,7 +46,7 @@ def picture(found: Array, names: Sequence[str], first: Sequence[int], last: int)
         last: The last step of all.
     """
     height = PLOT_HEIGHT
-    labels, cuts = _labels([_shown(name) for name in names], height)
+    labels, cuts = _labels(tuple(names), height)
     left = round(max(_font().getlength(text) for text in ("step", *(text for text, _ in labels)))) + 10
     width = WIDTH - left - _RIGHT
     scale = Scale.of(found)
@@ -85,9 +85,10 @@ def _plot(scale: Scale, found: Array, height: int, width: int) -> Array:
     return np.where(np.logical_or.reduce(near), NOT_FINITE, np.where(pixels > NOT_FINITE, 3 + (pixels - 3) // 2, pixels))
 
 
-def _labels(names: Sequence[str], height: int) -> tuple[list[tuple[str, float]], list[int]]:
-    """What is written beside the rows and where, and where stretches of rows meet."""
-    n = len(names)
+@lru_cache(maxsize=4)
+def _labels(names: tuple[str, ...], height: int) -> tuple[list[tuple[str, float]], list[int]]:
+    """What is written beside the rows and where, and where stretches of rows meet; the same for every picture of a run."""
+    n, names = len(names), tuple(map(_shown, names))
     blocks = stretches(names, max(1, height // _LEAST_STRETCH))
     cuts = [min(round(block.start * height / n), height - 1) for block in blocks[1:]]
     if len(blocks) == 1:
