@@ -22,7 +22,7 @@ from paramwatch.tensorboard.curves import DISTRIBUTION, Curves, Lines
 from paramwatch.tensorboard.histograms import MOST_BUCKETS, of_elements, of_magnitudes
 from paramwatch.totals import counted
 
-MAX_BASES = {"curves": 512, "distributions": 64, "histograms": 32}
+MAX_BASES = {"curves": 512, "distributions": 32, "histograms": 32}
 """The schedules' bases are at most these: every step is drawn up to twice the number. Loaders keep 1000 samples of a curve and at least 100
 of a histogram."""
 
