@@ -12,13 +12,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from paramwatch.guard import ParamWatchError as ParamWatchError
+    from paramwatch.loading import load as load
     from paramwatch.overview import summary as summary
     from paramwatch.record import Finding as Finding
     from paramwatch.record import Record as Record
     from paramwatch.record import Sink as Sink
     from paramwatch.record import TieGroup as TieGroup
     from paramwatch.run import Run as Run
-    from paramwatch.run import load as load
     from paramwatch.sheet import Summary as Summary
     from paramwatch.ties import tie_groups as tie_groups
     from paramwatch.watch import Watch as Watch
@@ -34,7 +34,7 @@ _HOME = {
     "TieGroup": "record",
     "Watch": "watch",
     "attach": "watch",
-    "load": "run",
+    "load": "loading",
     "summary": "overview",
     "tie_groups": "ties",
 }

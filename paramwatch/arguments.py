@@ -17,8 +17,6 @@ from paramwatch.record import Sink
 from paramwatch.table import as_patterns
 from paramwatch.updates import UpdateMode
 
-_NOT_YET = {"uses": "splitting tied gradients by use is"}
-
 _LAST_STEP = 2**62
 """Step numbers are stored in 64 bits; this leaves as many again for the run."""
 
@@ -91,9 +89,6 @@ def check_options(
     )
     if options.first_step > _LAST_STEP:
         raise ParamWatchError(f"first_step must be at most 2**62, not {first_step!r}")
-    for argument, what in _NOT_YET.items():
-        if getattr(options, argument):
-            raise ParamWatchError(f"{what} not in this version; leave {argument}=0")
     return options
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from paramwatch.bins import BINS
 from paramwatch.block import null_of
-from paramwatch.columns import ABSENT, PARTS, Array
-from paramwatch.record import GRAD_STATES, Changes, Inventory, Record
+from paramwatch.columns import ABSENT, PARTS, STATISTICS, Array, getter
+from paramwatch.record import GRAD_STATES, Changes, Inventory, Record, Split
 from paramwatch.rounds import Measured, OptimizerStep, Round
 
 SCALE, FOUND_INF = 0, 1
@@ -50,7 +51,8 @@ def assemble(done: Round, update_mode: str) -> Record:
         state[here] = _states(step, inventory, kept, here, wide[:, kinds.index("grad")])
     changes = Changes(tuple(done.apart), tuple(done.lost), outside)
     steps = described(done, update_mode, skipped, scale)
-    return Record(done.step, done.time, inventory, steps, _held(wide), stepped, lr, state, histograms, changes=changes)
+    values = _held(wide)
+    return Record(done.step, done.time, inventory, steps, values, stepped, lr, state, histograms, _uses(done, values), changes)
 
 
 def described(done: Round, update_mode: str, skipped: bool, scale: float | None) -> dict[str, Any]:
@@ -65,6 +67,19 @@ def described(done: Round, update_mode: str, skipped: bool, scale: float | None)
         "overhead_us": done.overhead_ns / 1000,
         **done.steps,
     }
+
+
+def _uses(done: Round, values: Mapping[str, Array]) -> dict[str, Split]:
+    norms = STATISTICS["grad_norm"].compute(getter(values, done.inventory.kinds), False)
+
+    def grad_norm(row: str) -> float:
+        return float(norms[done.inventory.position[row]]) if row in done.inventory.position else math.nan
+
+    found: dict[str, Split] = {}
+    for step in done.optimizer_steps:
+        if step.uses is not None:
+            found |= step.uses.splits(grad_norm)
+    return found
 
 
 def _fill(wide: Array, measured: Measured, inventory: Inventory) -> None:

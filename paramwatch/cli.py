@@ -160,7 +160,7 @@ def _report(given: argparse.Namespace) -> int:
 
 def _run(path: str) -> Run:
     from paramwatch.guard import ParamWatchError
-    from paramwatch.run import load
+    from paramwatch.loading import load
 
     runs = list(load([path]))
     if len(runs) > 1:

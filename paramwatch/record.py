@@ -126,6 +126,26 @@ class Changes:
 
 
 @dataclass(frozen=True)
+class Split:
+    """The gradient of one row in one step, split by use: K uses, with g_i the contribution of use i, summed over `backwards`."""
+
+    uses: tuple[str, ...]
+    """The places in the forward pass, in its order: `2`, `lm_head`, `cell@7`."""
+    mode: str
+    """What was kept while the uses arrived: `full` (all of them), `stream` (their sum; no shares, no cosines) or `norms` (nothing: no check
+    either); then, after a comma, what was left out of the step, and `(this rank)` in a distributed run."""
+    backwards: int
+    """How many backward passes the contributions are summed over."""
+    products: Array
+    """float64 [K + 2, K + 2]: inner products of g_1 ... g_K, of the gradient G that autograd delivered, and of G minus the sum of the g_i.
+    As they were summed: scaled by AMP, before ranks are averaged, before clipping. NaN where not computed."""
+    rounding: float
+    """Up to this, the norm of G minus the sum of the g_i is rounding."""
+    unit: float
+    """What a norm is multiplied with to be in units of the gradient as the optimizer used it: `grad_norm` over the norm of G."""
+
+
+@dataclass(frozen=True)
 class Record:
     """All rows x all parts of one step (of one part of a step, where it was read before its round was over)."""
 
@@ -146,12 +166,14 @@ class Record:
     histograms: Mapping[str, Array] = field(default_factory=dict)
     """Kind ("param", "grad", "update") -> int64 [rows, bins]: how many elements are in each of the bins of `bins`, `ABSENT` throughout a
     row of which none was made. A kind of which no row has one is left out, and nearly all steps have none at all."""
-    uses: Mapping[str, Any] = field(default_factory=dict)
+    uses: Mapping[str, Split] = field(default_factory=dict)
+    """Row name -> its gradient by use, in a step that was split; for statistics see `paramwatch.agreement`."""
     changes: Changes = field(default_factory=Changes)
     """For the rules; what they say of it is kept, this is not."""
 
     def __post_init__(self) -> None:
-        for array in (*self.values.values(), self.stepped, self.lr, self.grad_state, *self.histograms.values()):
+        split = [split.products for split in self.uses.values()]
+        for array in (*self.values.values(), self.stepped, self.lr, self.grad_state, *self.histograms.values(), *split):
             array.flags.writeable = False
 
     def __repr__(self) -> str:

@@ -26,6 +26,7 @@ from paramwatch.plan import Plans
 from paramwatch.raw import RawGradients
 from paramwatch.rounds import Measured, OptimizerStep, Round, Rounds
 from paramwatch.updates import UpdateMode, Updates
+from paramwatch.uses.splits import Splits
 
 _NO_AMP = read_scalars([None, None])
 
@@ -43,6 +44,7 @@ class Recorder:
         full: Measure the update's direction and the optimizer's state as well.
         raw: Record gradients before clipping: those given to `raw_gradients`, and the used ones where none were given.
         histograms: Make histograms at each N-th measured step of each optimizer; 0 for never.
+        splits: Splits gradients by use.
     """
 
     plans = True
@@ -60,6 +62,7 @@ class Recorder:
         full: bool = False,
         raw: bool = False,
         histograms: int = 0,
+        splits: Splits | None = None,
     ) -> None:
         self.guard = guard
         # an optimizer may step in another thread (inside backward, on a GPU's autograd thread)
@@ -70,6 +73,7 @@ class Recorder:
         self.context: dict[str, Any] = {}
         self.backwards = 0
         self.raw = raw
+        self.splits = splits
         self.amp_scale: Tensor | None = None
         # asked at each step: whether it is none of the run's (a search for a learning rate)
         self.idle: Callable[[], bool] = bool
@@ -139,6 +143,8 @@ class Recorder:
         if step.wanted:
             started = time.perf_counter_ns()
             see_gradients(step, optimizer, self._raw, self._full, evaluation)
+            if self.splits is not None:
+                step.uses = self.splits.used(step.names, step.number, evaluation) or step.uses
             self._overhead_ns += time.perf_counter_ns() - started
 
     def end(self, step: OptimizerStep) -> None:
@@ -205,6 +211,8 @@ class Recorder:
         number = self._rounds.number(optimizer, ids)
         measured, beside = divmod(self._rounds.steps_of(optimizer), self._every)
         binned = not beside and self._histograms > 0 and measured % self._histograms == 0
+        if self.splits is not None:
+            self.splits.begin(number)
         plan = self._plans.of(optimizer) if snapshot and not binned else None
         tensors = None if plan is None else plan.tensors_of(params, ids, number)
         if plan is not None and tensors is not None:
@@ -231,6 +239,7 @@ class Recorder:
         self.steps_seen += 1
         if self._open is not None and self._open.step != number:
             self.close_round()
+        complete = False
         if step.wanted:
             self._measure_end(step)
             opened = self._opened(number, step.time)
@@ -241,10 +250,13 @@ class Recorder:
                 opened.steps["backwards"] = opened.steps.get("backwards", 0) + self.backwards
             opened.overhead_ns += time.perf_counter_ns() - started + self._overhead_ns
             self._overhead_ns = 0
-            if opened.stepped >= opened.inventory.awaited:
+            complete = opened.stepped >= opened.inventory.awaited
+            if complete:
                 self.close_round()
         else:
             self._raw.forget(step.names)
+        if self.splits is not None:
+            self.splits.ended(step.names, number, complete or not step.wanted, self._rounds.measures_next(self._every))
         self.backwards = 0
         step.tensors, step.before, step.grads, step.optimizers = (), [], None, []
 

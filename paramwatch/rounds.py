@@ -20,6 +20,7 @@ from paramwatch.measure import Kept, Reading
 from paramwatch.optimizers import params_of
 from paramwatch.plan import ENTERED, LEFT, MOVED, USED, Folded
 from paramwatch.record import CameApart, Inventory, Lost
+from paramwatch.uses.reading import SplitReading
 
 
 @dataclass
@@ -49,7 +50,7 @@ class OptimizerStep:
     __slots__ = (
         *("number", "wanted", "binned", "optimizers", "inventory", "names", "tensors", "folded", "before", "grads", "scale", "found_inf"),
         *("time", "evaluations", "entered", "used", "refined", "had_grad", "required_grad", "raw", "raw_is_used", "ended", "left"),
-        *("unsure", "rates", "amp", "__weakref__"),
+        *("unsure", "uses", "rates", "amp", "__weakref__"),
     )
 
     def __init__(self, number: int, wanted: bool, binned: bool, optimizers: list[Optimizer], inventory: Inventory) -> None:
@@ -82,6 +83,8 @@ class OptimizerStep:
         """The parameters as they were at the end, in the order of `names`; empty where nobody will ask. Not a kind of the record."""
         self.unsure: set[str] = set()
         """Rows of which it is not known who else has changed them."""
+        self.uses: SplitReading | None = None
+        """Gradients by use, in a step that is split."""
         self.rates: Reading | None = None
         self.amp: Reading | None = None
 
@@ -126,7 +129,8 @@ class OptimizerStep:
     def readings(self) -> list[Reading]:
         """What the record waits for."""
         readings = [reading for each in (*self.measured, *self.left) for reading in each.readings()]
-        return [*readings, *(reading for reading in (self.rates, self.amp) if reading is not None)]
+        uses = None if self.uses is None else self.uses.reading
+        return [*readings, *(reading for reading in (self.rates, self.amp, uses) if reading is not None)]
 
 
 @dataclass
@@ -214,6 +218,10 @@ class Rounds:
         """How many steps of this optimizer were counted."""
         known = self._find(optimizer)
         return 0 if known is None else known.steps
+
+    def measures_next(self, every: int) -> bool:
+        """Whether one of the optimizers known so far is measured at its next step, where each N-th step of each is."""
+        return any(known.steps % every == 0 for known in self._known.values())
 
     def take(self, optimizer: Optimizer, held: Collection[int] | None = None) -> int:
         """Count a step of this optimizer, and give its number.

@@ -75,6 +75,11 @@ def model_name(module: nn.Module) -> str:
     return type(module).__name__ if inner is None else model_name(inner)
 
 
+def module_names(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every name of every module, in model order, without the components that wrappers put in; "" is the model itself."""
+    return list(_walk_modules(module, "", ()))
+
+
 def held_under(holder: nn.Module, key: str) -> nn.Parameter | None:
     """The parameter that a module holds itself under a key, if any."""
     # a scripted module has something less than a dictionary here: no get, and no iteration over keys
@@ -110,6 +115,15 @@ def _walk(module: nn.Module, name: str, real_name: str, above: tuple[int, ...]) 
     for key, child in module._modules.items():
         if child is not None and id(child) not in above:
             yield from _walk(child, name if key in hidden else f"{name}{key}.", f"{real_name}{key}.", above)
+
+
+def _walk_modules(module: nn.Module, name: str, above: tuple[int, ...]) -> Iterator[tuple[str, nn.Module]]:
+    yield name, module
+    hidden = _hidden_keys(module)
+    above = (*above, id(module))
+    for key, child in module._modules.items():
+        if child is not None and id(child) not in above:
+            yield from _walk_modules(child, name if key in hidden else f"{name}.{key}" if name else key, above)
 
 
 def _hidden_keys(module: nn.Module) -> set[str]:

@@ -7,6 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
+from paramwatch.agreement import norms
 from paramwatch.record import Finding, Record
 
 _CALLED = {"param": "parameter", "grad": "gradient"}
@@ -49,6 +50,23 @@ class FirstNonFinite:
         axis = record.inventory.kinds.index(kind)
         total: np.ndarray[tuple[int], np.dtype[np.int64]] = sum(record.values[part][axis] for part in ("nan", "posinf", "neginf"))
         return np.where(record.values["count"][axis] >= 0, total, 0)
+
+
+class NonFiniteUse:
+    """Names the uses through which the gradient of a row became no number, once for each row, where it was split."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, record: Record) -> Iterator[Finding]:
+        for row, split in record.uses.items() if not record.steps.get("skipped") else ():
+            finite = np.isfinite(norms(split))
+            if finite.all() or row in self._said:
+                continue
+            self._said.add(row)
+            bad, good = ([use for use, fine in zip(split.uses, finite, strict=True) if fine == wanted] for wanted in (False, True))
+            others = f"; that through {_listed(good, 3)} is finite" if good else ", which is all of its uses"
+            yield Finding(record.step, "nonfinite_use", row, f"the gradient of {row!r} is not finite through {_listed(bad, 3)}{others}")
 
 
 class SharedStorage:
@@ -121,5 +139,5 @@ def _listed(names: Sequence[str], most: int | None = None) -> str:
     return " and ".join([*([", ".join(shown[:-1])] if shown[:-1] else []), shown[-1]])
 
 
-RULES = (FirstNonFinite, SharedStorage, TieBroken, DeadOptimizer, ChangedOutside)
+RULES = (FirstNonFinite, NonFiniteUse, SharedStorage, TieBroken, DeadOptimizer, ChangedOutside)
 """What a Watch applies, each made anew for it."""

@@ -5,16 +5,14 @@ The reading half of what `attach` returns. It also reads a run that is going on:
 
 from __future__ import annotations
 
-import glob
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from paramwatch import frames
+from paramwatch import frames, useframes
 from paramwatch.absence import Absence, Tally, counted
 from paramwatch.epoch import NoSteps
 from paramwatch.folder import DiskFolder, Folder, MemoryFolder
@@ -23,37 +21,6 @@ from paramwatch.notebook import Ties, run_html
 from paramwatch.record import Inventory
 from paramwatch.store import Contents, read
 from paramwatch.table import By, Source
-
-PathLike: TypeAlias = str | os.PathLike[str]
-
-
-@overload
-def load(path: PathLike) -> Run: ...
-@overload
-def load(path: list[str] | list[Path] | tuple[PathLike, ...]) -> Runs: ...
-def load(path: PathLike | list[str] | list[Path] | tuple[PathLike, ...]) -> Run | Runs:
-    """Read a run that was written, or is still being written.
-
-    Args:
-        path: The `log_dir` of a run, the folder in it that holds the run, or any folder with one run below it. A list of such paths, or
-            a glob pattern such as "runs/*", gives `Runs`: every run below any of them.
-
-    Raises:
-        ParamWatchError: There is no run; or there are several below a path that was to be one.
-    """
-    if isinstance(path, Iterable) and not isinstance(path, str | bytes | os.PathLike):
-        return Runs({label: run for each in path for label, run in _labelled(Path(_checked(each))).items()})
-    where = _checked(path)
-    if glob.has_magic(where) and not os.path.lexists(where):
-        found = {label: run for match in sorted(glob.glob(where)) if _below(Path(match)) for label, run in _labelled(Path(match)).items()}
-        if not found:
-            raise ParamWatchError(f"no run matches {where}: {_LOOKED_FOR}")
-        return Runs(found)
-    runs = list(_labelled(Path(where)).values())
-    if len(runs) > 1:
-        listed = "\n".join(f"  {run.path}" for run in runs)
-        raise ParamWatchError(f"{where} holds {len(runs)} runs. Load one of these, or all of them with load([{where!r}]):\n{listed}")
-    return runs[0]
 
 
 class Run:
@@ -122,9 +89,42 @@ class Run:
         Raises:
             ParamWatchError: As for `frame`.
         """
-        contents = self._read()
-        epochs: Sequence[Source] = contents.epochs or [NoSteps(self._inventory())]
-        return frames.histograms_frame(epochs, contents.lines["histograms"], parameters=parameters, steps=steps, aliases=aliases)
+        return frames.histograms_frame(*self._with("histograms"), parameters=parameters, steps=steps, aliases=aliases)
+
+    def uses(self, *, parameters: str | Sequence[str] = "*", steps: slice | None = None, aliases: bool = False) -> pd.DataFrame:
+        """What each use of a parameter contributed to its gradient, where `attach(..., uses=N)` asked for it.
+
+        Args:
+            parameters: As for `frame`.
+            steps: As for `frame`.
+            aliases: As for `frame`.
+
+        Returns:
+            Index (`step`, `parameter`, `use`), uses in the order of the forward pass; columns `use_norm` (in units of the gradient as the
+            optimizer used it), `use_share` (signed; those of a split sum to 1), `mode` (what was kept to tell by) and `backwards` (passes
+            summed over). A use called `(unattributed)` is what the others leave of the gradient, where that is more than rounding.
+
+        Raises:
+            ParamWatchError: As for `frame`, and where nothing was split.
+        """
+        return useframes.uses_frame(*self._with("uses"), parameters=parameters, steps=steps, aliases=aliases)
+
+    def agreement(self, *, parameters: str | Sequence[str] = "*", steps: slice | None = None, aliases: bool = False) -> pd.DataFrame:
+        """Whether the uses of a parameter pull the same way; arguments and errors as for `uses`.
+
+        Returns:
+            Index (`step`, `parameter`), columns `agreement` (mean cosine of all pairs, weighted by their norms: -1 they fight, 0 unrelated,
+            +1 they agree), `coherence`, `imbalance`, `horizon`, `residual`, `unattributed` and `use_count`: docs/tied-gradients.md.
+        """
+        return useframes.agreement_frame(*self._with("uses"), parameters=parameters, steps=steps, aliases=aliases)
+
+    def use_cosines(self, parameter: str, step: int) -> pd.DataFrame:
+        """The cosine of every two uses of one parameter at one step: index and columns `use`.
+
+        Raises:
+            ParamWatchError: That parameter was not split at that step (the nearest is named), or its uses were not kept.
+        """
+        return useframes.cosines_frame(*self._with("uses"), parameter, step)
 
     @property
     def parameters(self) -> pd.DataFrame:
@@ -199,99 +199,10 @@ class Run:
             )
         return epochs[-1].inventory
 
+    def _with(self, stream: str) -> tuple[Sequence[Source], Any]:
+        """The epochs, and the lines of a long stream."""
+        contents = self._read()
+        return contents.epochs or [NoSteps(self._inventory())], contents.lines[stream]
+
     def _epochs(self) -> Sequence[Source]:
         return self._read().epochs or [NoSteps(self._inventory())]
-
-
-class Runs:
-    """Several runs side by side: the frames of `Run`, with `run` as first index level. Iterates over the runs.
-
-    Args:
-        runs: Label -> run. `load` labels a run with the path that was asked for, or with its own where that path holds several.
-
-    Raises:
-        ParamWatchError: There are no runs.
-    """
-
-    def __init__(self, runs: Mapping[str, Run]) -> None:
-        if not runs:
-            raise ParamWatchError("no runs were named")
-        self._runs = dict(runs)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What the runs are called in the index."""
-        return tuple(self._runs)
-
-    def frame(
-        self,
-        statistic: str | None = None,
-        *,
-        parameters: str | Sequence[str] = "*",
-        steps: slice | None = None,
-        aliases: bool = False,
-        by: By = "parameter",
-        finite: bool = False,
-    ) -> pd.DataFrame:
-        """As `Run.frame`; a row or statistic that a run does not have is NaN in it."""
-        return self._joined(lambda run: run.frame(statistic, parameters=parameters, steps=steps, aliases=aliases, by=by, finite=finite))
-
-    def histograms(self, *, parameters: str | Sequence[str] = "*", steps: slice | None = None, aliases: bool = False) -> pd.DataFrame:
-        """As `Run.histograms`."""
-        return self._joined(lambda run: run.histograms(parameters=parameters, steps=steps, aliases=aliases))
-
-    @property
-    def parameters(self) -> pd.DataFrame:
-        """As `Run.parameters`."""
-        return self._joined(lambda run: run.parameters)
-
-    @property
-    def steps(self) -> pd.DataFrame:
-        """As `Run.steps`."""
-        return self._joined(lambda run: run.steps)
-
-    @property
-    def findings(self) -> pd.DataFrame:
-        """As `Run.findings`."""
-        return self._joined(lambda run: run.findings)
-
-    def __getitem__(self, label: str) -> Run:
-        return self._runs[label]
-
-    def __iter__(self) -> Iterator[Run]:
-        return iter(self._runs.values())
-
-    def __len__(self) -> int:
-        return len(self._runs)
-
-    def __repr__(self) -> str:
-        return f"<Runs: {len(self)} runs>\n" + "\n".join(f"  {label}: {run!r}" for label, run in self._runs.items())
-
-    def _joined(self, read: Callable[[Run], pd.DataFrame]) -> pd.DataFrame:
-        return pd.concat({label: read(run) for label, run in self._runs.items()}, names=["run"])
-
-
-_LOOKED_FOR = "a run is a folder with files called *.rows.arrow, as paramwatch.attach(net, log_dir) writes them under log_dir/paramwatch"
-
-
-def _checked(path: object) -> str:
-    """A path as users give it, as text."""
-    given = os.fspath(path) if isinstance(path, str | os.PathLike) else path
-    if not isinstance(given, str):
-        raise ParamWatchError(f"load takes a path (str or pathlib.Path) or a list of paths, not {path!r}")
-    if not given or "\0" in given:
-        raise ParamWatchError(f"load takes the path of a folder, not {given!r}; load('.') reads the run below the working folder")
-    return given
-
-
-def _labelled(path: Path) -> dict[str, Run]:
-    runs = _below(path)
-    if not runs:
-        raise ParamWatchError(f"there is no run in {path}: {_LOOKED_FOR}" if path.exists() else f"{path} does not exist")
-    return {str(path) if len(runs) == 1 else str(run.path): run for run in runs}
-
-
-def _below(path: Path) -> list[Run]:
-    """The run in a folder, or else those in the folders below."""
-    found = [Run(Path(folder)) for folder, _, files in sorted(os.walk(path)) if any(file.endswith(".rows.arrow") for file in files)]
-    return found[:1] if found and found[0].path == path else found

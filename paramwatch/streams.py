@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from paramwatch import histograms
+from paramwatch import histograms, uselines
 from paramwatch.globs import text
 from paramwatch.record import Record
 from paramwatch.schedule import Schedule
@@ -45,6 +45,7 @@ class LongStream:
 LONG: dict[str, LongStream] = {
     "findings": LongStream(pa.schema([("step", pa.int64()), ("rule", pa.string()), ("parameter", pa.string()), ("message", pa.string())])),
     "histograms": LongStream(histograms.SCHEMA, histograms.lines_of),
+    "uses": LongStream(uselines.SCHEMA, uselines.lines_of),
 }
 """Every long stream by the name of its files."""
 

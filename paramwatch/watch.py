@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from paramwatch import attached, clipping, steps
@@ -34,6 +34,7 @@ from paramwatch.run import Run
 from paramwatch.store import Contents, Store
 from paramwatch.tensorboard.events import EventFile
 from paramwatch.updates import UpdateMode
+from paramwatch.uses.splits import Splits
 from paramwatch.worker import Worker
 
 MEMORY_BYTES = 256_000_000
@@ -73,8 +74,9 @@ def attach(
         update: `exact` keeps a copy of the parameters during each step, `sampled` looks at 4096 elements a row at most, `off` does
             neither; `auto` is exact while the copy takes under 2 % of the device's memory and under half of what is free.
         histograms: Histograms of parameters, gradients and exact updates at each N-th measured step, for `histograms()`; 0 for never.
-        uses: Not available yet; leave it 0.
-        uses_of: Which rows `uses` is about.
+        uses: Split gradients by use at the measured steps 0, N, 2N, ... (0: never): `Watch.uses` and `Watch.agreement`.
+        uses_of: Which rows to split: `tied` for those with several names, and glob patterns over names and aliases; `*` also finds what
+            is not tied but used several times in one backward pass (a cell over time, a network called twice).
         raw_gradients: Also measure gradients before torch's clip functions change them.
         max_bytes: What one session may write to the store; long runs are thinned to fit.
         first_step: Number of the first step; a resumed loop passes where it goes on.
@@ -134,13 +136,16 @@ class Watch(Run):
         self._measured = 0, 0, 0
         self._at_end: Inventory | None = None
         self._all_rows = AllRows(live)
-        self.recorder = Recorder(live, self._guard, self._publish, **options.recording)
+        splits = Splits(live, self.watched, options.uses, options.uses_of) if options.uses else None
+        self.recorder = Recorder(live, self._guard, self._publish, splits=splits, **options.recording)
         self._worker = Worker([*own, *options.sinks], [rule() for rule in RULES], self._store.find, self._guard)
         self._listens = options.raw_gradients
         try:
             if self._listens:
                 clipping.listen(self.recorder)
             steps.register(self.recorder)
+            if splits is not None:
+                splits.arm_if_due(options.first_step)
         except BaseException:
             self._let_go()
             self._worker.stop(wait=True)
@@ -192,6 +197,22 @@ class Watch(Run):
         if self._closed or self._guard.failed:
             return contextlib.nullcontext()
         return steps.explicit(self.recorder, self._all_rows if optimizer is None else optimizer)  # type: ignore[arg-type]
+
+    def root(self, loss: Tensor) -> None:
+        """Name the uses between the outputs of the model and the loss as well: a penalty on a weight, a head outside the model.
+
+        To be called before `backward`. Off a split step it does nothing; in Lightning the callback calls it.
+
+        Args:
+            loss: What `backward` will be called on.
+
+        Raises:
+            ParamWatchError: It is no tensor.
+        """
+        if not isinstance(loss, Tensor):
+            raise ParamWatchError(f"root takes the loss, a tensor, not {type(loss).__name__}")
+        if self.recorder.splits is not None and not self._closed and not self._guard.failed:
+            self.recorder.splits.root(loss)
 
     def __enter__(self) -> Watch:
         return self
@@ -256,6 +277,8 @@ class Watch(Run):
     def _let_go(self) -> None:
         """No more calls from torch: at the end, or after a failure of ours. What was recorded can still be read."""
         steps.unregister(self.recorder)
+        if self.recorder.splits is not None:
+            self.recorder.splits.disarm()
         if self._listens:
             clipping.unlisten(self.recorder)
 

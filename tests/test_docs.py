@@ -92,7 +92,7 @@ def test_every_statistic_is_explained_with_its_formula_and_unit() -> None:
 def test_file_tree_in_the_readme_is_the_real_one() -> None:
     readme = (ROOT / "README.md").read_text()
     tree = readme.split("## Where things are")[1].split("```")[1]
-    modules = {path.name for path in (ROOT / "paramwatch").glob("*.py")} | {"measure/", "report/", "tensorboard/"}
+    modules = {path.name for path in (ROOT / "paramwatch").glob("*.py")} | {"measure/", "report/", "tensorboard/", "uses/"}
     shown = {line.split()[0] for line in tree.splitlines() if line.startswith("    ") and line.strip()}
     assert shown == modules
 

@@ -22,11 +22,12 @@ LAYERS = (
     "standing listing export",
     "series",
     "attached",
-    "worker batching alike assemble recorder gradients raw outside updates rounds plan inventory changes optimizers clipping arguments",
-    "tensorboard steps progress callstack measure run overview sampling together",
-    "notebook frames table initial fitting wording laws standards hazards sheet",
-    "store latest contents epoch arrowfile streams histograms format absence block batch cost folder schedule totals rules ties testing "
-    "formulas lettering png heatmap grid span terminal output usage",
+    "worker batching alike assemble recorder uses gradients raw outside updates rounds plan inventory changes optimizers "
+    "clipping arguments",
+    "tensorboard steps progress callstack measure run loading overview sampling together",
+    "notebook frames useframes table initial fitting wording laws standards hazards sheet",
+    "store latest contents epoch arrowfile streams histograms uselines agreement format absence block batch cost folder schedule "
+    "totals rules ties testing formulas lettering png heatmap grid span terminal output usage",
     "rows sight",
     "record merging bins",
     "columns guard globs",
@@ -36,7 +37,7 @@ LAYERS = (
 LIGHT = (
     "globs folder arrowfile latest epoch streams format contents store table frames columns merging bins histograms guard record absence "
     "rules testing schedule totals block notebook run tensorboard.events sheet lettering png heatmap grid span terminal output usage "
-    "series standing digest listing tail export cli report"
+    "uselines agreement useframes loading series standing digest listing tail export cli report"
 )
 """What works where torch is not installed."""
 

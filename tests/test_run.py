@@ -10,8 +10,9 @@ import pytest
 from records import inventory, random_record
 
 from paramwatch.guard import ParamWatchError
+from paramwatch.loading import Runs, load
 from paramwatch.record import Finding, Inventory
-from paramwatch.run import Run, Runs, load
+from paramwatch.run import Run
 from paramwatch.store import Contents, DiskFolder, Folder, MemoryFolder, Store, read
 
 NET = inventory("0.weight", "0.bias", "2.weight", "4.weight", tied={"2.weight": ["4.weight"]}, model="Sequential")

@@ -19,8 +19,8 @@ from paramwatch import epoch as epoch_module
 from paramwatch.batch import Batch
 from paramwatch.columns import PARTS, STATISTICS
 from paramwatch.frames import frame, steps_frame
+from paramwatch.loading import load
 from paramwatch.record import Changes
-from paramwatch.run import load
 from paramwatch.store import DiskFolder, MemoryFolder, Store, read
 
 WRITER = """

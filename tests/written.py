@@ -9,8 +9,9 @@ import numpy as np
 from records import inventory
 
 from paramwatch.columns import ABSENT, PARTS
+from paramwatch.loading import load
 from paramwatch.record import GRAD_STATES, Finding, Inventory, Record
-from paramwatch.run import Run, load
+from paramwatch.run import Run
 from paramwatch.store import DiskFolder, Store
 
 HOSTILE = (

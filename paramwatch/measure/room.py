@@ -25,6 +25,12 @@ def may_copy(tensors: Sequence[Tensor]) -> bool:
     return True
 
 
+def share_of_device(device: torch.device) -> int:
+    """2 % of the memory of a device, in bytes."""
+    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else _host_memory()[1]
+    return int(SHARE_OF_DEVICE * total)
+
+
 def _host_memory() -> tuple[int, int]:
     """Free and total bytes; where the system does not tell what is free, half of all; where it tells nothing, 8 GiB in all."""
     try:

@@ -1,0 +1,151 @@
+"""Which module call made which operation: module hooks only note autograd's sequence number when a call is entered and when it is left.
+
+An operation whose number lies between the two was made in that call. Two whole numbers a call are all that the forward pass costs. The
+numbers are of one thread, and so is a `Calls`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+_OPEN = 2**64
+"""Stands for the number at which a call will be left."""
+
+
+class Names:
+    """What the modules of a model are called: every name of each, without those of wrappers."""
+
+    def __init__(self, found: Sequence[tuple[str, nn.Module]]) -> None:
+        self._known: dict[int, tuple[weakref.ref[nn.Module], list[str]]] = {}
+        for name, module in found:
+            self._known.setdefault(id(module), (weakref.ref(module), []))[1].append(name)
+
+    def of(self, module: nn.Module) -> list[str] | None:
+        """The names of a module in the order of the model; None if it is not of the model."""
+        known = self._known.get(id(module))
+        return known[1] if known is not None and known[0]() is module else None
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a module."""
+
+    path: str
+    """The dotted name under which it was called, "" for the model itself."""
+    identity: int
+    """Of the module, which is not held: a model that is let go of must not live on here."""
+    enter: int
+    exit: int
+    parent: int
+    """Position of the call around it, -1 for an outermost one."""
+    k: int
+    """How many calls of this path there were before in the outermost call."""
+    derives: bool
+    """Whether it computes a parameter from others (weight norm), which is not a use of them."""
+
+
+class Calls:
+    """The module calls of one thread since a split step was armed, and the name of the place in which an operation was made."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._calls: list[Call] = []
+        self._stack: list[tuple[int, nn.Module]] = []
+        self._counts: dict[tuple[int, str], int] = defaultdict(int)
+        self._outermost: list[int] = []
+        self._turns: dict[tuple[int, int], int] = defaultdict(int)
+
+    @property
+    def inside(self) -> bool:
+        """Whether a call is going on."""
+        return bool(self._stack)
+
+    def enter(self, module: nn.Module, names: list[str]) -> None:
+        """A module is called."""
+        if not self._stack:
+            self._outermost.append(len(self._calls))
+        path, around = self._path(module, names), self._outermost[-1]
+        k = self._counts[around, path]
+        self._counts[around, path] += 1
+        parent = self._stack[-1][0] if self._stack else -1
+        self._stack.append((len(self._calls), module))
+        number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        self._calls.append(Call(path, id(module), number, _OPEN, parent, k, isinstance(module, ParametrizationList)))
+
+    def leave(self, module: nn.Module) -> Call | None:
+        """A module has returned, or raised; gives the call if it was an outermost one."""
+        number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        # calls inside that were left by a KeyboardInterrupt have not said so
+        while self._stack and self._stack[-1][1] is not module:
+            self._calls[self._stack.pop()[0]].exit = number
+        if not self._stack:
+            return None
+        call = self._calls[self._stack.pop()[0]]
+        call.exit = number
+        return None if self._stack else call
+
+    def where(self, number: int) -> Call | None:
+        """The innermost call in which the operation of this number was made."""
+        at = bisect_right(self._calls, number, key=lambda call: call.enter) - 1
+        while at >= 0:
+            call = self._calls[at]
+            if call.enter <= number < call.exit:
+                return call
+            at = call.parent
+        return None
+
+    def deriving(self) -> list[tuple[int, int]]:
+        """The intervals of the calls that compute parameters from others, in order."""
+        return [(call.enter, call.exit) for call in self._calls if call.derives and call.exit != _OPEN]
+
+    def label(self, number: int, operation: str, holders: Collection[int]) -> str:
+        """The place in which an operation was made, in words.
+
+        Args:
+            number: Of the operation.
+            operation: What it is called.
+            holders: Identities of the modules that hold the parameter it uses: elsewhere the operation is named as well.
+        """
+        call = self.where(number)
+        if call is None:
+            return "(outside)"
+        label = call.path or "(root)"
+        if call.identity not in holders:
+            label += f":{operation}"
+        return f"{label}@{call.k}" if self._counts[self._around(number), call.path] > 1 else label
+
+    def _around(self, number: int) -> int:
+        """Position of the outermost call of an operation."""
+        return self._outermost[bisect_right(self._outermost, number, key=lambda at: self._calls[at].enter) - 1]
+
+    def _path(self, module: nn.Module, names: list[str]) -> str:
+        """The name by which a module is called. Of several it is told where the caller runs its children one after the other."""
+        if len(names) == 1 or not self._stack:
+            return names[0]
+        at, parent = self._stack[-1]
+        mine = [name for name, child in parent._modules.items() if child is module]
+        if not mine:
+            return names[0]
+        base = f"{path}." if (path := self._calls[at].path) else ""
+        turn = self._turns[at, id(module)]
+        self._turns[at, id(module)] += 1
+        # anyone else's forward may call them in any order: the second call need not be the second name
+        in_turn = type(parent).forward is nn.Sequential.forward
+        return base + mine[turn % len(mine) if in_turn else 0]
+
+
+def numbered(labels: Sequence[str]) -> list[str]:
+    """The same, those that occur several times with a number."""
+    count, seen, found = Counter(labels), Counter[str](), []
+    for label in labels:
+        found.append(f"{label}#{seen[label]}" if count[label] > 1 else label)
+        seen[label] += 1
+    return found

@@ -1,0 +1,80 @@
+"""Inner products of contributions, of the gradient that they should add up to, and of what is missing: everything that is said of uses.
+
+In float64 and by pieces, so that no copy of a whole tensor is made and squares of vanishing gradients do not vanish. Nothing here waits for
+a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from paramwatch.agreement import MOST_PAIRS
+
+_PIECE, _PIECE_ON_DEVICE = 1 << 18, 1 << 24
+"""Elements in float64 at a time: what a processor's cache holds, and what keeps a device busy."""
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """The elements as one vector of their own type: sparse as dense, complex as two reals, of a sharded tensor those that are here."""
+    tensor = tensor.detach()
+    if hasattr(tensor, "to_local"):
+        tensor = tensor.to_local()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if tensor.device.type == "mps":  # has no float64
+        tensor = tensor.cpu()
+    return tensor.reshape(-1)
+
+
+def gram(grads: Sequence[Tensor], total: Tensor) -> Tensor:
+    """Inner products [K + 2, K + 2] of K contributions, the gradient, and the gradient minus their sum; float64, on their device.
+
+    Args:
+        grads: Vectors of one size.
+        total: What autograd delivered.
+    """
+    k, n = len(grads), total.numel()
+    found = torch.zeros(k + 2, k + 2, dtype=torch.float64, device=total.device)
+    piece = max(1, (_PIECE if total.is_cpu else _PIECE_ON_DEVICE) // (k + 2))
+    for start in range(0, n, piece):
+        these = slice(start, min(n, start + piece))
+        wide = torch.stack([x[these].to(torch.float64) for x in (*grads, total, total)])
+        wide[-1] -= wide[:k].sum(0)
+        if k <= MOST_PAIRS:
+            found += wide @ wide.T
+        else:
+            products = wide @ wide[k:].T
+            found[:, k:] += products
+            found.diagonal()[:k] += wide[:k].square().sum(1)
+    if k > MOST_PAIRS:
+        found[k:, :k] = found[:k, k:].T.clone()
+        found[:k, :k] = torch.where(torch.eye(k, dtype=torch.bool, device=found.device), found[:k, :k], float("nan"))
+    return found
+
+
+def square(x: Tensor) -> Tensor:
+    """The sum of squares of a vector, in float64."""
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return norm.square()
+
+
+def diagonal(squares: Sequence[Tensor], total: Tensor, summed: Tensor | None) -> Tensor:
+    """What is known of `gram` where contributions were not kept.
+
+    Args:
+        squares: Of the contributions.
+        total: What autograd delivered.
+        summed: The sum of the contributions, where that was kept.
+    """
+    k = len(squares)
+    found = torch.full((k + 2, k + 2), float("nan"), dtype=torch.float64, device=total.device)
+    found.diagonal()[:k] = torch.stack([*squares])
+    found[k, k] = square(total)
+    if summed is not None:
+        found[k:, k:] = gram([summed], total)[1:, 1:]
+    return found

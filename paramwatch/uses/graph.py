@@ -1,0 +1,156 @@
+"""Which operations of an autograd graph use a parameter: the graph is walked from the outputs of a call down to the parameters.
+
+What feeds `AccumulateGrad` is the use, unless it is a mere change of form of the whole parameter (a cast, a transpose), or the computation
+of one parameter from another (weight norm): then the uses are what feeds that. autocast casts a weight once for several uses, so their
+gradients are added in low precision before they reach the parameter; behind the cast they are still apart.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Node: TypeAlias = Any
+"""A node of the graph, `torch.autograd.graph.Node` with the sequence number that is not in its interface."""
+
+_LEAF = "torch::autograd::AccumulateGrad"
+
+_FORM = frozenset(
+    f"{name}Backward{i}"
+    for i in (0, 1)
+    for name in (
+        *("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Alias", "ToCopy", "Clone", "Squeeze", "Unsqueeze"),
+        *("NumpyT", "MatrixH", "Mt"),
+    )
+)
+"""Changes of form: one input, one output, nothing saved, so that a node can be called with each gradient on its own."""
+
+_MERGING = ("CompiledFunctionBackward", "CudnnRnnBackward", "MkldnnRnnLayerBackward", "MiopenRnnBackward", "BroadcastBackward")
+"""What holds several uses in one node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node between a use and its parameter, which maps a gradient of what it made to one of what it was made from."""
+
+    node: Node
+    output: int
+    """Which of its outputs the use took."""
+    slot: int | None
+    """Which of its gradients is the parameter's; None where there is one."""
+
+    def __call__(self, grad: Tensor) -> Tensor | None:
+        if self.slot is None:
+            found: Tensor | None = self.node(grad)
+            return found
+        given: list[Tensor | None] = [None] * len(self.node._input_metadata)
+        given[self.output] = grad
+        made: Any = self.node(*given)
+        mine: Tensor | None = made[self.slot] if isinstance(made, tuple) else made
+        return mine
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """An operation that uses a parameter, possibly by way of others."""
+
+    number: int
+    """Of the operation, in the order of the forward pass."""
+    operation: str
+    """What it is called: `mm`, `embedding`."""
+    merges: bool
+    """Whether it may hold several uses that nothing can tell apart."""
+    node: Node
+    """The operation. What comes after it on the way to the parameter may be shared: by other uses, or later by a penalty on gradients."""
+    slot: int
+    """Which of the gradients that the node computes is the one."""
+    way: tuple[Step, ...]
+    """From there to the parameter."""
+
+
+def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, int]]) -> dict[Node, list[Use]]:
+    """The uses of each parameter in the graph below some nodes, in the order of the forward pass, by `AccumulateGrad` node.
+
+    Args:
+        roots: Where to begin.
+        floor: Operations with a smaller number belong to an earlier call, and are not looked behind.
+        deriving: Intervals of operations that compute parameters from others, in order.
+    """
+    leaves: dict[Node, list[tuple[Node, int]]] = defaultdict(list)
+    readers: dict[Node, list[tuple[Node, int, int]]] = defaultdict(list)
+    derived: set[Node] = set()
+    todo = list(roots)
+    seen = set(todo)
+    starts = [start for start, _ in deriving]
+    while todo:
+        node = todo.pop()
+        early = node._sequence_nr() < floor
+        for slot, (child, output) in enumerate(node.next_functions):
+            if child is None:
+                continue
+            kind = _kind(child.name())
+            if kind == "leaf":
+                leaves[child].append((node, slot))
+                continue
+            number = child._sequence_nr()
+            at = bisect_right(starts, number) - 1 if starts else -1
+            derives = at >= 0 and number < deriving[at][1]
+            if kind == "form" or derives:
+                readers[child].append((node, slot, output))
+                if kind != "form":
+                    derived.add(child)
+            # a cast of an earlier call may be used again in this one
+            elif early or number < floor:
+                continue
+            if child not in seen:
+                seen.add(child)
+                todo.append(child)
+    return {leaf: _uses(feeding, readers, derived) for leaf, feeding in leaves.items()}
+
+
+def _uses(feeding: Sequence[tuple[Node, int]], readers: dict[Node, list[tuple[Node, int, int]]], derived: set[Node]) -> list[Use]:
+    found: list[tuple[Node, int, tuple[Step, ...]]] = []
+    todo: list[tuple[Node, int, tuple[Step, ...]]] = [(node, slot, ()) for node, slot in feeding]
+    while todo:
+        node, slot, way = todo.pop()
+        behind = readers.get(node, ())
+        for reader, its_slot, output in behind:
+            todo.append((reader, its_slot, (Step(node, output, slot if node in derived else None), *way)))
+        if not behind:
+            found.append((node, slot, way))
+    return sorted((_use(*each) for each in found), key=lambda use: (use.number, use.slot))
+
+
+def _use(node: Node, slot: int, way: tuple[Step, ...]) -> Use:
+    name: str = node.name()
+    operation = name.rpartition("::")[2].partition("Backward")[0].lower()
+    return Use(node._sequence_nr(), operation, name.startswith(_MERGING), node, slot, way)
+
+
+@lru_cache(maxsize=4096)
+def _kind(name: str) -> str:
+    return "leaf" if name == _LEAF else "form" if name in _FORM else ""
+
+
+def outputs_of(found: Any, depth: int = 6) -> Iterable[Tensor]:
+    """The tensors in what a module returned: alone, or in containers, dataclasses and plain objects."""
+    if isinstance(found, Tensor):
+        yield found
+    elif depth and found is not None and not isinstance(found, str | bytes | int | float | nn.Module):
+        inside = found.values() if isinstance(found, dict) else found if isinstance(found, list | tuple | set) else ()
+        if not inside and hasattr(found, "__dict__"):
+            inside = vars(found).values()
+        for each in tuple(inside):
+            yield from outputs_of(each, depth - 1)
+
+
+def is_possible() -> bool:
+    """Whether this torch has what is needed beyond its public interface."""
+    return all((hasattr(torch.autograd, "_get_sequence_nr"), hasattr(torch._C, "_current_graph_task_id")))

@@ -1,0 +1,86 @@
+"""What stands in the way of telling uses apart, in words, and the way out: compiled regions above all."""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+import warnings
+from typing import Any
+
+from torch import nn
+
+from paramwatch.uses.graph import is_possible
+
+EAGER = (
+    "To split a step that is compiled call the module itself instead of its compiled form, or set torch.compiler.set_stance('force_eager') "
+    "before the step before it ends: docs/tied-gradients.md"
+)
+"""The way out."""
+
+NOTHING_FOUND = (
+    "no use was found in the autograd graph, so its gradient is not split. That is so where the forward pass is compiled, functional "
+    "(torch.func.functional_call) or scripted, or what it returns does not lead to the loss (`watch.root(loss)` looks from there). "
+) + EAGER
+
+SEVERAL_THREADS = (
+    "gradients are split by use only in part: modules are called from several threads at once (nn.DataParallel?), and what threads make "
+    "beside the outermost call cannot be told apart. DistributedDataParallel has a process for each device"
+)
+
+_WARNING = "Using `torch.compile(module)` when there are global hooks"
+
+
+def merged(operation: str) -> str:
+    """Of uses that are one to autograd."""
+    way = EAGER if operation.startswith("compiled") else "On a CPU torch.backends.mkldnn.flags(enabled=False) has an LSTM run step by step"
+    return f"the uses inside {operation!r} cannot be told apart: to autograd they are one operation. {way}"
+
+
+def obstacle_to_splitting(module: nn.Module) -> str | None:
+    """Why no step of a model can be split now; None if one can."""
+    if not is_possible():
+        return "gradients are not split by use: this version of torch lacks what tells in which call an operation was made"
+    compiled = compiled_part(module)
+    if compiled is not None and not is_eager():
+        return f"gradients are not split by use: uses inside a compiled region cannot be told apart, and {compiled} is one. {EAGER}"
+    return None
+
+
+def is_eager() -> bool:
+    """Whether compiled code is not being used at the moment, at the user's wish."""
+    frames: Any = sys.modules.get("torch._dynamo.eval_frame")
+    stance = getattr(getattr(frames, "_stance", None), "stance", "default")
+    return bool(stance == "force_eager")
+
+
+def compiled_part(module: nn.Module) -> str | None:
+    """What of a model is compiled, in words; None if nothing is."""
+    for name, part in module.named_modules():
+        if "_orig_mod" in part._modules or getattr(part, "_compiled_call_impl", None) is not None:
+            return f"{name!r}" if name else "the model"
+    return "the model" if _has_compiled_form(module) else None
+
+
+def _has_compiled_form(module: nn.Module) -> bool:
+    """Whether there is a `torch.compile(module)` beside the module, which knows nothing of it."""
+    frames: Any = sys.modules.get("torch._dynamo.eval_frame")
+    # nothing was ever compiled in most processes; to look at all objects takes some milliseconds
+    if frames is None or not getattr(frames, "cached_backends", None):
+        return False
+    inside = {id(part) for part in module.modules()}
+    forms = [each for each in gc.get_objects() if type(each) is frames.OptimizedModule]
+    return any(id(each._modules.get("_orig_mod")) in inside for each in forms)
+
+
+class no_warning_of_hooks:  # noqa: N801
+    """torch warns whoever calls a compiled module while there are global hooks: nobody else's are meant, and they are gone soon."""
+
+    def __init__(self) -> None:
+        # not by filterwarnings, which has Python show again what it has shown once
+        self._entry = ("ignore", re.compile(re.escape(_WARNING)), UserWarning, None, 0)
+        warnings.filters.insert(0, self._entry)  # type: ignore[attr-defined]
+
+    def remove(self) -> None:
+        if self._entry in warnings.filters:
+            warnings.filters.remove(self._entry)  # type: ignore[attr-defined]

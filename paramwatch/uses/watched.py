@@ -1,0 +1,129 @@
+"""The rows that are split, as they are when a step is armed: their tensors, who holds them, and what their uses contribute."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from paramwatch.globs import fitting
+from paramwatch.guard import ParamWatchError
+from paramwatch.inventory import LiveInventory
+from paramwatch.measure.room import share_of_device
+from paramwatch.record import Inventory
+from paramwatch.rows import places
+from paramwatch.uses.contributions import Budget, Contributions
+
+TIED = "tied"
+"""Among patterns: the rows that have several names."""
+
+LEAST_BUDGET = 256_000_000
+"""Bytes that contributions may take, if 2 % of the device is not more."""
+
+
+@dataclass
+class WatchedRow:
+    """A row that is split."""
+
+    name: str
+    names: str
+    """All of its names, for messages."""
+    tensor: Tensor
+    tied: bool
+    found: Contributions
+    holders: set[int] = field(default_factory=set)
+    """Identities of the modules in which an operation on it needs no further name."""
+    open: bool = True
+    """Whether it is still to step."""
+    passes: int = 0
+    """In how many backward passes of the step it is in anything was found."""
+    gates: list[Any] = field(default_factory=list)
+    """Hooks where its gradient is delivered."""
+
+
+class Watched:
+    """The rows by name, and by every tensor that stands for one. While it is there their identities are their own.
+
+    Args:
+        live: The rows of the model.
+        module: The model.
+        uses_of: Which rows: glob patterns, and `TIED`.
+        number: Of the step that is armed.
+    """
+
+    def __init__(self, live: LiveInventory, module: nn.Module, uses_of: Sequence[str], number: int) -> None:
+        self._of: dict[int, WatchedRow] = {}
+        self._held_by: dict[int, list[tuple[str, WatchedRow]]] = {}
+        self._stand_ins: list[Tensor] = []
+        self.rows: dict[str, WatchedRow] = {}
+        budgets: dict[torch.device, Budget] = {}
+        tensors = live.tensors(number)
+        # a row that nobody owns yet may be another optimizer's, until there was a whole round
+        later = number > 0 and any(row.owned for row in live.current.rows)
+        for row, tensor in zip(live.current.rows, tensors, strict=False):
+            names = (row.name, *row.aliases)
+            if not tensor.requires_grad or (later and not row.owned) or not is_wanted(names, uses_of):
+                continue
+            budget = budgets.setdefault(tensor.device, Budget(max(LEAST_BUDGET, share_of_device(tensor.device))))
+            found = Contributions(tensor.numel() * tensor.element_size(), budget, always=len(names) > 1)
+            self.rows[row.name] = self._of[id(tensor)] = WatchedRow(row.name, " = ".join(names), tensor, len(names) > 1, found)
+        if self.rows:
+            self._find_holders(module)
+
+    def _find_holders(self, module: nn.Module) -> None:
+        for place in places(module):
+            row = self._of.get(id(place.tensor))
+            if row is not None:
+                row.holders.add(id(place.holder))
+                self._held_by.setdefault(id(place.holder), []).append((place.key, row))
+        for parent in module.modules():
+            # what a weight is computed from is held beside the layer that uses it
+            for derived in (parent._modules.get("parametrizations") or nn.Module()).children():
+                if isinstance(derived, ParametrizationList):
+                    for _, row in self._held_by.get(id(derived), ()):
+                        row.holders.add(id(parent))
+
+    def row_of(self, tensor: Tensor) -> WatchedRow | None:
+        """The row of a tensor, if it is still to step."""
+        row = self._of.get(id(tensor))
+        return row if row is not None and row.open else None
+
+    def adopt(self, module: nn.Module) -> None:
+        """A sharded parameter (FSDP2) has a whole one in its place while its module runs: it stands for the same row."""
+        for key, row in self._held_by.get(id(module), ()):
+            here = module._parameters.get(key)
+            if here is not None and id(here) not in self._of:
+                self._of[id(here)] = row
+                self._stand_ins.append(here)
+
+    def still_open(self, names: Collection[str]) -> list[WatchedRow]:
+        """Those of these rows that are still to step."""
+        return [row for name in names if (row := self.rows.get(name)) is not None and row.open]
+
+
+def is_wanted(names: Sequence[str], uses_of: Sequence[str]) -> bool:
+    """Whether a row of these names is to be split."""
+    patterns = [pattern for pattern in uses_of if pattern != TIED]
+    return (TIED in uses_of and len(names) > 1) or any(map(fitting(patterns), names))
+
+
+def check_uses_of(inventory: Inventory, uses_of: Sequence[str]) -> str | None:
+    """What to tell of a choice of rows that means none; None if there is nothing to tell.
+
+    Raises:
+        ParamWatchError: No row fits the patterns.
+    """
+    rows = inventory.rows
+    if not rows or any(is_wanted((row.name, *row.aliases), uses_of) for row in rows):
+        return None
+    if list(uses_of) == [TIED]:
+        return (
+            f"no two names of {inventory.model} lead to one parameter; uses_of='*' also splits the gradients of parameters that are used "
+            "several times in one backward pass"
+        )
+    some = ", ".join(repr(row.name) for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
+    raise ParamWatchError(f"no row fits uses_of={list(uses_of)!r}; the names are {some}, and 'tied' stands for those with several")
