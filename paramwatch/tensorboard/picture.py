@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 
 import numpy as np
+
 # TensorBoard requires it
 from PIL import Image, ImageDraw, ImageFont
 
