@@ -150,6 +150,7 @@ def joined_record(earlier: Record, later: Record) -> Record:
         if known:
             steps[key] = any(known) if key == "skipped" else sum(known)
     whole: dict[str, Any] = {name: array[0] for name, array in joined.items() if name != "values"}
+    whole["uses"] = {**earlier.uses, **later.uses}
     whole["histograms"] = dict(earlier.histograms)
     for kind, counts in later.histograms.items():
         before = earlier.histograms.get(kind, counts)

@@ -22,6 +22,7 @@ from paramwatch.series import latest
 from paramwatch.span import sparkline
 from paramwatch.standing import Layer, Standing, standing
 from paramwatch.terminal import duration
+from paramwatch.usedigest import data_of, lines_of, pulls, said_of
 
 SHOWN = 10
 """Lines of a table before the rest is only counted."""
@@ -155,6 +156,12 @@ def ties(reading: Reading) -> Section | None:
     return Section("ties", "Ties", tuple(said), grid, data)
 
 
+def uses(reading: Reading) -> Section | None:
+    """Whether the uses of a tied parameter agree."""
+    found = pulls(reading.run)
+    return Section("uses", "Tied gradients, use by use", tuple(said_of(found)), lines_of(found), data_of(found)) if found else None
+
+
 def layers(reading: Reading) -> Section | None:
     """The worst layers and the best."""
     if not len(reading.steps):
@@ -206,7 +213,7 @@ def findings(reading: Reading) -> Section:
     return Section("findings", "Findings", said, grid, found.to_dict("records"))
 
 
-SECTIONS: Sequence[SectionOf] = (watched, totals, ties, layers, skipped, nonfinite, findings)
+SECTIONS: Sequence[SectionOf] = (watched, totals, ties, uses, layers, skipped, nonfinite, findings)
 """In the order in which they are shown."""
 
 

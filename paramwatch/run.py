@@ -91,6 +91,11 @@ class Run:
         """
         return frames.histograms_frame(*self._with("histograms"), parameters=parameters, steps=steps, aliases=aliases)
 
+    @property
+    def has_uses(self) -> bool:
+        """Whether a gradient was split by use in this run."""
+        return bool(self._with("uses")[1].num_rows)
+
     def uses(self, *, parameters: str | Sequence[str] = "*", steps: slice | None = None, aliases: bool = False) -> pd.DataFrame:
         """What each use of a parameter contributed to its gradient, where `attach(..., uses=N)` asked for it.
 

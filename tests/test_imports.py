@@ -18,7 +18,7 @@ PACKAGE = Path(paramwatch.__file__).parent
 LAYERS = (
     "lightning loggers cli __main__",
     "watch",
-    "report digest tail",
+    "report digest usedigest tail",
     "standing listing export",
     "series",
     "attached",
@@ -37,7 +37,7 @@ LAYERS = (
 LIGHT = (
     "globs folder arrowfile latest epoch streams format contents store table frames columns merging bins histograms guard record absence "
     "rules testing schedule totals block notebook run tensorboard.events sheet lettering png heatmap grid span terminal output usage "
-    "uselines agreement useframes loading series standing digest listing tail export cli report"
+    "uselines agreement useframes loading series standing usedigest digest listing tail export cli report"
 )
 """What works where torch is not installed."""
 

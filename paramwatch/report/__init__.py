@@ -20,6 +20,7 @@ from paramwatch.run import Run
 from paramwatch.series import latest, recorded_steps, series
 from paramwatch.standing import standing
 from paramwatch.table import group_of
+from paramwatch.usedigest import pulls
 
 Progress: TypeAlias = Callable[[float], None]
 Part: TypeAlias = Callable[[Run, Progress], str]
@@ -74,6 +75,12 @@ def totals(run: Run, progress: Progress) -> str:
             crossed = ~finite & spoilt & (name != "lr")
             charts.append(chart(name, [Line(name, numbers, np.where(finite, values, np.nan), crossed)], width=480, height=180))
     return part("Totals, step by step", f'<div class="pair">{"".join(charts)}</div>')
+
+
+def agreement(run: Run, progress: Progress) -> str:
+    """Whether the uses of a tied parameter agree, as lines: of those that fight most."""
+    lines = [Line(pull.parameter, pull.steps, pull.agreement, np.zeros(len(pull.steps), bool)) for pull in pulls(run)[:WORST]]
+    return part("Tied gradients, use by use", chart("agreement", lines)) if lines else ""
 
 
 def heat_maps(run: Run, progress: Progress) -> str:
@@ -131,7 +138,7 @@ def inventory(run: Run, progress: Progress) -> str:
     return part("Inventory", grid.html("Inventory"))
 
 
-PARTS: Sequence[Part] = (digest, totals, heat_maps, worst, inventory)
+PARTS: Sequence[Part] = (digest, totals, agreement, heat_maps, worst, inventory)
 """In the order in which they are shown."""
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-SHARES: Mapping[str, float] = {"curves": 1 / 2, "histograms": 1 / 4, "heat maps": 1 / 8, "distributions": 1 / 16, "texts": 1 / 32}
+SHARES: Mapping[str, float] = {
+    "curves": 1 / 2,
+    "histograms": 1 / 4,
+    "heat maps": 1 / 8,
+    "distributions": 1 / 16,
+    "texts": 1 / 32,
+    "uses": 1 / 64,
+}
 """The rest is left for the text that says what came to its end."""
 
 

@@ -14,21 +14,24 @@ from paramwatch import bins
 from paramwatch.batch import Batch
 from paramwatch.columns import ABSENT, Array
 from paramwatch.merging import merge
-from paramwatch.record import Inventory
+from paramwatch.record import Inventory, Split
 from paramwatch.schedule import Schedule
 from paramwatch.tensorboard import messages
 from paramwatch.tensorboard.budget import Budget
 from paramwatch.tensorboard.curves import DISTRIBUTION, Curves, Lines
 from paramwatch.tensorboard.histograms import MOST_BUCKETS, of_elements, of_magnitudes
+from paramwatch.tensorboard.tugs import tugs_of
 from paramwatch.totals import counted
 
-MAX_BASES = {"curves": 512, "distributions": 32, "histograms": 32}
+MAX_BASES = {"curves": 512, "distributions": 32, "histograms": 32, "uses": 512}
 """The schedules' bases are at most these: every step is drawn up to twice the number. Loaders keep 1000 samples of a curve and at least 100
 of a histogram."""
 
 _FORMS = 16
 _BUCKET, _BUCKETS = 16, 50
 """Bytes, and how many a histogram of elements has, about."""
+_USES = 2000
+"""Bytes of what is drawn of a split, about."""
 
 
 class Digest:
@@ -40,25 +43,30 @@ class Digest:
             "curves": self.curves.event_bytes(),
             "distributions": len(self.curves.lines) * (MOST_BUCKETS * _BUCKET + 100),
             "histograms": 3 * sum(_BUCKETS * _BUCKET + len(name.encode()) for name in self.curves.names),
+            "uses": _USES,
         }
         """Of what one step may have, in bytes: at most, or about for histograms."""
         # a power of two so small keeps of anything a few
         self.schedules = {kind: Schedule(size, budget.of[kind], MAX_BASES[kind], min_base=4) for kind, size in self.sizes.items()}
-        """Of histograms by their number, since not every step has any; of the others by the step's."""
+        """Of histograms and splits by their number, since not every step has any; of the others by the step's."""
         self._forms: dict[bytes, messages.Form] = {}
-        self._numbered = -1, -1
+        self._numbered = dict.fromkeys(("histograms", "uses"), (-1, -1))
 
-    def of(self, batch: Batch, rows: Lines, histograms: Mapping[str, Array]) -> Iterator[tuple[int, float, list[tuple[str, bytes]]]]:
+    def of(
+        self, batch: Batch, rows: Lines, histograms: Mapping[str, Array], uses: Mapping[str, Split]
+    ) -> Iterator[tuple[int, float, list[tuple[str, bytes]]]]:
         """Of each step that any schedule keeps its number, its time, and by kind the parts of its event.
 
         Args:
             batch: The steps.
             rows: What `lines_of` says of its rows.
             histograms: Those of the batch's only step, as in `Record.histograms`.
+            uses: The same, as in `Record.uses`.
         """
-        binned = bool(histograms) and self.schedules["histograms"].keeps(self._number(batch.step[0]))
+        binned = bool(histograms) and self._is_due("histograms", batch.step[0])
+        split = bool(uses) and self._is_due("uses", batch.step[0])
         kept = {kind: [self.schedules[kind].keeps(step) for step in batch.step] for kind in ("curves", "distributions")}
-        which = [i for i, keeps in enumerate(zip(*kept.values(), strict=True)) if any(keeps) or binned]
+        which = [i for i, keeps in enumerate(zip(*kept.values(), strict=True)) if any(keeps) or binned or split]
         if not which:
             return
         chosen, rows = batch.at(which), {name: (value[which], known[which]) for name, (value, known) in rows.items()}
@@ -75,6 +83,8 @@ class Digest:
                 parts.append(("distributions", messages.histograms(*at, over_rows)))
             if binned:
                 parts.append(("histograms", messages.histograms(*at, self._histograms(batch, histograms))))
+            if split:
+                parts.append(("uses", messages.scalars(*at, tugs_of(uses))))
             yield *at, [(kind, part) for kind, part in parts if part]
 
     def _form(self, drawn: Array) -> messages.Form:
@@ -86,12 +96,12 @@ class Digest:
             self._forms[key] = messages.Form([tag for tag, shown in zip(self.curves.tags(), drawn.tolist(), strict=True) if shown])
         return self._forms[key]
 
-    def _number(self, step: int) -> int:
-        """How many histograms there were before those of this step."""
-        number, last = self._numbered
+    def _is_due(self, kind: str, step: int) -> bool:
+        """Whether what not every step has is drawn: that goes by how many there were before."""
+        number, last = self._numbered[kind]
         if step > last:
-            self._numbered = number + 1, step
-        return self._numbered[0]
+            self._numbered[kind] = number + 1, step
+        return self.schedules[kind].keeps(self._numbered[kind][0])
 
     def _histograms(self, batch: Batch, found: Mapping[str, Array]) -> dict[str, summary_pb2.HistogramProto | None]:
         """Tag -> histogram, of the rows or blocks that have curves: `kind/name`."""

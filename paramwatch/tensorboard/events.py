@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from tensorboard.compat.proto import event_pb2
 
@@ -18,7 +19,7 @@ from paramwatch.batch import Batch, BatchSink
 from paramwatch.block import joined_record
 from paramwatch.columns import Array
 from paramwatch.heatmap import levels
-from paramwatch.record import Inventory, Record
+from paramwatch.record import Inventory, Record, Split
 from paramwatch.tensorboard import messages
 from paramwatch.tensorboard.budget import Budget
 from paramwatch.tensorboard.curves import HEAT_MAP, lines_of
@@ -39,6 +40,8 @@ HEAT_MAPS = ("grad_norm", "update_ratio")
 
 FIRST_PICTURE, GROWTH = 8, 1.6
 """Heat maps are drawn after so many steps, and again each time there are so many times as many; a loader keeps 10 of each."""
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class EventFile(BatchSink):
@@ -69,7 +72,7 @@ class EventFile(BatchSink):
             self._start(file, record)
         if record.inventory is not self._inventory:
             self._describe(file, record)
-        self._take(file, Batch.of(record), record.histograms)
+        self._take(file, Batch.of(record), record.histograms, record.uses)
         if first:
             file.flush()
 
@@ -99,7 +102,7 @@ class EventFile(BatchSink):
             finally:
                 self._file.close()
 
-    def _take(self, file: RecordFile, batch: Batch, histograms: Mapping[str, Array] = MappingProxyType({})) -> None:
+    def _take(self, file: RecordFile, batch: Batch, histograms: Mapping[str, Array] = _NONE, uses: Mapping[str, Split] = _NONE) -> None:
         """Draw the steps that the schedules keep, and remember all of them for the heat maps."""
         if self._strip.steps >= self._due and batch.step[0] > self._strip.last:
             self._draw_pictures(file)
@@ -107,7 +110,7 @@ class EventFile(BatchSink):
         rows = lines_of(batch.values, {kind: i for i, kind in enumerate(batch.inventory.kinds)})
         self._strip.add(batch.step, {name: levels(*rows[name]) for name in HEAT_MAPS if name in rows})
         self._time = batch.time[-1]
-        for step, time, parts in self._digest.of(batch, rows, histograms):
+        for step, time, parts in self._digest.of(batch, rows, histograms, uses):
             payload = b"".join(part for kind, part in parts if self._affordable(file, kind, part, step, time))
             if payload:
                 file.append(payload)

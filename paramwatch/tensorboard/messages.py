@@ -46,6 +46,12 @@ def histograms(step: int, time: float, found: Mapping[str, summary_pb2.Histogram
     return event(step, time, summary=summary_pb2.Summary(value=values)) if values else b""
 
 
+def scalars(step: int, time: float, found: Mapping[str, float]) -> bytes:
+    """An event of numbers by their tags; nothing at all where there is none."""
+    values = [summary_pb2.Summary.Value(tag=tag, simple_value=number) for tag, number in found.items()]
+    return event(step, time, summary=summary_pb2.Summary(value=values)) if values else b""
+
+
 def image(step: int, time: float, tag: str, png: bytes, width: int, height: int) -> bytes:
     """An event of a picture."""
     picture = summary_pb2.Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)

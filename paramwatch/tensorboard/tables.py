@@ -13,6 +13,7 @@ from paramwatch.record import Inventory
 from paramwatch.schedule import Schedule
 from paramwatch.tensorboard.budget import Budget
 from paramwatch.tensorboard.digest import Digest
+from paramwatch.tensorboard.tugs import MOST_TUGS, MOST_USES
 
 MOST_ROWS = 500
 """Rows shown of a table; a text tab that holds more is not read, and is slow to draw."""
@@ -84,6 +85,8 @@ def contents_text(digest: Digest, budget: Budget) -> str:
         "not finite.",
         "Histograms of elements, where they were asked for, are of the same parameters or blocks as the curves: `param/...`, `grad/...` "
         f"and `update/...`, the first {2 * rare.base}, then ever fewer. A tensor without a finite element has none.",
+        "`agreement/...` and `use_share/...`, where `uses=N` asked for them, say whether the uses of a parameter pull the same way (+1), "
+        f"are unrelated (0) or fight (-1), and the share of each: of {MOST_TUGS} parameters at most, and of at most {MOST_USES} uses.",
         *(f"**{kind.capitalize()} end before step {step:,}: their share of this file is full.**" for kind, step in budget.ended.items()),
         "Everything is in the store beside this file: `paramwatch.load` reads it.",
     ]
