@@ -28,7 +28,7 @@ def main() -> None:
     before_first_backward = state(net)
     proof = {"before training": add_up_the_uses(net)}
 
-    callback = ParamWatch()
+    callback = ParamWatch(uses=10)
     trainer = pl.Trainer(
         max_epochs=args.epochs,
         accelerator="cpu",
@@ -47,6 +47,7 @@ def main() -> None:
     print(before_first_backward)
     print_layers(callback.watch)
     print_proof(proof)
+    print_agreement(callback.watch)
     print_heading("The end")
     print_ending(net, trainer.log_dir, args.log_dir)
 
@@ -115,6 +116,23 @@ def print_proof(proof: dict[str, dict[str, float]]) -> None:
     print(norms.to_string(float_format="{:.4f}".format), end="\n\n")
     for when, value in difference.items():
         print(f"relative difference {when}: {value:.1e}")
+
+
+def print_agreement(watch: Watch) -> None:
+    """The book's question, asked at every tenth step: what each of the two uses of the layer contributed."""
+    uses = watch.uses(parameters="2.weight").droplevel("parameter").unstack("use")
+    table = pd.concat([uses["use_norm"].add_prefix("|layer ").add_suffix("|"), uses["use_share"].add_prefix("share of ")], axis=1)
+    table["agreement"] = watch.agreement(parameters="2.weight").droplevel("parameter")["agreement"]
+    print_heading("During training: do layers 2 and 4 agree?")
+    print("At every tenth step the gradient of the shared weight was split by use. The shares add up to 1; one")
+    print("below 0 was overruled by the other. Agreement is the cosine of the two: +1 agree, -1 fight.\n")
+    few = [step for step in (0, 10, 50, 100, 200, 300, 400, 500) if step < table.index[-1]] + [table.index[-1]]
+    print(table.loc[few].rename_axis(columns=None).to_string(float_format="{:.4f}".format), end="\n\n")
+    values = table["agreement"]
+    print(
+        f"Over {len(values)} split steps the agreement was {values.median():+.2f} in the median, {values.min():+.2f} to {values.max():+.2f}:"
+    )
+    print(f"the two uses pulled against each other at {(values < 0).mean():.0%} of the steps.")
 
 
 def print_heading(text: str) -> None:

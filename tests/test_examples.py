@@ -82,6 +82,18 @@ def test_exercise_shows_layers_2_and_4_in_each_line_with_equal_norms(exercise: s
         assert (param_2, grad_2) == (param_4, grad_4)
 
 
+def test_exercise_shows_whether_the_two_uses_agree_during_training(exercise: str) -> None:
+    assert re.search(r"^ +\|layer 2\| +\|layer 4\| +share of 2 +share of 4 +agreement$", exercise, re.MULTILINE)
+    lines = re.findall(r"^(\d+)((?: +-?\d\.\d{4}){5})$", exercise.partition("do layers 2 and 4 agree?")[2], re.MULTILINE)
+
+    assert [int(step) for step, _ in lines] == [0, 10, 20]
+    for _, line in lines:
+        first, second, share_2, share_4, agreement = map(float, line.split())
+        total = first**2 + second**2 + 2 * agreement * first * second
+        assert share_2 + share_4 == pytest.approx(1, abs=2e-4)
+        assert share_2 * total == pytest.approx(first**2 + agreement * first * second, rel=0.05, abs=1e-5)
+
+
 def test_exercise_proves_that_the_gradients_of_the_uses_add_up(exercise: str) -> None:
     differences = re.findall(r"^relative difference (?:before|after) training: (\S+)$", exercise, re.MULTILINE)
 

@@ -138,8 +138,16 @@ class Calls:
         turn = self._turns[at, id(module)]
         self._turns[at, id(module)] += 1
         # anyone else's forward may call them in any order: the second call need not be the second name
-        in_turn = type(parent).forward is nn.Sequential.forward
-        return base + mine[turn % len(mine) if in_turn else 0]
+        return base + mine[turn % len(mine) if _calls_in_turn(type(parent)) else 0]
+
+
+def _calls_in_turn(kind: type) -> bool:
+    """Whether the forward of these modules is that of `nn.Sequential`, perhaps behind Lightning's, which only passes it on."""
+    for cls in kind.__mro__:
+        lightning = cls.__name__ == "LightningModule" and cls.__module__.startswith(("pytorch_lightning.", "lightning."))
+        if "forward" in vars(cls) and not lightning:
+            return vars(cls)["forward"] is nn.Sequential.forward
+    return False
 
 
 def numbered(labels: Sequence[str]) -> list[str]:
