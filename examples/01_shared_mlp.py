@@ -129,9 +129,8 @@ def print_agreement(watch: Watch) -> None:
     few = [step for step in (0, 10, 50, 100, 200, 300, 400, 500) if step < table.index[-1]] + [table.index[-1]]
     print(table.loc[few].rename_axis(columns=None).to_string(float_format="{:.4f}".format), end="\n\n")
     values = table["agreement"]
-    print(
-        f"Over {len(values)} split steps the agreement was {values.median():+.2f} in the median, {values.min():+.2f} to {values.max():+.2f}:"
-    )
+    least, median, most = values.quantile([0, 0.5, 1])
+    print(f"Over {len(values)} split steps the agreement was {median:+.2f} in the median, {least:+.2f} to {most:+.2f}:")
     print(f"the two uses pulled against each other at {(values < 0).mean():.0%} of the steps.")
 
 
