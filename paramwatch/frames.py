@@ -80,25 +80,39 @@ def frame(
     """
     if statistic is not None and not isinstance(statistic, str):
         raise ParamWatchError(f"statistic must be the name of one column, such as 'grad_norm', not {statistic!r}; leave it out for all")
+    known, level = {found.name: found for found in statistics_of(layout_of(epochs))}, _level(by)
+    columns = None if statistic is None else [statistic]
+    table = table_of(epochs, columns, parameters=parameters, steps=steps, aliases=aliases, by=by)
+    if statistic is None:
+        return _tidy(table, tuple(known.values()), level, finite)
+    return _wide(table, statistic, known.get(statistic), level, finite)
+
+
+def table_of(
+    epochs: Sequence[Source], columns: Sequence[str] | None, *, parameters: str | Sequence[str], steps: slice | None, aliases: bool, by: By
+) -> Table:
+    """What some columns follow from, None for all of them: their parts and what is kept of each row are read once, and no more than that.
+
+    Raises:
+        ParamWatchError: As `frame`.
+    """
     known = {found.name: found for found in statistics_of(layout_of(epochs))}
-    if statistic is not None and statistic not in (*known, *EXTRA_COLUMNS):
-        raise ParamWatchError(f"there is no statistic {statistic!r} here{nearest(statistic, (*known, *EXTRA_COLUMNS))}")
-    level, span, labels = _level(by), span_of(steps), labels_of(epochs, parameters, aliases)
-    needed = None if statistic is None else known[statistic].needs if statistic in known else ()
-    per_row: Collection[str] = tuple(PER_ROW) if statistic is None else [statistic] if statistic in EXTRA_COLUMNS else []
+    for column in columns or ():
+        if column not in (*known, *EXTRA_COLUMNS):
+            raise ParamWatchError(f"there is no statistic {column!r} here{nearest(column, (*known, *EXTRA_COLUMNS))}")
+    _level(by)
+    span, labels = span_of(steps), labels_of(epochs, parameters, aliases)
+    needed = None if columns is None else [pair for column in columns if column in known for pair in known[column].needs]
+    per_row: Collection[str] = tuple(PER_ROW) if columns is None else [column for column in columns if column in EXTRA_COLUMNS]
     if by != "parameter":
-        needed = None if needed is None else merged_with(needed)
+        needed = None if needed is None else list(merged_with(needed))
         per_row = (*per_row, "stepped")
     blocks = [
         epoch.block(needed, None if found.rows == tuple(range(len(epoch.inventory.rows))) else found.rows, span, per_row=per_row, keys=())
         for epoch, found in zip(epochs, labels, strict=True)
     ]
     table = join(blocks, labels, epochs)
-    if by != "parameter":
-        table = group(table, by)
-    if statistic is None:
-        return _tidy(table, tuple(known.values()), level, finite)
-    return _wide(table, statistic, known.get(statistic), level, finite)
+    return table if by == "parameter" else group(table, by)
 
 
 def steps_frame(epochs: Sequence[Source]) -> pd.DataFrame:
@@ -179,7 +193,7 @@ def _level(by: By) -> str:
     return "block"
 
 
-def _compute(block: Block, statistics: Sequence[Statistic], finite: bool) -> dict[str, Array]:
+def compute(block: Block, statistics: Sequence[Statistic], finite: bool) -> dict[str, Array]:
     """Statistic -> float64 [n, labels]."""
     out = {statistic.name: np.empty(block.stepped.shape) for statistic in statistics}
     for lines in runs(block):
@@ -197,7 +211,7 @@ def _tidy(table: Table, statistics: Sequence[Statistic], level: str, finite: boo
     codes: list[Any] = [np.repeat(np.arange(n), width)[there], np.tile(np.arange(width), n)[there]]
     levels: list[Any] = [pd.Index(block.step), pd.Index(list(table.labels))]
     index = pd.MultiIndex(levels, codes, names=["step", level])
-    computed = _compute(block, statistics, finite)
+    computed = compute(block, statistics, finite)
     columns: dict[str, Any] = {}
     for statistic in statistics:
         column = computed.pop(statistic.name).ravel()[there]
@@ -214,9 +228,9 @@ def _wide(table: Table, name: str, statistic: Statistic | None, level: str, fini
     if statistic is None and name == "grad_state":
         made = [pd.Categorical.from_codes(column, dtype=_STATES) for column in block.grad_state.T]
     elif statistic is not None and statistic.integer:
-        made = [_whole(column) for column in _compute(block, [statistic], finite)[name].T]
+        made = [_whole(column) for column in compute(block, [statistic], finite)[name].T]
     else:
-        values = block.lr if statistic is None else _compute(block, [statistic], finite)[name]
+        values = block.lr if statistic is None else compute(block, [statistic], finite)[name]
         return pd.DataFrame(values, index, labels)
     return pd.DataFrame(dict(enumerate(made)), index).set_axis(labels, axis=1)
 

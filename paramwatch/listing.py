@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from paramwatch.absence import counted
 from paramwatch.columns import Array
 from paramwatch.grid import Grid, number
+from paramwatch.record import GRAD_STATES
 from paramwatch.run import Run
-from paramwatch.series import Series, series
+from paramwatch.series import Selection, Series, of_each, select, series
 from paramwatch.span import sparkline
+from paramwatch.standing import last_states
 from paramwatch.table import By
 
 _WIDTH = 24
@@ -51,7 +52,7 @@ def listing(
     """
     found = None
     if statistic == "grad_state":
-        lines = _states(run.frame(statistic, parameters=parameters, steps=steps, by=by))
+        lines = _states(select(run, [statistic], parameters=parameters, steps=steps, by=by))
     else:
         found = series(run, statistic, parameters=parameters, steps=steps, by=by, finite=finite)
         lines = _numbers(found)
@@ -87,46 +88,34 @@ def grid_of(statistic: str, by: By, lines: Sequence[dict[str, Any]], shown: int)
 
 
 def _numbers(found: Series) -> list[dict[str, Any]]:
-    statistics = {name: _each(found.values, of) for name, of in _OF.items()}
+    columns = {"last": _last(found.values)} | {name: of_each(found.values, of) for name, of in _OF.items()}
     quarter = max(1, len(found.steps) // 4)
-    early, late = (_each(part, np.nanmedian) for part in (found.values[:quarter], found.values[-quarter:]))
+    early, late = (of_each(part, np.median) for part in (found.values[:quarter], found.values[-quarter:]))
     with np.errstate(divide="ignore", invalid="ignore"):
-        statistics["change"] = np.where((early > 0) & (late >= 0), late / early, np.nan)
+        columns["change"] = np.where((early > 0) & (late >= 0), late / early, np.nan)
+    columns["nonfinite_steps"] = found.spoilt.sum(0)
+    numbers = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [{"name": name, **dict(zip(columns, each, strict=True))} for name, each in zip(found.names, numbers, strict=True)]
+
+
+_OF: dict[str, Callable[..., Array]] = {"median": np.median, "min": np.min, "max": np.max}
+
+
+def _last(values: Array) -> Array:
+    """The last number of each column, NaN where it has none."""
+    if not len(values):
+        return np.full(values.shape[1], np.nan)
+    at = len(values) - 1 - (~np.isnan(values))[::-1].argmax(0)
+    last: Array = values[at, np.arange(values.shape[1])]
+    return last
+
+
+def _states(found: Selection) -> list[dict[str, Any]]:
+    counts = {state: (found.states == code).sum(0).tolist() for code, state in enumerate(GRAD_STATES)}
     return [
-        {
-            "name": name,
-            "last": _last(found.values[:, i]),
-            **{key: float(column[i]) for key, column in statistics.items()},
-            "nonfinite_steps": int(found.spoilt[:, i].sum()),
-        }
-        for i, name in enumerate(found.names)
+        {"name": name, "last": last, "steps": {state: column[i] for state, column in counts.items() if column[i]}}
+        for i, (name, last) in enumerate(zip(found.names, last_states(found.states), strict=True))
     ]
-
-
-_OF: dict[str, Callable[..., Array]] = {"median": np.nanmedian, "min": np.nanmin, "max": np.nanmax}
-
-
-def _each(values: Array, of: Callable[..., Array]) -> Array:
-    """A number for each column, NaN where it has none."""
-    out = np.full(values.shape[1], np.nan)
-    some = ~np.isnan(values).all(0) if len(values) else np.zeros(values.shape[1], bool)
-    if some.any():
-        out[some] = of(values[:, some], axis=0)
-    return out
-
-
-def _last(values: Array) -> float:
-    known = values[~np.isnan(values)]
-    return float(known[-1]) if len(known) else float("nan")
-
-
-def _states(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    out = []
-    for i, name in enumerate(frame.columns):
-        states = frame.iloc[:, i].dropna()
-        counts = {str(state): int(n) for state, n in states.value_counts(sort=False).items() if n}
-        out.append({"name": str(name), "last": str(states.iloc[-1]) if len(states) else None, "steps": counts})
-    return out
 
 
 def _sortable(value: Any) -> tuple[bool, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def merge(values: Mapping[str, Array], members: Sequence[Sequence[int]]) -> dict
     Returns:
         Part -> [..., groups], whole numbers as int64 and the rest as float64.
     """
-    order = np.concatenate([np.asarray(rows, dtype=np.intp) for rows in members])
+    order = np.fromiter(chain.from_iterable(members), np.intp)
     sizes = [len(rows) for rows in members]
     starts = np.concatenate(([0], np.cumsum(sizes[:-1]))).astype(np.intp)
     group = np.repeat(np.arange(len(members)), sizes)

@@ -6,15 +6,15 @@ one for the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from paramwatch.columns import STATISTICS, Array
+from paramwatch.frames import compute, table_of
 from paramwatch.run import Run
-from paramwatch.table import By
+from paramwatch.table import By, Table
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,54 @@ class Series:
     """bool [n, names]: something was measured, and it is NaN or infinite."""
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What was read of a run at once: the parts from which some columns follow."""
+
+    table: Table
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.table.labels
+
+    @property
+    def steps(self) -> Array:
+        """int64 [n], rising."""
+        return self.table.block.step
+
+    @property
+    def states(self) -> Array:
+        """int8 [n, names]: positions in `GRAD_STATES`, negative where nothing is known."""
+        return self.table.block.grad_state
+
+    def series(self, statistic: str, finite: bool = False) -> Series:
+        """One of the columns that were asked for."""
+        values = self._numbers(statistic, finite)
+        spoilt = np.zeros(values.shape, bool)
+        doubtful = ~np.isfinite(values)
+        if not finite and statistic in STATISTICS and doubtful.any():
+            # a norm over the finite elements is a number wherever there was anything to measure, even if none was finite
+            norm = _norm_beside(statistic)
+            spoilt = doubtful & ~np.isfinite(self._numbers(norm, False)) & ~np.isnan(self._numbers(norm, True))
+        return Series(statistic, self.names, self.steps, np.where(doubtful, np.nan, values), spoilt)
+
+    def _numbers(self, column: str, finite: bool) -> Array:
+        block = self.table.block
+        return compute(block, [STATISTICS[column]], finite)[column] if column in STATISTICS else block.lr
+
+
+def select(
+    run: Run, columns: Sequence[str], *, parameters: str | Sequence[str] = "*", steps: slice | None = None, by: By = "parameter"
+) -> Selection:
+    """Read some columns of a run, each part of them once; the arguments are those of `Run.frame`.
+
+    Raises:
+        ParamWatchError: As `Run.frame`.
+    """
+    wanted = [*columns, *(_norm_beside(name) for name in columns if name in STATISTICS)]
+    return Selection(table_of(run._epochs(), wanted, parameters=parameters, steps=steps, aliases=False, by=by))
+
+
 def series(
     run: Run,
     statistic: str,
@@ -45,46 +93,35 @@ def series(
     Raises:
         ParamWatchError: As `Run.frame`.
     """
-
-    def numbers(column: str, leaving_out: bool) -> pd.DataFrame:
-        return run.frame(column, parameters=parameters, steps=steps, by=by, finite=leaving_out)
-
-    frame = numbers(statistic, finite)
-    values = floats(frame)
-    spoilt = np.zeros(values.shape, bool)
-    doubtful = ~np.isfinite(values)
-    if not finite and statistic in STATISTICS and doubtful.any():
-        # a norm over the finite elements is a number wherever there was anything to measure, even if none was finite
-        norm = f"{STATISTICS[statistic].needs[0][0]}_norm"
-        # a run that goes on may have grown in between
-        whole, measured = (floats(numbers(norm, leaving_out)[: len(frame)]) for leaving_out in (False, True))
-        spoilt = doubtful & ~np.isfinite(whole) & ~np.isnan(measured)
-    return Series(
-        statistic,
-        tuple(map(str, frame.columns)),
-        frame.index.to_numpy(np.int64),
-        np.where(doubtful, np.nan, values),
-        spoilt,
-    )
+    return select(run, [statistic], parameters=parameters, steps=steps, by=by).series(statistic, finite)
 
 
 def recorded_steps(run: Run) -> Array:
-    """The numbers of the recorded steps, int64 [n], at the least cost.
+    """The numbers of the recorded steps, int64 [n]; nothing else is read.
 
     Raises:
         ParamWatchError: Nothing whole was written yet.
     """
-    first = run.parameters.index[:1].tolist()
-    frame = run.frame("lr", parameters=first) if first else run.frame("lr")
-    return frame.index.to_numpy(np.int64)
+    return np.unique(np.concatenate([epoch.step for epoch in run._epochs()]))
+
+
+def of_each(values: Array, of: Callable[..., Array]) -> Array:
+    """A number for each column of [n, columns] over those that are not NaN, such as `np.median`; NaN where there are none."""
+    out = np.full(values.shape[1], np.nan)
+    unknown = np.isnan(values)
+    whole = ~unknown.any(0) & (len(values) > 0)
+    if whole.any():
+        out[whole] = of(values if whole.all() else values[:, whole], axis=0)
+    for i in np.flatnonzero(~whole & ~unknown.all(0)):
+        out[i] = of(values[~unknown[:, i], i])
+    return out
 
 
 def latest(steps: Array, rows: int, most: int = 200) -> slice:
     """The last recorded steps, as many as can be looked at in no time: at most `most`, and fewer where the rows are many."""
-    n = max(10, min(most, 2_000_000 // max(1, rows)))
+    n = max(10, min(most, 1_000_000 // max(1, rows)))
     return slice(int(steps[-n:][0]), None) if len(steps) else slice(0, None)
 
 
-def floats(frame: pd.DataFrame) -> Array:
-    """A wide frame of numbers as float64 [n, columns], nulls as NaN."""
-    return frame.to_numpy(np.float64, na_value=np.nan) if len(frame.columns) else np.empty(frame.shape)
+def _norm_beside(statistic: str) -> str:
+    return f"{STATISTICS[statistic].needs[0][0]}_norm"

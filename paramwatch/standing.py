@@ -13,8 +13,9 @@ import numpy as np
 
 from paramwatch.absence import counted
 from paramwatch.columns import Array
+from paramwatch.record import GRAD_STATES
 from paramwatch.run import Run
-from paramwatch.series import Series, series
+from paramwatch.series import Series, of_each, select
 
 _IDLE = {"zero": "zero gradient", "none": "no gradient", "unowned": "in no optimizer", None: "not stepped"}
 
@@ -53,34 +54,28 @@ def standing(run: Run, steps: slice | None = None) -> Standing:
     Raises:
         ParamWatchError: Nothing whole was written yet.
     """
-    ratios, grads, params = (series(run, name, steps=steps, by="layer") for name in ("update_ratio", "grad_norm", "param_norm"))
-    # a run that goes on may have grown in between
-    n = min(len(ratios.steps), len(grads.steps), len(params.steps))
-    states = run.frame("grad_state", steps=steps, by="layer").iloc[:n]
-    spoilt = (ratios.spoilt[:n] | grads.spoilt[:n] | params.spoilt[:n]).sum(0)
-    ratio, grad = _medians(ratios.values[:n]), _medians(grads.values[:n])
+    found = select(run, ("update_ratio", "grad_norm", "param_norm", "grad_state"), steps=steps, by="layer")
+    ratios, grads, params = (found.series(name) for name in ("update_ratio", "grad_norm", "param_norm"))
+    spoilt, states = (ratios.spoilt | grads.spoilt | params.spoilt).sum(0), last_states(found.states)
+    ratio, grad = (of_each(each.values, np.median) for each in (ratios, grads))
     moving = ratio[ratio > 0]
     middle = float(np.median(moving)) if len(moving) else np.nan
     layers = []
     for i, name in enumerate(ratios.names):
-        state = _last_known(states.iloc[:, i].to_list())
         against = ratio[i] / middle if ratio[i] > 0 else np.nan
-        severity, verdict = _judged(int(spoilt[i]), state, ratio[i], against)
+        severity, verdict = _judged(int(spoilt[i]), states[i], ratio[i], against)
         layers.append(Layer(name, float(ratio[i]), float(grad[i]), float(against), int(spoilt[i]), verdict, severity))
     return Standing(tuple(sorted(layers, key=lambda layer: (-layer.severity, -_distance(layer)))), ratios)
 
 
-def _medians(values: Array) -> Array:
-    """Over the numbers of each column; NaN where there are none."""
-    out = np.full(values.shape[1], np.nan)
-    some = ~np.isnan(values).all(0)
-    if some.any():
-        out[some] = np.nanmedian(values[:, some], 0)
-    return out
-
-
-def _last_known(states: list[object]) -> str | None:
-    return next((str(state) for state in reversed(states) if isinstance(state, str)), None)
+def last_states(states: Array) -> list[str | None]:
+    """The last of `GRAD_STATES` that is known of each column of int8 [n, columns]; None where none is."""
+    if not len(states):
+        return [None] * states.shape[1]
+    known = states >= 0
+    last = len(states) - 1 - known[::-1].argmax(0)
+    codes = np.where(known.any(0), states[last, np.arange(states.shape[1])], -1)
+    return [GRAD_STATES[code] if code >= 0 else None for code in codes.tolist()]
 
 
 def _judged(spoilt: int, state: str | None, ratio: float, against: float) -> tuple[int, str]:

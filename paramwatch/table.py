@@ -166,8 +166,9 @@ def join(blocks: Sequence[Block], labels: Sequence[Labels], names_of: Sequence[S
     """
     tensor_of: dict[str, str] = {}
     for source, found in zip(reversed(names_of), reversed(labels), strict=True):
+        rows = source.inventory.rows
         for name, row in zip(found.names, found.rows, strict=True):
-            tensor_of.setdefault(name, source.inventory.rows[row].name)
+            tensor_of.setdefault(name, rows[row].name)
     names = tuple(tensor_of)
     if len(blocks) == 1:
         return Table(blocks[0], names, tuple(tensor_of.values()), np.broadcast_to(True, blocks[0].stepped.shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from written import write
 
 from paramwatch import digest
 from paramwatch.digest import SECTIONS, Reading, Section, sections
+from paramwatch.epoch import Epoch
 from paramwatch.record import Finding
 from paramwatch.run import Run
 from paramwatch.standing import standing
@@ -81,3 +83,17 @@ def test_long_tables_are_cut_and_say_so(run: Run) -> None:
     cut = digest._first_lines(Section("findings", "Findings", grid=digest.Grid(("step",), [(str(f.step),) for f in findings])), 10).grid
     assert cut is not None
     assert (len(cut.lines), cut.more) == (10, "… and 20 more")
+
+
+def test_a_summary_reads_the_steps_once_and_the_layers_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    block = Epoch.block
+
+    def counted(self: Epoch, *args: Any, **options: Any) -> Any:
+        found = block(self, *args, **options)
+        read.append(len(found.step))
+        return found
+
+    monkeypatch.setattr(Epoch, "block", counted)
+    assert list(sections(run))
+    assert len(read) == 2
