@@ -49,8 +49,16 @@ def check(target: Path, force: bool) -> None:
     """Whether a file may be written.
 
     Raises:
-        ParamWatchError: There is one, and it is not to be replaced; or it is a folder.
+        ParamWatchError: There is one, and it is not to be replaced; or it is a folder, or in one that is not there.
     """
+    try:
+        # behind a link is what is meant
+        folder = target.resolve().parent
+    except (OSError, RuntimeError) as error:
+        # up to Python 3.12 links in a circle are a RuntimeError
+        raise ParamWatchError(f"{target} cannot be written: it is a link to itself, or cannot be followed") from error
+    if not folder.is_dir():
+        raise ParamWatchError(f"{target} cannot be written: there is no folder {folder}")
     if target.is_dir():
         raise ParamWatchError(f"{target} is a folder; name a file")
     if not force and target.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from written import HOSTILE, write
 from paramwatch import export as exporting
 from paramwatch.export import export
 from paramwatch.guard import ParamWatchError
+from paramwatch.output import check
 from paramwatch.run import Run
 from paramwatch.terminal import Progress, Terminal
 
@@ -183,3 +185,15 @@ def test_without_a_terminal_there_is_no_progress() -> None:
 
 def test_a_piece_is_no_longer_than_it_may_be() -> None:
     assert exporting.LINES * 32 * 8 <= 150_000_000
+
+
+def test_a_folder_that_is_missing_and_a_link_to_itself_are_named_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ParamWatchError, match="there is no folder .*missing"):
+        check(tmp_path / "missing" / "report.html", False)
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone" / "report.html")
+    with pytest.raises(ParamWatchError, match="there is no folder .*gone"):
+        check(tmp_path / "dangling", True)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    if sys.version_info < (3, 13):
+        with pytest.raises(ParamWatchError, match="a link to itself"):
+            check(tmp_path / "loop", False)
