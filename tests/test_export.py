@@ -188,10 +188,10 @@ def test_a_piece_is_no_longer_than_it_may_be() -> None:
 
 
 def test_a_folder_that_is_missing_and_a_link_to_itself_are_named_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ParamWatchError, match="there is no folder .*missing"):
+    with pytest.raises(ParamWatchError, match=r"there is no folder .*missing"):
         check(tmp_path / "missing" / "report.html", False)
     (tmp_path / "dangling").symlink_to(tmp_path / "gone" / "report.html")
-    with pytest.raises(ParamWatchError, match="there is no folder .*gone"):
+    with pytest.raises(ParamWatchError, match=r"there is no folder .*gone"):
         check(tmp_path / "dangling", True)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     if sys.version_info < (3, 13):
