@@ -130,6 +130,8 @@ class Recorder:
 
     def begin_inside(self, step: OptimizerStep, optimizer: Optimizer) -> None:
         """Add what only the inner optimizer holds."""
+        if captured():
+            return
         with self.lock, torch.no_grad():
             step.unfold()
             held = self._live.held_by(params_of(optimizer), step.number)
@@ -140,7 +142,7 @@ class Recorder:
     def gradients(self, step: OptimizerStep, optimizer: Optimizer, evaluation: bool) -> None:
         """Measure gradients; the last time wins."""
         step.evaluations += evaluation
-        if step.wanted:
+        if step.wanted and not captured():
             started = time.perf_counter_ns()
             see_gradients(step, optimizer, self._raw, self._full, evaluation)
             if self.splits is not None:
@@ -151,6 +153,8 @@ class Recorder:
         """Measure the update, count the step, close what is complete."""
         with self.lock:
             started = time.perf_counter_ns()
+            # entered before the capture began (`watch.step` around it): counted, and not measured
+            step.wanted = step.wanted and not captured()
             # a closure that was never called, and whose gradients were there already
             if step.wanted and not step.has_gradients:
                 self.gradients(step, step.optimizers[0], evaluation=False)

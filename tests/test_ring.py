@@ -282,6 +282,23 @@ def test_while_a_graph_is_captured_no_event_is_asked(monkeypatch: pytest.MonkeyP
     assert found.ready
 
 
+def test_while_a_graph_is_captured_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow()
+    ring = Ring(slots=1, transport=slow)
+    first, second = ring.send(torch.ones(3)), ring.send(torch.zeros(3))
+    assert first is not None
+    assert second is not None
+    slow.tick()
+    assert first.ready
+    monkeypatch.setattr(ring_module, "capturing", lambda: True)
+    first.release()
+    assert not second.ready
+    assert second._room is None
+    monkeypatch.setattr(ring_module, "capturing", lambda: False)
+    ring.advance()
+    assert second._room is not None
+
+
 # ---- on a device ------------------------------------------------------------------------------
 
 

@@ -173,6 +173,9 @@ class Ring:
 
     def advance(self) -> None:
         """Queue the copies of those that wait, in their order, as far as slots are free."""
+        # what is queued during a capture would be done at each replay, and pinned memory cannot be had
+        if capturing():
+            return
         with self._lock:
             while self._waiting:
                 tensor = self._waiting[0]._tensor

@@ -31,6 +31,18 @@ OLDEST = (7, 5)
 
 _EXACT = [i for i, part in enumerate(ORDER) if PARTS[part].integer or part in ("min", "max")]
 
+_MISFITS = (
+    RuntimeError,
+    OSError,
+    subprocess.SubprocessError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AssertionError,
+    ImportError,
+)
+
 _given_up: set[torch.device] = set()
 
 
@@ -65,7 +77,8 @@ def attempt(device: torch.device, measure: Callable[[], T]) -> T | None:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    return gpu.kernels().failure, RuntimeError, OSError, subprocess.SubprocessError
+    """What a Triton raises that cannot compile or launch, or that is of a version with other names and arguments."""
+    return gpu.kernels().failure, *_MISFITS
 
 
 def _give_up(device: torch.device, why: str) -> None:
@@ -91,7 +104,7 @@ def _obstacle(device: torch.device) -> str | None:
         return f"the kernels need compute capability {OLDEST[0]}.{OLDEST[1]}"
     try:
         gpu.kernels()
-    except ImportError as error:
+    except _MISFITS as error:
         return f"Triton, which comes with PyTorch for CUDA on Linux, cannot be imported ({error})"
     logger.info("paramwatch: compiling the measuring kernels for %s, where that was not done before", torch.cuda.get_device_name(device))
     return None
