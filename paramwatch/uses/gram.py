@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from paramwatch.agreement import MOST_PAIRS
+from paramwatch.measure.products import can_multiply, products
 
 _PIECE, _PIECE_ON_DEVICE = 1 << 18, 1 << 24
 """Elements in float64 at a time: what a processor's cache holds, and what keeps a device busy."""
@@ -38,6 +39,13 @@ def gram(grads: Sequence[Tensor], total: Tensor) -> Tensor:
         grads: Vectors of one size.
         total: What autograd delivered.
     """
+    if can_multiply((*grads, total)):
+        return torch.from_numpy(products(grads, total, len(grads) <= MOST_PAIRS))
+    return plain_gram(grads, total)
+
+
+def plain_gram(grads: Sequence[Tensor], total: Tensor) -> Tensor:
+    """`gram` in PyTorch: on other devices, and where there is no kernel."""
     k, n = len(grads), total.numel()
     found = torch.zeros(k + 2, k + 2, dtype=torch.float64, device=total.device)
     piece = max(1, (_PIECE if total.is_cpu else _PIECE_ON_DEVICE) // (k + 2))
@@ -48,8 +56,7 @@ def gram(grads: Sequence[Tensor], total: Tensor) -> Tensor:
         if k <= MOST_PAIRS:
             found += wide @ wide.T
         else:
-            products = wide @ wide[k:].T
-            found[:, k:] += products
+            found[:, k:] += wide @ wide[k:].T
             found.diagonal()[:k] += wide[:k].square().sum(1)
     if k > MOST_PAIRS:
         found[k:, :k] = found[:k, k:].T.clone()
