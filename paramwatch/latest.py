@@ -75,6 +75,8 @@ class Alarm:
     def heard(self, batch: Batch) -> tuple[int, bool] | None:
         """Where in a batch there is the first step of all that is not finite, or the first that comes after many finite ones, once.
 
+        What comes after it in the batch has to be heard again.
+
         Not finite is a step with such an element in a parameter or gradient; one that a `GradScaler` skipped is not looked at.
 
         Returns:
@@ -87,15 +89,15 @@ class Alarm:
         for part in ("nan", "posinf", "neginf"):
             if (spoilt := batch.values[part] > 0).any():
                 bad |= spoilt[:, axes].any((1, 2))
-        said = None
         for i, (spoilt, steps) in enumerate(zip(bad.tolist(), batch.steps, strict=True)):
             if steps.get("skipped"):
                 continue
             if spoilt and not self._news and (not self._any or self._finite >= FINITE_STEPS):
                 self._any, self._news = True, self._finite >= FINITE_STEPS
-                said = i, self._news
+                self._finite = 0
+                return i, self._news
             self._finite = 0 if spoilt else self._finite + 1
-        return said
+        return None
 
 
 def _packed(batch: Any) -> Any:

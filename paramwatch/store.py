@@ -159,8 +159,16 @@ class Store(BatchSink):
         """Keep some steps and drop the others, all of which fit the files that there are."""
         if not len(batch):
             return
-        self._seen = batch.step[-1]
         heard = self._alarm.heard(batch)
+        if heard is not None and heard[0] + 1 < len(batch):
+            # what is news is written before what comes after it
+            self._divide(batch.at(range(heard[0] + 1)), schedule, always, heard)
+            self._share(batch.at(range(heard[0] + 1, len(batch))), schedule, always)
+        else:
+            self._divide(batch, schedule, always, heard)
+
+    def _divide(self, batch: Batch, schedule: Schedule, always: bool, heard: tuple[int, bool] | None) -> None:
+        self._seen = batch.step[-1]
         kept = self._chosen(batch, schedule, always, None if heard is None else heard[0])
         self._wait(self._kept_steps, batch, kept, self._write_records)
         if len(kept) < len(batch):

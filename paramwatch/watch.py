@@ -169,6 +169,8 @@ class Watch(Run):
         """Stop recording, write what is left, and give back torch's hooks. May be called again, and from anywhere."""
         with self._closing:
             if self._closed:
+                # once more, in case it failed the first time
+                attached.leave(self)
                 return
             with self._guard.contain("closing"):
                 self._finish("closing")

@@ -158,6 +158,7 @@ def curves_in(folder: Path) -> list[bytes]:
 @given(LOOPS, st.booleans(), MOST)
 @example([*["both"] * 5, "first", "read", "both"], False, 256)
 @example(["both", "both", "first", "read", "read", "read", "both"], False, 1)
+@example([*["both"] * 6, "nan", "both", "both"], False, 2)
 def test_every_sink_of_ours_does_with_a_batch_what_it_does_with_its_records(loop: list[str], raw: bool, most: int) -> None:
     rounds = rounds_of(loop, raw=raw)
     parts, records = list(put_together(rounds, most)), one_by_one(rounds)
