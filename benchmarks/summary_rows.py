@@ -20,6 +20,7 @@ LAYERS, TIMES = 7500, 5
 FILLS: dict[str, Callable[[Tensor], object]] = {
     "PyTorch default": lambda w: None,
     "normal": lambda w: init.normal_(w, std=0.02),
+    "truncated normal": lambda w: init.trunc_normal_(w, std=0.02, a=-0.04, b=0.04),
     "moved off its start": lambda w: w.data.add_(torch.randn_like(w), alpha=0.03),
 }
 

@@ -16,9 +16,9 @@ import numpy as np
 from paramwatch.columns import Array
 from paramwatch.fitting import agrees, named
 from paramwatch.formulas import COARSE, gain_of_row, gain_of_rows, spread
-from paramwatch.laws import Kind, Law, Numbers, law_of, two_sided
+from paramwatch.laws import NO_TESTS, Kind, Law, Numbers, Tests, law_of, two_sided
 from paramwatch.standards import DEFAULT, Standard
-from paramwatch.wording import grouped, not_smooth, per_cent, plain, plain_std, standing_apart
+from paramwatch.wording import grouped, not_smooth, per_cent, rounded, standing_apart, words
 
 ENOUGH = 256
 """Elements that tell uniform from normal, and Xavier from Kaiming, in 99 draws of 100."""
@@ -31,6 +31,7 @@ _STRAY_ZEROS = 0.01
 """Share of zeros below which they say nothing."""
 
 _UNIFORM: frozenset[Kind] = frozenset(("uniform",))
+_NORMAL: frozenset[Kind] = frozenset(("normal",))
 _EITHER: frozenset[Kind] = frozenset(("uniform", "normal"))
 
 _NO_CHANCE = 1e-6
@@ -59,9 +60,8 @@ class Answers(NamedTuple):
     """The elements, none of them zero, neither few values nor many at an extreme."""
     spread: Array | None = None
     """The same, laid evenly where they are rounded."""
-    even: bool | None = None
-    """Whether they are evenly spread between the extremes."""
-    normal: bool | None = None
+    tests: Tests = NO_TESTS
+    """Of the second."""
 
 
 NOTHING = Answers()
@@ -242,7 +242,7 @@ def _of_law(seen: Seen) -> Look:
     x = seen.numbers
     if x.n < ENOUGH:
         return _small(seen)
-    elements, some, *tests = seen.source.answers
+    elements, some, tests = seen.source.answers
     if elements is None or some is None:
         elements = seen.source.ascending()
         some = elements[elements != 0] if seen.zeros else elements
@@ -251,15 +251,16 @@ def _of_law(seen: Seen) -> Look:
         some = spread(some, x.grain)
     # a named bound that is met to one part in n says more than a slight curve, unless a round one is met as well
     bounds = _named(seen, _UNIFORM) if x.high - x.low < 4.2 * x.std else ()
-    laws = law_of(x.beside(some, *tests), bool(bounds) and all(bound.name for bound in bounds)) if len(some) >= ENOUGH // 2 else []
+    laws = law_of(x.beside(some, tests), bool(bounds) and all(bound.name for bound in bounds)) if len(some) >= ENOUGH // 2 else []
     if not laws:
         return Look(UNLIKE + standing_apart(elements), "unlike", math.nan)
     told: list[str] = []
     stds: list[float] = []
     for law in laws:
-        known = bounds if law.kind == "uniform" else _named(seen, frozenset((law.kind,)))
-        told += grouped(known) if known else [plain(x, law)]
-        stds.append(known[0].law.std if known else plain_std(x, law))
+        known = bounds if law.kind == "uniform" else _named(seen, _NORMAL) if law.kind == "normal" else ()
+        first = known[0].law if known else rounded(x, law)
+        told += grouped(known) if known else [words(first)]
+        stds.append(first.std)
     return Look(" or ".join(told), " or ".join(law.kind for law in laws), stds[0])
 
 
@@ -279,7 +280,8 @@ def _small(seen: Seen) -> Look:
     fits = [law for law in free if law.kind == "two-sided" or agrees(x, law)]
     if not fits:
         return Look(UNLIKE + standing_apart(elements), "unlike", math.nan)
-    return Look(f"{_SMALL}: fits {', '.join(plain(x, law) for law in fits)}", "small", plain_std(x, fits[0]))
+    plain = [rounded(x, law) for law in fits]
+    return Look(f"{_SMALL}: fits {', '.join(map(words, plain))}", "small", plain[0].std)
 
 
 def _named(seen: Seen, kinds: frozenset[Kind]) -> tuple[Standard, ...]:

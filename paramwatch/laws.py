@@ -14,15 +14,10 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from paramwatch.columns import Array
-from paramwatch.formulas import below, cut_of, gain_over_normal, gain_over_uniform, is_bell, is_even, variance_within
+from paramwatch.formulas import below, cut_of, gain_over_normal, gain_over_uniform, is_bell, variance_within
+from paramwatch.shapes import LEVEL, SURE, are_cut, are_two_sided, are_uniform
 
 Kind: TypeAlias = Literal["constant", "uniform", "normal", "truncated", "two-sided"]
-
-LEVEL = 1e-4
-"""How often a test may reject a law that is true."""
-
-SURE = 4.0
-"""Standard errors between a mean or a variance and its law: normal numbers are farther off in 6 cases of 100,000."""
 
 _NATS = -math.log(LEVEL)
 """A cut at the largest of n normal numbers gains Exp(1) nats in likelihood, so that more than this comes in `LEVEL` of cases."""
@@ -69,6 +64,31 @@ class Law(NamedTuple):
         return self.scale if self.kind == "normal" else 0.0
 
 
+class Sketch(NamedTuple):
+    """A normal law with a cut, as the extremes and the spread of some numbers give it."""
+
+    cut: Law
+    ratio: float
+    """Root mean square over reach, about its centre."""
+    gain: float
+    """Nats over a normal law without a cut."""
+
+
+class Tests(NamedTuple):
+    """What is known before of elements in ascending order; None where it is found out when it is asked for."""
+
+    even: bool | None = None
+    """Whether they are evenly spread between the extremes."""
+    normal: bool | None = None
+    cut: tuple[Law, bool] | None = None
+    """Whether they follow a truncated law, for one such law."""
+    two_sided: bool | None = None
+    sketch: Sketch | None = None
+
+
+NO_TESTS = Tests()
+
+
 class Numbers(NamedTuple):
     """What is looked at of a tensor: numbers over all elements, and some elements in ascending order."""
 
@@ -82,10 +102,8 @@ class Numbers(NamedTuple):
     some: Array | None = None
     total: int = 0
     """How many elements the extremes are those of, if more than n; mean and spread are those of n."""
-    even: bool | None = None
-    """Whether `some` are evenly spread between the extremes, if that is known."""
-    normal: bool | None = None
-    """Whether `some` are normal, if that is known."""
+    tests: Tests = NO_TESTS
+    """Of `some`."""
 
     @property
     def extent(self) -> int:
@@ -98,9 +116,9 @@ class Numbers(NamedTuple):
         some = np.sort(elements)
         return cls(len(some), float(some.mean()), float(some.std()), float(some[0]), float(some[-1]), grain, some)
 
-    def beside(self, some: Array, even: bool | None = None, normal: bool | None = None) -> Numbers:
-        """These numbers beside some elements in ascending order."""
-        return Numbers(self.n, self.mean, self.std, self.low, self.high, self.grain, some, self.total, even, normal)
+    def beside(self, some: Array, tests: Tests = NO_TESTS) -> Numbers:
+        """These numbers beside some elements in ascending order, and what is known of those."""
+        return Numbers(self.n, self.mean, self.std, self.low, self.high, self.grain, some, self.total, tests)
 
     def square(self, centre: float) -> float:
         """Mean square of the distance from a centre."""
@@ -122,11 +140,9 @@ def law_of(x: Numbers, bound_known: bool = False) -> Sequence[Law]:
     flat = _box(x)
     if flat is not None and (found := _flat_or_cut(x, flat, bound_known)):
         return found
-    cut = _truncated(x, _mean(x))
+    cut, ratio, gain = x.tests.sketch or _sketches([x])[0]
     normal = Law("normal", cut.centre, math.sqrt(x.square(cut.centre)))
-    ratio = normal.scale / x.reach(cut.centre)
     two = _cut_at_two(x, cut) if _may_be_cut_at_two(x, cut.centre) else None
-    gain = 0.0 if _is_as_far_asdrawn_within(x, 1 / ratio) else _nats_for(x, cut, ratio)
     may_be_normal = gain <= _CLOSED and _is_normal(x) and x.extent * math.erfc(1 / ratio / math.sqrt(2)) > LEVEL
     if gain <= _NATS:
         if may_be_normal and two is not None:
@@ -144,16 +160,24 @@ def two_sided(x: Numbers) -> Sequence[Law]:
     The one shape that a dozen elements show.
     """
     assert x.some is not None
-    outer, m, above = x.reach(0.0), len(x.some), int(x.some.searchsorted(0.0))
-    inner = float(np.abs(x.some[max(above - 1, 0) : above + 1]).min())
-    # a law that comes near zero leaves the share g of its reach empty with probability (1 - g)^n, at most
-    if (1 - inner / outer) ** (m - 1) > LEVEL or abs(m - above - m / 2) > SURE * math.sqrt(m) / 2:
-        return []
-    far = np.sort(np.abs(x.some))
-    within = far[(far > inner) & (far < outer)]
-    if len(within) < 8 or not is_even((within - inner) / (outer - inner), x.grain):
-        return []
-    return [Law("two-sided", 0.0, outer, inner)]
+    outer = x.reach(0.0)
+    found = bool(are_two_sided(x.some[None], np.array([outer]), x.grain)[0]) if x.tests.two_sided is None else x.tests.two_sided
+    return [Law("two-sided", 0.0, outer, float(np.abs(x.some).min()))] if found else []
+
+
+def asked(numbers: Sequence[Numbers]) -> list[tuple[Sketch | None, Law | None, bool]]:
+    """What `law_of` asks of numbers that are not evenly spread, as far as that is known before.
+
+    Returns:
+        For each a sketch, the truncated law that they may follow, and whether they may be normal.
+    """
+    flat = [_box(x) for x in numbers]
+    drawn = iter(_sketches([x for x, box in zip(numbers, flat, strict=True) if box is None]))
+    return [_asked(next(drawn)) if box is None else (None, _truncated(x, box.centre), True) for x, box in zip(numbers, flat, strict=True)]
+
+
+def _asked(sketch: Sketch) -> tuple[Sketch, Law | None, bool]:
+    return sketch, sketch.cut if sketch.gain > _OPEN else None, sketch.gain <= _CLOSED
 
 
 # ---- the shapes -----------------------------------------------------------------------------
@@ -196,36 +220,17 @@ def _telling(x: Numbers) -> float:
 
 
 def _is_uniform(x: Numbers) -> bool:
-    """Given the extremes, the other elements of a uniform law are uniform between them, with nothing left to estimate."""
-    if x.even is not None:
-        return x.even
+    if x.tests.even is not None:
+        return x.tests.even
     assert x.some is not None
-    first, last = int(x.some[0] <= x.low), int(x.some[-1] >= x.high)
-    within = x.some[first : len(x.some) - last]
-    return len(within) > 8 and bool(is_even((within - x.low) / (x.high - x.low), x.grain))
+    return bool(are_uniform(x.some[None], np.array([x.low]), np.array([x.high]), x.grain)[0])
 
 
 def _is_normal(x: Numbers) -> bool:
-    if x.normal is None:
-        assert x.some is not None
-        return bool(is_bell(x.some, x.grain))
-    return x.normal
-
-
-def _nats_for(x: Numbers, cut: Law, ratio: float) -> float:
-    """How much likelier a cut law is than the normal one; `ratio` is root mean square over reach."""
-    gain = _telling(x) * gain_over_normal(cut.cut, ratio)
-    if x.extent == x.n:
-        return gain
-    # of a sample: that the others stay within the extremes speaks for a cut, too, unless they spread less than the sample does
-    less = np.linspace(0.0, 4.0, 17) / math.sqrt(2 * x.n)
-    others = -(x.extent - x.n) * np.log1p(-2 * below(-1 / ratio / (1 - less)))
-    return gain + float((x.n * less**2 + others).min())
-
-
-def _is_as_far_asdrawn_within(x: Numbers, reach: float) -> bool:
-    """Whether they end where torch's do."""
-    return reach >= drawn_within(x.grain)
+    if x.tests.normal is not None:
+        return x.tests.normal
+    assert x.some is not None
+    return bool(is_bell(x.some, x.grain))
 
 
 def drawn_within(grain: float) -> float:
@@ -239,22 +244,39 @@ def _mean(x: Numbers) -> float:
     return 0.0 if abs(x.mean) <= SURE * x.std / math.sqrt(x.n) else x.mean
 
 
+def _sketches(numbers: Sequence[Numbers]) -> list[Sketch]:
+    found: list[Sketch] = []
+    for x in numbers:
+        cut = _truncated(x, _mean(x))
+        ratio = math.sqrt(x.square(cut.centre)) / x.reach(cut.centre)
+        # numbers that end where torch's do are not cut
+        found.append(Sketch(cut, ratio, 0.0 if 1 / ratio >= drawn_within(x.grain) else _telling(x) * gain_over_normal(cut.cut, ratio)))
+    # of a sample: that the others stay within the extremes speaks for a cut, too, unless they spread less than the sample does
+    at = [i for i, (x, sketch) in enumerate(zip(numbers, found, strict=True)) if x.extent > x.n and sketch.gain != 0]
+    if not at:
+        return found
+    n, extent, ratios = np.array([(numbers[i].n, numbers[i].extent, found[i].ratio) for i in at]).reshape(-1, 3, 1).transpose(1, 0, 2)
+    less = np.linspace(0.0, 4.0, 17) / np.sqrt(2 * n)
+    others = -(extent - n) * np.log1p(-2 * below(-1 / ratios / (1 - less)))
+    for i, nats in zip(at, (n * less**2 + others).min(1).tolist(), strict=True):
+        found[i] = found[i]._replace(gain=found[i].gain + nats)
+    return found
+
+
 def _truncated(x: Numbers, centre: float) -> Law:
     """The likeliest normal law with a symmetric cut. The cut is at the extreme, the rest follows from the mean square."""
     reach = x.reach(centre)
-    cut = cut_of(x.square(centre) / reach**2)
+    # a product: a power that is too large raises
+    cut = cut_of(x.square(centre) / (reach * reach))
     return Law("truncated", centre, reach / cut, cut)
 
 
 def _follows(x: Numbers, law: Law) -> bool:
     """Whether the elements other than the extreme follow a truncated law."""
+    if x.tests.cut is not None and x.tests.cut[0] == law:
+        return x.tests.cut[1]
     assert x.some is not None
-    # what rounding puts beside the bound is at it
-    low, high = (law.centre + side * law.scale * law.cut * (1 - 1e-9) for side in (-1, 1))
-    first, last = int(x.some[0] <= low), int(x.some[-1] >= high)
-    z = (x.some[first : len(x.some) - last] - law.centre) / law.scale
-    edge = float(below(np.array([-law.cut]))[0])
-    return len(z) > 8 and bool(is_even((below(z) - edge) / (1 - 2 * edge), x.grain))
+    return bool(are_cut(x.some[None], np.array([law.centre]), np.array([law.scale]), np.array([law.cut]), x.grain)[0])
 
 
 def _may_be_cut_at_two(x: Numbers, centre: float) -> bool:

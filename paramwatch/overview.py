@@ -137,30 +137,35 @@ def _judged(rows: Sequence[_Row], sights: Sights, numbers: Array, totals: Array)
     of = dict(zip(ORDER, numbers, strict=True))
     bad = of["nan"] + of["posinf"] + of["neginf"]
     plain = (bad == 0) & (of["zero"] == 0) & (of["min"] < of["max"]) & (of["std"] > 0)
-    columns = (of["count"], of["mean"], of["std"], of["min"], of["max"], totals, of["zero"], bad)
-    each = list(zip(*(column.tolist() for column in columns), strict=True))
+    columns = (of["count"], of["mean"], of["std"], of["min"], of["max"], totals)
+    known = zip(rows, *(column.tolist() for column in columns), strict=True)
+    each = [None if row.held is None else _numbers(row, *numbers) for row, *numbers in known]
+    beside = list(zip(of["zero"].tolist(), bad.tolist(), strict=True))
     found = [(Look(row.unreadable, "unknown", math.nan), "") for row in rows]
     for group in sights.groups:
-        answers = sights.answers(group, of["min"], of["max"], of["std"], plain, _grain(rows[group[0]].tensor.dtype))
+        answers = sights.answers(group, each, plain)
         for i in group:
-            found[i] = _judge(rows[i], i, sights, each[i], answers.get(i, NOTHING))
+            found[i] = _judge(rows[i], i, sights, each[i], *beside[i], answers.get(i, NOTHING))
     together = {i for group in sights.groups for i in group}
     for i, row in enumerate(rows):
         if row.held is not None and i not in together:
-            found[i] = _judge(row, i, sights, each[i], NOTHING)
+            found[i] = _judge(row, i, sights, each[i], *beside[i], NOTHING)
     return found
 
 
-def _judge(row: _Row, i: int, sights: Sights, numbers: Sequence[float], answers: Answers) -> tuple[Look, str]:
+def _numbers(row: _Row, count: float, mean: float, std: float, low: float, high: float, total: float) -> Numbers:
+    return Numbers(int(count), mean, std, low, high, _grain(row.tensor.dtype), None, int(total))
+
+
+def _judge(row: _Row, i: int, sights: Sights, x: Numbers | None, zeros: float, bad: float, answers: Answers) -> tuple[Look, str]:
     looked_at, here, tensor, shape = sights.looked_at[i], row.held, row.tensor, row.shape
     assert looked_at is not None
     assert here is not None
     assert shape is not None
-    count, mean, std, low, high, total, zeros, bad = numbers
+    assert x is not None
     if bad:
         verdict = Look("unlike any standard one (NaN or infinite elements)", "unlike", math.nan)
         return verdict, hazards(row.places, shape, tensor.requires_grad, None, int(bad), None)
-    x = Numbers(int(count), mean, std, low, high, _grain(tensor.dtype), None, int(total))
     source = Source(here, shape, looked_at, sights.limits.judged, answers, sights.may_be_orthogonal[i])
     default, padding = _default(row)
     verdict = look(Seen(shape, x, zeros, source, default, padding))

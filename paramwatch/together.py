@@ -8,19 +8,20 @@ from the same formulas; what is not answered here is found out when it is asked 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from paramwatch.columns import Array
-from paramwatch.formulas import few_values, have_tied_ends, is_bell, is_even, may_be_orthogonal, spread
+from paramwatch.formulas import few_values, have_tied_ends, is_bell, may_be_orthogonal, spread
 from paramwatch.initial import ENOUGH, Answers
-from paramwatch.laws import BOX
+from paramwatch.laws import BOX, Law, Numbers, Sketch, Tests, asked
 from paramwatch.measure.sampled import positions
 from paramwatch.measure.scaled import stream_of
 from paramwatch.sampling import AS_IT_IS, Limits, Whole, is_plain, looked
+from paramwatch.shapes import are_cut, are_two_sided, are_uniform
 
 _ALIKE = 4
 """Fewer tensors of one shape are not worth it."""
@@ -63,22 +64,21 @@ class Sights:
                 if math.isfinite(whole.low) and math.isfinite(whole.high):
                     self.looked_at[i], self.wholes[i] = some, whole
 
-    def answers(self, group: Sequence[int], low: Array, high: Array, std: Array, plain: Array, grain: float) -> dict[int, Answers]:
+    def answers(self, group: Sequence[int], numbers: Sequence[Numbers | None], plain: Array) -> dict[int, Answers]:
         """What `initial` asks of the tensors of a group, those that have enough elements and are `plain`.
 
         Args:
             group: One of `groups`.
-            low: The least element of each tensor.
-            high: The greatest.
-            std: The standard deviation.
+            numbers: Of each tensor; None where there is nothing to look at.
             plain: Whether its elements are finite, not all equal, and none of them zero.
-            grain: What they are rounded to.
         """
-        at = [i for i in group if plain[i]]
-        tensors = [x for i in at if (x := self.looked_at[i]) is not None]
-        if not at or tensors[0].numel() < ENOUGH:
+        looked_at = [
+            (i, x, known) for i in group if plain[i] and (x := self.looked_at[i]) is not None and (known := numbers[i]) is not None
+        ]
+        if not looked_at or looked_at[0][1].numel() < ENOUGH:
             return {}
-        return dict(zip(at, _answered(tensors, low[at], high[at], std[at], self.limits.judged, grain), strict=True))
+        at, tensors, some = zip(*looked_at, strict=True)
+        return dict(zip(at, _answered(tensors, some, self.limits.judged), strict=True))
 
 
 def _alike(tensors: Sequence[Tensor | None]) -> list[list[int]]:
@@ -116,7 +116,9 @@ def _may_be_orthogonal(tensors: Sequence[Tensor]) -> list[bool]:
 
 
 @torch.no_grad()
-def _answered(tensors: Sequence[Tensor], low: Array, high: Array, std: Array, most: int, grain: float) -> list[Answers]:
+def _answered(tensors: Sequence[Tensor], numbers: Sequence[Numbers], most: int) -> list[Answers]:
+    grain = numbers[0].grain
+    low, high, std = np.array([(x.low, x.high, x.std) for x in numbers]).T
     flat = _picked(torch.stack(list(tensors)).reshape(len(tensors), -1), most)
     # sorting is quicker in the precision they have
     flat = flat if flat.dtype in (torch.float32, torch.float64) else flat.double()
@@ -125,17 +127,39 @@ def _answered(tensors: Sequence[Tensor], low: Array, high: Array, std: Array, mo
     laid = spread(ascending, grain)
     wide = (high - low) / 2 / std
     boxed = smooth & (BOX[0] < wide) & (wide < BOX[1])
-    even: list[bool | None] = [None] * len(tensors)
-    normal: list[bool | None] = [None] * len(tensors)
-    first, last = laid[:, 0] <= low, laid[:, -1] >= high
-    for begins, ends in ((False, False), (False, True), (True, False), (True, True)):
-        if len(at := np.flatnonzero(boxed & (first == begins) & (last == ends))):
-            within = laid[at, int(begins) : laid.shape[1] - ends]
-            _put(even, at, is_even((within - low[at, None]) / (high - low)[at, None], grain))
-    if len(at := np.flatnonzero(smooth & np.array([one is not True for one in even]))):
-        _put(normal, at, is_bell(laid[at], grain))
-    each = zip(smooth.tolist(), ascending, laid, even, normal, strict=True)
-    return [Answers(*answers) if fine else Answers() for fine, *answers in each]
+    even = _found(boxed, lambda at: are_uniform(laid[at], low[at], high[at], grain))
+    with np.errstate(over="ignore", under="ignore"):
+        squared = (std**2 > 0) & (np.maximum(high, -low) ** 2 < math.inf)
+    rest = smooth & squared & np.array([one is not True for one in even])
+    each = [_NOT_ASKED] * len(numbers)
+    which = np.flatnonzero(rest).tolist()
+    for i, one in zip(which, asked([numbers[i] for i in which]), strict=True):
+        each[i] = one
+    sketches, laws, may_be_normal = zip(*each, strict=True)
+    normal = _found(rest & np.array(may_be_normal), lambda at: is_bell(laid[at], grain))
+    follows = _found(np.array([law is not None for law in laws]), lambda at: _are_cut(laid[at], [laws[i] for i in at], grain))
+    neither = rest & np.array([not (one or other) for one, other in zip(normal, follows, strict=True)])
+    two_sided = _found(neither, lambda at: are_two_sided(laid[at], np.maximum(high, -low)[at], grain))
+    cut = [(law, fits) if law is not None and fits is not None else None for law, fits in zip(laws, follows, strict=True)]
+    tests = (Tests(*known) for known in zip(even, normal, cut, two_sided, sketches, strict=True))
+    return [Answers(*known) if fine else Answers() for fine, *known in zip(smooth.tolist(), ascending, laid, tests, strict=True)]
+
+
+_NOT_ASKED: tuple[Sketch | None, Law | None, bool] = (None, None, False)
+
+
+def _are_cut(some: Array, laws: Sequence[Law | None], grain: float) -> Array:
+    centre, scale, cut = np.array([(law.centre, law.scale, law.cut) for law in laws if law is not None]).T
+    return are_cut(some, centre, scale, cut, grain)
+
+
+def _found(where: Array, test: Callable[[Array], Array]) -> list[bool | None]:
+    """What a test finds of the tensors at some positions, None of the others."""
+    found: list[bool | None] = [None] * len(where)
+    if len(at := np.flatnonzero(where)):
+        for i, passes in zip(at.tolist(), test(at).tolist(), strict=True):
+            found[i] = passes
+    return found
 
 
 def _picked(flat: Tensor, most: int) -> Tensor:
@@ -143,8 +167,3 @@ def _picked(flat: Tensor, most: int) -> Tensor:
     if flat.shape[1] <= most:
         return flat
     return flat.index_select(1, positions(flat.shape[1], most, flat.device, stream_of(flat.device)))
-
-
-def _put(found: list[bool | None], at: Array, values: Array) -> None:
-    for i, value in zip(at.tolist(), values.tolist(), strict=True):
-        found[i] = value

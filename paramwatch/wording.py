@@ -83,16 +83,8 @@ def per_cent(share: float) -> str:
     return f"{100 * share} %"
 
 
-def plain(x: Numbers, law: Law) -> str:
-    """A law whose parameters are not known: the roundest ones that the numbers allow."""
-    return words(_rounded(x, law))
-
-
-def plain_std(x: Numbers, law: Law) -> float:
-    return _rounded(x, law).std
-
-
-def _rounded(x: Numbers, law: Law) -> Law:
+def rounded(x: Numbers, law: Law) -> Law:
+    """A law whose parameters are not known, with the roundest ones that the numbers allow."""
     n, most = x.n, x.extent
     if law.kind in ("normal", "truncated"):
         off = 3 * law.scale / math.sqrt(2 * n)

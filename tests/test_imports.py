@@ -27,8 +27,8 @@ LAYERS = (
     "tensorboard steps progress callstack measure run loading overview sampling together",
     "notebook frames useframes table initial fitting wording laws standards hazards sheet",
     "store latest contents epoch arrowfile streams histograms uselines agreement format absence block batch cost folder schedule "
-    "totals rules ties testing formulas lettering png heatmap grid span terminal output usage",
-    "rows sight",
+    "totals rules ties testing shapes lettering png heatmap grid span terminal output usage",
+    "rows sight formulas",
     "record merging bins",
     "columns guard globs",
 )
