@@ -44,6 +44,9 @@ def hazards(found: Sequence[Place], shape: tuple[int, ...], trainable: bool, x: 
         return ""
     stuck = _CONSTANT if x.low == x.high and _units(place, shape) > 1 else ""
     far = _scale("its size" if place is found[0] else f"{place.name} as a weight of {type_name(place.holder)}", x, *bounds)
+    if far and place is not found[0]:
+        # T5 divides the outputs of a head that has its embedding's weight; the model is not run, so that this is not seen
+        far += ", unless the model scales them"
     return f"{stuck}; {far}" if stuck and far else stuck or far
 
 

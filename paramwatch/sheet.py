@@ -135,7 +135,7 @@ def _cells(frame: pd.DataFrame) -> dict[str, list[str]]:
         return [f"~{said}" if said and not exact else said for said, exact in zip(made(column, _number), frame["exact"], strict=True)]
 
     return {
-        "shape": made("shape", lambda shape: "?" if shape is None else "x".join(map(str, shape)) or "scalar"),
+        "shape": made("shape", shape_text),
         "elements": made("numel", lambda numel: "?" if numel is pd.NA else f"{numel:,}"),
         "dtype": made("dtype", str),
         "trained": made("trainable", lambda trainable: "yes" if trainable else "frozen"),
@@ -189,6 +189,12 @@ class _Layout:
 
     def _label(self, label: str) -> str:
         return padded(shortened(label, self._first), self._first)
+
+
+def shape_text(shape: tuple[int, ...] | None) -> str:
+    if shape is None:
+        return "?"
+    return "x".join("?" if size < 0 else str(size) for size in shape) or "scalar"
 
 
 def _number(value: float) -> str:

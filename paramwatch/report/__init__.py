@@ -18,6 +18,7 @@ from paramwatch.report.maps import drawn, grouping, heatmap
 from paramwatch.report.page import page, part
 from paramwatch.run import Run
 from paramwatch.series import latest, recorded_steps, series
+from paramwatch.sheet import shape_text
 from paramwatch.standing import standing
 from paramwatch.table import group_of
 from paramwatch.usedigest import pulls
@@ -125,7 +126,7 @@ def inventory(run: Run, progress: Progress) -> str:
             row["parameter"],
             ", ".join(name[:200] for name in row["aliases"][:8]),
             row["module_type"],
-            "x".join(map(str, row["shape"])) or "scalar",
+            shape_text(row["shape"]),
             f"{row['numel']:,}",
             row["dtype"],
             "yes" if row["trainable"] and row["owned"] else "in no optimizer" if row["trainable"] else "frozen",
