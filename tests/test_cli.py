@@ -233,7 +233,7 @@ def test_the_table_of_tail_fits_the_screen(run: Run, hostile: Run) -> None:
         (["summary", "."], 1, "there is no run in ."),
         (["show", "RUN", "grad_nrom"], 1, "there is no statistic 'grad_nrom' here; nearest: 'grad_norm'"),
         (["show", "RUN", "lr", "--parameters", "7.*"], 1, "no parameter fits '7.*'"),
-        (["export", "RUN", "-o", "/nowhere/run.csv"], 1, "No such file or directory: /nowhere/"),
+        (["export", "RUN", "-o", "/nowhere/run.csv"], 1, "there is no folder /nowhere"),
         (["export", "RUN", "-o", "/dev/full", "--to", "csv"], 1, "No space left on device"),
         (["export", "RUN"], 2, "which format?"),
         (["show", "RUN", "lr", "--steps", "a:b"], 2, "'a:b' is no range of step numbers"),
