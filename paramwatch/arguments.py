@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from torch import Tensor
+
 from paramwatch.columns import Detail
 from paramwatch.guard import ParamWatchError
 from paramwatch.record import Sink
@@ -165,3 +167,26 @@ def _sinks(given: Any) -> list[Sink]:
         if isinstance(sink, type) or not isinstance(sink, Sink):
             raise ParamWatchError(f"sinks holds {sink!r}, which is no sink: a sink is an object with the methods write(record) and close()")
     return list(given)
+
+
+def check_optimizer(optimizer: object) -> None:
+    """Refuse what `Watch.step` cannot know the parameters of.
+
+    Raises:
+        ParamWatchError: It has no `param_groups`.
+    """
+    if optimizer is not None and not hasattr(optimizer, "param_groups"):
+        raise ParamWatchError(
+            f"{type(optimizer).__name__} has no param_groups, so its parameters are not known; "
+            "`with watch.step():` stands for all trainable parameters"
+        )
+
+
+def check_loss(loss: object) -> None:
+    """Refuse what `Watch.root` cannot look below.
+
+    Raises:
+        ParamWatchError: It is no tensor.
+    """
+    if not isinstance(loss, Tensor):
+        raise ParamWatchError(f"root takes the loss, a tensor, not {type(loss).__name__}")

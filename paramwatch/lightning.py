@@ -289,8 +289,7 @@ def _steps_made(checkpoint: Mapping[str, Any]) -> int:
     if len(checkpoint.get("optimizer_states", ())) < 2:
         return made
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.state_dict", {})
-    batches: int = progress.get("_batches_that_stepped", made)
-    return batches
+    return int(progress.get("_batches_that_stepped", made))
 
 
 def _overrides(owner: Any, hook: str) -> bool:

@@ -134,7 +134,7 @@ class Grads:
 
     def found(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor]:
         """Those that there are."""
-        return grads if self._all else [grad for grad in grads if grad is not None]  # type: ignore[return-value]
+        return grads if self._all else [grad for grad in grads if grad is not None]  # type: ignore[return-value]  # all: none is None
 
     def table(self) -> native.Table:
         """For the kernel."""

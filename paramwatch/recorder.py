@@ -21,6 +21,7 @@ from paramwatch.inventory import LiveInventory
 from paramwatch.measure import Kept, captured, measure, prepare, read_scalars
 from paramwatch.measure.histograms import histograms
 from paramwatch.optimizers import params_of
+from paramwatch.others import Others
 from paramwatch.outside import Claims, Outside
 from paramwatch.plan import Plans
 from paramwatch.raw import RawGradients
@@ -67,9 +68,7 @@ class Recorder:
         self.guard = guard
         # an optimizer may step in another thread (inside backward, on a GPU's autograd thread)
         self.lock = threading.RLock()
-        self.foreign_steps = 0
-        self.steps_entered = 0
-        self.steps_seen = 0
+        self.foreign_steps = self.steps_entered = self.steps_seen = 0
         self.context: dict[str, Any] = {}
         self.backwards = 0
         self.raw = raw
@@ -82,13 +81,10 @@ class Recorder:
         self._rounds = Rounds(first_step, live.holds, live.named)
         self._plans = Plans(live)
         self._updates = Updates(update, live, each=every == 1, full=full)
-        self._every = every
-        self._full = full
-        self._histograms = histograms
+        self._every, self._full, self._histograms = every, full, histograms
         self._raw = RawGradients()
         self._open: Round | None = None
-        self._others: list[Measured] = []
-        self._others_due = first_step
+        self._others = Others(live, first_step)
         self._claims = Claims()
         self._outside = Outside()
         self._overhead_ns = 0
@@ -121,9 +117,8 @@ class Recorder:
                     # nothing of ours may ever step again: there may be no other record to say it with
                     self._opened(self._rounds.step, time.time())
                     self.close_round()
-            elif step.wanted and step.number >= self._others_due:
-                with torch.no_grad():
-                    self._measure_others(step.number, step.binned)
+            elif step.wanted:
+                self._others.look(step.number, step.binned)
             self.steps_entered += step is not None
             self._overhead_ns += time.perf_counter_ns() - started
             return step
@@ -199,10 +194,10 @@ class Recorder:
             if self.steps_seen:
                 changed = self._live.changed
                 apart = list(changed.apart)
-                self._measure_others(self._rounds.step)
+                self._others.measure(self._rounds.step)
                 # what is done to a model after its last step harms no training
                 changed.apart = apart
-                if self._others or changed.apart or changed.lost:
+                if self._others.measured or changed.apart or changed.lost:
                     self._opened(self._rounds.step, time.time())
             self.close_round()
             self._plans.forget()
@@ -254,8 +249,7 @@ class Recorder:
                 opened.steps["backwards"] = opened.steps.get("backwards", 0) + self.backwards
             opened.overhead_ns += time.perf_counter_ns() - started + self._overhead_ns
             self._overhead_ns = 0
-            complete = opened.stepped >= opened.inventory.awaited
-            if complete:
+            if complete := opened.stepped >= opened.inventory.awaited:
                 self.close_round()
         else:
             self._raw.forget(step.names)
@@ -272,14 +266,12 @@ class Recorder:
         self._open.lost += lost
         self._open.inventory = self._live.current
         self._open.steps.update(self.context)
-        self._open.others += self._others
-        self._others = []
+        self._open.others += self._others.take()
         return self._open
 
     def _add_rows(self, step: OptimizerStep, rows: Mapping[str, Tensor], snapshot: bool = True) -> None:
         names, chosen = list(rows), list(rows.values())
-        step.names = [*step.names, *names]
-        step.tensors = [*step.tensors, *chosen]
+        step.names, step.tensors = [*step.names, *names], [*step.tensors, *chosen]
         self._claims.enter(step, names)
         if not step.wanted:
             return
@@ -301,21 +293,8 @@ class Recorder:
 
     def _end_folded(self, step: OptimizerStep) -> bool:
         """Measure the end of a step the quick way; False if that cannot be done."""
-        if step.folded is None or step.raw or self.amp_scale is not None:
-            return False
-        if not step.folded.end(step.optimizers[0], step.tensors):
+        if step.folded is None or step.raw or self.amp_scale is not None or not step.folded.end(step.optimizers[0], step.tensors):
             return False
         self._raw.forget(step.names)
         step.raw_is_used, step.amp = self.raw, _NO_AMP
         return True
-
-    def _measure_others(self, number: int, binned: bool = False) -> None:
-        """The parameters that no optimizer holds: at the first step, at powers of two, and at close."""
-        self._live.refresh(number)
-        tensors = self._live.tensors(number)
-        idle = [i for i, row in enumerate(self._live.current.rows) if not row.owned]
-        self._others_due = 1 << number.bit_length()
-        if idle and tensors:
-            names = [self._live.current.rows[i].name for i in idle]
-            chosen = [tensors[i] for i in idle]
-            self._others = [Measured("param", names, measure(chosen), histograms(chosen) if binned else None)]

@@ -10,22 +10,21 @@ import contextlib
 import os
 import threading
 import weakref
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from paramwatch import attached, clipping, steps
 from paramwatch.absence import Absence
-from paramwatch.arguments import Options, check_folder, check_options
+from paramwatch.arguments import Options, check_folder, check_loss, check_optimizer, check_options
 from paramwatch.columns import LAYOUTS, Detail
 from paramwatch.folder import DiskFolder, MemoryFolder, Until
 from paramwatch.guard import Guard, ParamWatchError
+from paramwatch.handover import Handover
 from paramwatch.inventory import LiveInventory
+from paramwatch.ranks import rank
 from paramwatch.record import Inventory, Record, Sink
 from paramwatch.recorder import Recorder
 from paramwatch.rounds import AllRows, Round
@@ -125,15 +124,13 @@ class Watch(Run):
         self.watched = weakref.ref(module, self._module_is_gone)
         self._live = live
         self._guard = Guard("This Watch has stopped; training goes on.", self._let_go)
-        holder = MemoryFolder() if folder is None else DiskFolder(folder, _rank())
+        holder = MemoryFolder() if folder is None else DiskFolder(folder, rank())
         self._store = Store(holder, max_bytes=MEMORY_BYTES if folder is None else options.max_bytes)
         self._folder = Until(holder, self._store.session)  # a later session in the same folder may be another model's
         # in a distributed run the first rank's curves stand for all
-        self._events = EventFile(folder) if folder is not None and _rank() == 0 else None
+        self._events = EventFile(folder) if folder is not None and rank() == 0 else None
         own: list[Sink] = [self._store, *([self._events] if self._events else [])]
-        self._waiting: deque[Round] = deque()
-        self._closing = threading.RLock()
-        self._measured = 0, 0, 0
+        self._handover, self._closing = Handover(), threading.RLock()
         self._at_end: Inventory | None = None
         self._all_rows = AllRows(live)
         splits = Splits(live, self.watched, options.uses, options.uses_of) if options.uses else None
@@ -191,14 +188,10 @@ class Watch(Run):
         Raises:
             ParamWatchError: It has none.
         """
-        if optimizer is not None and not hasattr(optimizer, "param_groups"):
-            raise ParamWatchError(
-                f"{type(optimizer).__name__} has no param_groups, so its parameters are not known; "
-                "`with watch.step():` stands for all trainable parameters"
-            )
+        check_optimizer(optimizer)
         if self._closed or self._guard.failed:
             return contextlib.nullcontext()
-        return steps.explicit(self.recorder, self._all_rows if optimizer is None else optimizer)  # type: ignore[arg-type]
+        return steps.explicit(self.recorder, self._all_rows if optimizer is None else optimizer)  # type: ignore[arg-type]  # stands for one
 
     def root(self, loss: Tensor) -> None:
         """Name the uses between the outputs of the model and the loss as well: a penalty on a weight, a head outside the model.
@@ -211,8 +204,7 @@ class Watch(Run):
         Raises:
             ParamWatchError: It is no tensor.
         """
-        if not isinstance(loss, Tensor):
-            raise ParamWatchError(f"root takes the loss, a tensor, not {type(loss).__name__}")
+        check_loss(loss)
         if self.recorder.splits is not None and not self._closed and not self._guard.failed:
             self.recorder.splits.root(loss)
 
@@ -223,12 +215,12 @@ class Watch(Run):
         """As that of a `Run`, without waiting or reading: of the steps measured so far, as far as the background thread has come."""
         if not self._closed:
             self.recorder.close_round()
-        return self._described(self._absence(), *self._measured, "measured", self._guard.failed)
+        return self._described(self._absence(), *self._handover.counts, "measured", self._guard.failed)
 
     def __reduce__(self) -> tuple[type[Run], tuple[Path | None]]:
         return Run, (self.path,)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # ---- the reading half ----------------------------------------------------------------------
@@ -255,24 +247,11 @@ class Watch(Run):
     # ---- the pipe --------------------------------------------------------------------------------
 
     def _publish(self, closed: Round) -> None:
-        steps, first, last = self._measured
-        if not steps or closed.step != last:
-            self._measured = steps + 1, first if steps else closed.step, closed.step
-        self._waiting.append(closed)
+        self._handover.add(closed)
         self._hand_over(wait=False)
 
     def _hand_over(self, wait: bool) -> None:
-        """Give the thread every round whose readings have arrived, in order."""
-        with self.recorder.lock:
-            while self._waiting:
-                first = self._waiting.popleft()
-                if wait:
-                    for reading in first.readings():
-                        reading.wait()
-                elif not first.ready:
-                    self._waiting.appendleft(first)
-                    return
-                self._worker.submit(first, self.recorder.update)
+        self._handover.give(self.recorder, self._worker, wait)
 
     # ---- lifetime --------------------------------------------------------------------------------
 
@@ -319,7 +298,3 @@ class Watch(Run):
     def _say_goodbye(self) -> None:
         with self._guard.contain("saying what was seen"):
             attached.say_goodbye(self.recorder, self._absence(), self._worker.cost.share, self.path, self._gave_way)
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0

@@ -155,7 +155,7 @@ class Worker:
         while not self._ended:
             rounds: list[Handed] = []
             while self._waiting and len(rounds) < MOST and not isinstance(self._waiting[0], _Request):
-                rounds.append(self._waiting.popleft())  # type: ignore[arg-type]
+                rounds.append(self._waiting.popleft())  # type: ignore[arg-type]  # no request, as was just asked
             self._process(rounds)
             self._tick()
             if self._waiting and isinstance(request := self._waiting[0], _Request):

@@ -22,7 +22,7 @@ LAYERS = (
     "standing listing export",
     "series",
     "attached",
-    "worker batching alike assemble recorder uses gradients raw outside updates rounds plan inventory changes optimizers "
+    "handover worker batching alike assemble recorder others uses gradients raw outside updates rounds plan inventory changes optimizers "
     "clipping arguments",
     "tensorboard steps progress callstack measure run loading overview sampling together",
     "notebook frames useframes table initial fitting wording laws standards hazards sheet",
@@ -30,7 +30,7 @@ LAYERS = (
     "totals rules ties testing shapes lettering png heatmap grid span terminal output usage",
     "rows sight formulas",
     "record merging bins",
-    "columns guard globs",
+    "columns guard globs ranks",
 )
 """From the top: a module imports from its own layer and from those below; the modules of a folder are in its layer."""
 

@@ -144,7 +144,7 @@ def _read(
     tensors: Sequence[Tensor | None], which: Iterable[int], copies: Sequence[Tensor] | None = None, scale: Tensor | None = None
 ) -> list[Numbers]:
     devices, quick, small, large, others = _paths(tensors, which)
-    chosen: Sequence[Tensor] = tensors  # type: ignore[assignment]
+    chosen: Sequence[Tensor] = tensors  # type: ignore[assignment]  # those looked at are not None
     finished: list[Numbers] = []
     for device, there in devices.items():
         given, to = [chosen[i] for i in there], copies and [copies[i] for i in there]

@@ -65,5 +65,6 @@ def _torchs_check(tensors: Sequence[Tensor]) -> Callable[..., bool]:
     from torch._C._dynamo.guards import TensorGuards
 
     shapes, strides = [list(tensor.shape) for tensor in tensors], [list(tensor.stride()) for tensor in tensors]
+    # torch's stub wants sizes without unknown ones, which it takes
     check: Callable[..., bool] = TensorGuards(*tensors, dynamic_dims_sizes=shapes, dynamic_dims_strides=strides).check  # type: ignore[arg-type]
     return check

@@ -35,7 +35,7 @@ def histograms(tensors: Sequence[Tensor | None], scale: Tensor | None = None) ->
             is elsewhere there is no histogram: it would have to be waited for.
     """
     there = [i for i, x in enumerate(tensors) if x is not None and is_supported(x) and _meets(x, scale)]
-    chosen: list[Tensor] = [tensors[i] for i in there]  # type: ignore[misc]
+    chosen: list[Tensor] = [tensors[i] for i in there]  # type: ignore[misc]  # those are not None
     return _reading(len(tensors), there, chosen, None, scale)
 
 

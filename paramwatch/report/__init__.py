@@ -53,7 +53,7 @@ def report(run: Run, *, progress: Progress = lambda share: None) -> str:
     """
     parts = []
     for i, part_of in enumerate(PARTS):
-        parts.append(part_of(run, lambda share, i=i: progress((i + share) / len(PARTS))))  # type: ignore[misc]
+        parts.append(part_of(run, lambda share, i=i: progress((i + share) / len(PARTS))))  # type: ignore[misc]  # default binds i
     return page(f"{run.model}: paramwatch report", str(run.path), parts)
 
 
@@ -93,7 +93,7 @@ def heat_maps(run: Run, progress: Progress) -> str:
     shown = [name for name in _MAPS if name in there]
     out = []
     for i, name in enumerate(shown):
-        found = heatmap(run, name, by, steps, lambda share, i=i: progress((i + share) / len(shown)))  # type: ignore[misc]
+        found = heatmap(run, name, by, steps, lambda share, i=i: progress((i + share) / len(shown)))  # type: ignore[misc]  # as above
         out.append(drawn(found, _MAPS[name]))
     return part("Every layer at every step" if by == "layer" else "The whole model, step by step", "".join(out))
 

@@ -77,12 +77,12 @@ class Calls:
         self._counts[around, path] += 1
         parent = self._stack[-1][0] if self._stack else -1
         self._stack.append((len(self._calls), module))
-        number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # private, looked for before arming
         self._calls.append(Call(path, id(module), number, _OPEN, parent, k, isinstance(module, ParametrizationList)))
 
     def leave(self, module: nn.Module) -> Call | None:
         """A module has returned, or raised; gives the call if it was an outermost one."""
-        number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # private, looked for before arming
         # calls inside that were left by a KeyboardInterrupt have not said so
         while self._stack and self._stack[-1][1] is not module:
             self._calls[self._stack.pop()[0]].exit = number

@@ -79,8 +79,8 @@ class no_warning_of_hooks:  # noqa: N801
     def __init__(self) -> None:
         # not by filterwarnings, which has Python show again what it has shown once
         self._entry = ("ignore", re.compile(re.escape(_WARNING)), UserWarning, None, 0)
-        warnings.filters.insert(0, self._entry)  # type: ignore[attr-defined]
+        warnings.filters.insert(0, self._entry)  # type: ignore[attr-defined]  # typed as a sequence, and is a list
 
     def remove(self) -> None:
         if self._entry in warnings.filters:
-            warnings.filters.remove(self._entry)  # type: ignore[attr-defined]
+            warnings.filters.remove(self._entry)  # type: ignore[attr-defined]  # as above

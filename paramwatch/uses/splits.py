@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from paramwatch.guard import Guard, logger
 from paramwatch.inventory import LiveInventory
+from paramwatch.ranks import is_one_of_several
 from paramwatch.rows import module_names
 from paramwatch.uses.calls import Call, Calls, Names, numbered
 from paramwatch.uses.contributions import Site
@@ -108,7 +109,7 @@ class Splits:
                 sums = row.found.sums()
                 if sums is not None:
                     row.passes = row.found.backwards
-                    if _is_distributed():
+                    if is_one_of_several():
                         sums.mode += " (this rank)"
                     found.append((row.name, sums))
                 if evaluation:
@@ -297,8 +298,3 @@ class Splits:
         if what not in self._said:
             self._said.add(what)
             logger.warning("paramwatch: %s", what)
-
-
-def _is_distributed() -> bool:
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

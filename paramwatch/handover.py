@@ -1,0 +1,44 @@
+"""Closed rounds on their way from the training thread to the background thread: in order, each once its readings have arrived."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from paramwatch.recorder import Recorder
+from paramwatch.rounds import Round
+from paramwatch.worker import Worker
+
+
+class Handover:
+    """The rounds that wait, and a count of all that came."""
+
+    def __init__(self) -> None:
+        self.counts = 0, 0, 0
+        """How many step numbers came, the first of them and the last."""
+        self._waiting: deque[Round] = deque()
+
+    def add(self, closed: Round) -> None:
+        """Take a round; a step that was read before its round was over comes in several."""
+        steps, first, last = self.counts
+        if not steps or closed.step != last:
+            self.counts = steps + 1, first if steps else closed.step, closed.step
+        self._waiting.append(closed)
+
+    def give(self, recorder: Recorder, worker: Worker, wait: bool) -> None:
+        """Hand over what is ready.
+
+        Args:
+            recorder: Holds the lock of the training threads.
+            worker: Takes the rounds.
+            wait: For readings that have not arrived; else the first of them ends it.
+        """
+        with recorder.lock:
+            while self._waiting:
+                first = self._waiting.popleft()
+                if wait:
+                    for reading in first.readings():
+                        reading.wait()
+                elif not first.ready:
+                    self._waiting.appendleft(first)
+                    return
+                worker.submit(first, recorder.update)
