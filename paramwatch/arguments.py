@@ -169,17 +169,12 @@ def _sinks(given: Any) -> list[Sink]:
     return list(given)
 
 
-def check_optimizer(optimizer: object) -> None:
-    """Refuse what `Watch.step` cannot know the parameters of.
-
-    Raises:
-        ParamWatchError: It has no `param_groups`.
-    """
-    if optimizer is not None and not hasattr(optimizer, "param_groups"):
-        raise ParamWatchError(
-            f"{type(optimizer).__name__} has no param_groups, so its parameters are not known; "
-            "`with watch.step():` stands for all trainable parameters"
-        )
+def without_groups(optimizer: object) -> ParamWatchError:
+    """What is said of an optimizer that `Watch.step` cannot know the parameters of."""
+    return ParamWatchError(
+        f"{type(optimizer).__name__} has no param_groups, so its parameters are not known; "
+        "`with watch.step():` stands for all trainable parameters"
+    )
 
 
 def check_loss(loss: object) -> None:

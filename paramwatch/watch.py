@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from paramwatch import attached, clipping, steps
 from paramwatch.absence import Absence
-from paramwatch.arguments import Options, check_folder, check_loss, check_optimizer, check_options
+from paramwatch.arguments import Options, check_folder, check_loss, check_options, without_groups
 from paramwatch.columns import LAYOUTS, Detail
 from paramwatch.folder import DiskFolder, MemoryFolder, Until
 from paramwatch.guard import Guard, ParamWatchError
@@ -155,8 +155,7 @@ class Watch(Run):
     def flush(self) -> None:
         """Wait until everything measured so far can be read, here and from other processes."""
         if self._closed:
-            # after its model was collected, the thread may still be writing
-            self._worker.stop(wait=True)
+            self._worker.stop(wait=True)  # after its model was collected, the thread may still be writing
         else:
             self.recorder.close_round()
             self._hand_over(wait=True)
@@ -188,7 +187,8 @@ class Watch(Run):
         Raises:
             ParamWatchError: It has none.
         """
-        check_optimizer(optimizer)
+        if optimizer is not None and not hasattr(optimizer, "param_groups"):
+            raise without_groups(optimizer)
         if self._closed or self._guard.failed:
             return contextlib.nullcontext()
         return steps.explicit(self.recorder, self._all_rows if optimizer is None else optimizer)  # type: ignore[arg-type]  # stands for one
