@@ -1,7 +1,12 @@
-"""The truth harness over `ZeroRedundancyOptimizer`: two processes, each with an optimizer inside for its share of the parameters."""
+"""Two processes that train one model: the truth harness over `ZeroRedundancyOptimizer`, and gradients by use, of each one's own part.
+
+They are started once, and write down how each part went.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import traceback
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ from harness import LR, Lab, verify
 from loops import OPTIONS, closure_of, loss_of, mlp
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from uses_on_ranks import verify_uses
 
 RANKS = 2
 
@@ -60,15 +66,44 @@ def _assert_the_same_everywhere(net: nn.Module) -> None:
         assert all(torch.equal(copy, param) for copy in copies)
 
 
-def _child(rank: int, meeting_point: str) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=RANKS)
+def verify_steps() -> None:
     for loop in (sharded, sharded_in_buckets, sharded_with_a_closure):
         for options in OPTIONS.values():
             lab = verify(loop, **options)
             assert lab.watch is not None
             assert lab.watch.frame("update_norm").gt(0).all(axis=None)
+
+
+def _child(rank: int, folder: Path) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting_point'}", rank=rank, world_size=RANKS)
+    for verified in (verify_steps, verify_uses):
+        said = folder / f"{verified.__name__}.{rank}"
+        try:
+            verified()
+        except BaseException:
+            said.write_text(traceback.format_exc(), encoding="utf-8")
+            # the other rank waits for this one, and learns of it by its end
+            raise
+        said.write_text("done", encoding="utf-8")
     distributed.destroy_process_group()
 
 
-def test_each_process_records_all_parameters_though_it_steps_a_share_of_them(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_child, (str(tmp_path / "meeting_point"),), nprocs=RANKS)
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which each process has written how it went."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with contextlib.suppress(torch.multiprocessing.ProcessRaisedException):
+        torch.multiprocessing.spawn(_child, (folder,), nprocs=RANKS)
+    return folder
+
+
+def _each_said(folder: Path, part: str) -> list[str]:
+    return [said.read_text(encoding="utf-8") for said in sorted(folder.glob(f"{part}.*"))]
+
+
+def test_each_process_records_all_parameters_though_it_steps_a_share_of_them(said: Path) -> None:
+    assert _each_said(said, "verify_steps") == ["done"] * RANKS
+
+
+def test_each_process_splits_its_own_part_of_the_gradients_and_says_so(said: Path) -> None:
+    assert _each_said(said, "verify_uses") == ["done"] * RANKS
