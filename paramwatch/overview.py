@@ -6,8 +6,10 @@ one frame. `sheet` prints it.
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -42,6 +44,23 @@ def summary(module: nn.Module) -> Summary:
     """
     if not isinstance(module, nn.Module):
         raise ParamWatchError(f"summary takes an nn.Module, not {type(module).__name__}")
+    with _collector_at_rest():
+        return _summary(module)
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Nothing made here refers to itself, and among so many objects Python would look for such things a dozen times."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _summary(module: nn.Module) -> Summary:
     found = places(module)
     ties = find_ties(found)
     grouped: dict[int, tuple[nn.Parameter, list[Place]]] = {}

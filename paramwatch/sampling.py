@@ -14,19 +14,21 @@ from paramwatch.columns import Array
 from paramwatch.initial import Answers, Lines
 from paramwatch.measure import SAMPLE, sample
 from paramwatch.measure.naive import ORDER, as_reals
+from paramwatch.measure.native import available
 
 EXACT = 1 << 20
 """Elements up to which all of a tensor is measured; of a larger one extremes are exact, the rest a sample's."""
 
-EXACT_TOGETHER = 1 << 24
-"""Elements up to which all such tensors are measured; of a model with more the small ones alone, up to the size of a sample."""
+EXACT_TOGETHER, EXACT_COMPILED = 1 << 24, 1 << 28
+"""Elements up to which all such tensors are measured, without and with the compiled kernel; of a model with more the small ones alone, up
+to the size of a sample."""
 
 JUDGED_TOGETHER, JUDGED_LEAST = 1 << 23, 1024
 """Elements that all samples have together, and what one of them has at least. It has `SAMPLE` at most."""
 
 _COUNT = ORDER.index("count")
 AS_IT_IS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
-_READABLE = frozenset((torch.float32, torch.float64))
+READABLE = frozenset((torch.float32, torch.float64))
 _SPARSE = frozenset((torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc))
 
 
@@ -43,7 +45,7 @@ class Limits:
     def of(cls, sizes: Sequence[int]) -> Limits:
         """For tensors of so many elements."""
         judged = min(SAMPLE, max(JUDGED_LEAST, JUDGED_TOGETHER // max(len(sizes), 1)))
-        fits = sum(size for size in sizes if size <= EXACT) <= EXACT_TOGETHER
+        fits = sum(size for size in sizes if size <= EXACT) <= (EXACT_COMPILED if available() else EXACT_TOGETHER)
         return cls(EXACT if fits else judged, judged)
 
 
@@ -138,7 +140,7 @@ def elements(x: Tensor, most: int) -> Array:
     """A sample of the elements, all of them if they are few; those that NumPy can read where they are are not copied."""
     if x.numel() > most:
         return sample(x, most).cpu().numpy()
-    readable = x.is_cpu and x.dtype in _READABLE and is_plain(x)
+    readable = x.is_cpu and x.dtype in READABLE and is_plain(x)
     return x.detach().reshape(-1).numpy() if readable else as_reals(x).cpu().numpy()
 
 

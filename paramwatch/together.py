@@ -20,7 +20,7 @@ from paramwatch.initial import ENOUGH, Answers
 from paramwatch.laws import BOX, Law, Numbers, Sketch, Tests, asked
 from paramwatch.measure.sampled import positions
 from paramwatch.measure.scaled import stream_of
-from paramwatch.sampling import AS_IT_IS, Limits, Whole, is_plain, looked
+from paramwatch.sampling import AS_IT_IS, READABLE, Limits, Whole, is_plain, looked
 from paramwatch.shapes import are_cut, are_two_sided, are_uniform
 
 _ALIKE = 4
@@ -109,9 +109,9 @@ def _may_be_orthogonal(tensors: Sequence[Tensor]) -> list[bool]:
     rows, width = shape[0], math.prod(shape[1:])
     if len(shape) < 2 or min(rows, width) < 2:
         return [True] * len(tensors)
-    block = torch.stack(list(tensors)).reshape(-1, rows, width)
-    two = block[:, :, [0, -1]].transpose(1, 2) if rows > width else block[:, [0, -1]]
-    found: list[bool] = may_be_orthogonal(two.double().cpu().numpy(), torch.finfo(block.dtype).eps).tolist()
+    block = _side_by_side(tensors).reshape(-1, rows, width)
+    two = block[:, :, [0, -1]].swapaxes(1, 2) if rows > width else block[:, [0, -1]]
+    found: list[bool] = may_be_orthogonal(two.astype(np.float64), torch.finfo(tensors[0].dtype).eps).tolist()
     return found
 
 
@@ -119,10 +119,8 @@ def _may_be_orthogonal(tensors: Sequence[Tensor]) -> list[bool]:
 def _answered(tensors: Sequence[Tensor], numbers: Sequence[Numbers], most: int) -> list[Answers]:
     grain = numbers[0].grain
     low, high, std = np.array([(x.low, x.high, x.std) for x in numbers]).T
-    flat = _picked(torch.stack(list(tensors)).reshape(len(tensors), -1), most)
     # sorting is quicker in the precision they have
-    flat = flat if flat.dtype in (torch.float32, torch.float64) else flat.double()
-    ascending = np.sort(flat.cpu().numpy(), axis=1).astype(np.float64, copy=False)
+    ascending = np.sort(_side_by_side(tensors, most), axis=1).astype(np.float64, copy=False)
     smooth = (few_values(ascending, grain) == 0) & ~have_tied_ends(ascending, grain)
     laid = spread(ascending, grain)
     wide = (high - low) / 2 / std
@@ -160,6 +158,22 @@ def _found(where: Array, test: Callable[[Array], Array]) -> list[bool | None]:
         for i, passes in zip(at.tolist(), test(at).tolist(), strict=True):
             found[i] = passes
     return found
+
+
+def _side_by_side(tensors: Sequence[Tensor], most: int | None = None) -> Array:
+    """The elements of each tensor, or so many of them, in a row of their own; in float64 where NumPy does not know their dtype."""
+    first = tensors[0]
+    if not first.is_cpu or first.dtype not in READABLE:
+        flat = torch.stack(list(tensors)).reshape(len(tensors), -1)
+        flat = flat if most is None else _picked(flat, most)
+        found: Array = flat.to(flat.dtype if flat.dtype in READABLE else torch.float64).cpu().numpy()
+        return found
+    # NumPy's copy keeps to one thread: for so few elements at a time the others are in the way
+    each = [x.detach().reshape(-1).numpy() for x in tensors]
+    if most is None or len(each[0]) <= most:
+        return np.concatenate(each).reshape(len(each), -1)
+    at = positions(len(each[0]), most, first.device, stream_of(first.device)).numpy()
+    return np.concatenate([x.take(at) for x in each]).reshape(len(each), -1)
 
 
 def _picked(flat: Tensor, most: int) -> Tensor:

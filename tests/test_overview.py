@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import re
 import unicodedata
@@ -26,8 +27,9 @@ from torch import nn
 from truth import reals
 
 import paramwatch
-from paramwatch import ParamWatchError, summary
-from paramwatch.sampling import EXACT, EXACT_TOGETHER, Limits
+from paramwatch import ParamWatchError, sampling, summary
+from paramwatch.measure.native import available
+from paramwatch.sampling import EXACT, EXACT_COMPILED, EXACT_TOGETHER, Limits
 
 Golden = Callable[[str, str], None]
 
@@ -155,7 +157,15 @@ def test_extremes_and_constants_of_a_large_tensor_are_exact(dtype: torch.dtype) 
     assert not frame["exact"].any()
 
 
-def test_of_a_large_model_only_small_tensors_are_measured_whole() -> None:
+def test_the_compiled_kernel_measures_more_of_a_model_whole() -> None:
+    sizes = [EXACT] * (EXACT_TOGETHER // EXACT + 1)
+
+    assert (Limits.of(sizes).exact == EXACT) == available()
+    assert Limits.of(sizes * (EXACT_COMPILED // EXACT_TOGETHER)).exact < EXACT
+
+
+def test_of_a_large_model_only_small_tensors_are_measured_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "EXACT_COMPILED", EXACT_TOGETHER)
     torch.manual_seed(0)
     rows = EXACT_TOGETHER // (1024 * 1000) + 1
     net = nn.ModuleList([nn.Linear(1024, 1000) for _ in range(rows)])
@@ -167,6 +177,17 @@ def test_of_a_large_model_only_small_tensors_are_measured_whole() -> None:
     assert (weights["looks_like"].drop("3.weight") == "PyTorch default (uniform ±0.0312)").all()
     assert frame["max"]["3.weight"] == 3
     assert list(weights["min"]) == [float(layer.weight.detach().min()) for layer in net]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_left_as_it_was(enabled: bool) -> None:
+    was = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        summary(nn.Linear(2, 2))
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if was else gc.disable)()
 
 
 def test_more_rows_are_judged_on_fewer_elements_each() -> None:
