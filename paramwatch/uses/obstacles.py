@@ -41,8 +41,7 @@ def obstacle_to_splitting(module: nn.Module) -> str | None:
     """Why no step of a model can be split now; None if one can."""
     if not is_possible():
         return "gradients are not split by use: this version of torch lacks what tells in which call an operation was made"
-    compiled = compiled_part(module)
-    if compiled is not None and not is_eager():
+    if not is_eager() and (compiled := compiled_part(module)) is not None:
         return f"gradients are not split by use: uses inside a compiled region cannot be told apart, and {compiled} is one. {EAGER}"
     return None
 
@@ -65,11 +64,11 @@ def compiled_part(module: nn.Module) -> str | None:
 def _has_compiled_form(module: nn.Module) -> bool:
     """Whether there is a `torch.compile(module)` beside the module, which knows nothing of it."""
     frames: Any = sys.modules.get("torch._dynamo.eval_frame")
-    # nothing was ever compiled in most processes; to look at all objects takes some milliseconds
-    if frames is None or not getattr(frames, "cached_backends", None):
+    # nothing was ever compiled in most processes, and to look at all objects takes 40 ms; None is what `torch.compiler.disable` leaves here
+    if frames is None or not any(backend is not None for backend in getattr(frames, "cached_backends", {}).values()):
         return False
     inside = {id(part) for part in module.modules()}
-    forms = [each for each in gc.get_objects() if type(each) is frames.OptimizedModule]
+    forms = [each for each in gc.get_referrers(frames.OptimizedModule) if type(each) is frames.OptimizedModule]
     return any(id(each._modules.get("_orig_mod")) in inside for each in forms)
 
 
