@@ -1,0 +1,178 @@
+"""One step that is armed for splitting: the hooks that find the uses in the graph of each forward pass, and gather what they contribute.
+
+Made when the step before has ended, and taken away when this one has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from paramwatch.guard import Guard
+from paramwatch.rows import module_names
+from paramwatch.uses.calls import Call, Calls, Names, numbered
+from paramwatch.uses.contributions import Site
+from paramwatch.uses.graph import Node, Use, outputs_of, uses_below
+from paramwatch.uses.obstacles import SEVERAL_THREADS, merged, no_warning_of_hooks
+from paramwatch.uses.watched import Watched, WatchedRow
+
+_serials = itertools.count()
+
+
+class Armed:
+    """Gathers what the uses of some rows contribute, until it is removed.
+
+    Args:
+        module: The model, which is not held.
+        watched: The rows.
+        number: Of the step.
+        several: Whether the step may have several backward passes.
+        guard: For what goes wrong in a hook.
+        say: Takes what cannot be told apart, in words.
+    """
+
+    def __init__(self, module: nn.Module, watched: Watched, number: int, several: bool, guard: Guard, say: Callable[[str], None]) -> None:
+        self.watched, self.number, self.several = watched, number, several
+        self.over = False
+        """Nothing is gathered any more."""
+        self._guard, self._say = guard, say
+        self._names = Names(module_names(module))
+        # marks what it has put on nodes: a graph may outlive it
+        self._serial = next(_serials)
+        self._on_nodes: list[Any] = []
+        self._calls: dict[int, Calls] = {}
+        self._turn = 0
+        self._segments = Counter[int]()
+        self._handles = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
+            no_warning_of_hooks(),
+        ]
+
+    def remove(self) -> None:
+        """Take everything away."""
+        self.over = True
+        gates = [gate for row in self.watched.rows.values() for gate in row.gates]
+        for handle in (*self._handles, *self._on_nodes, *gates):
+            handle.remove()
+
+    def root(self, loss: Tensor) -> None:
+        """Look for uses between the outputs of the model and the loss as well."""
+        calls = self._calls.get(threading.get_ident()) or Calls(self._names)
+        self._plan(calls, [loss.grad_fn], 0, lambda place, label: Site("loss", 0, "", place, label))
+
+    # ---- the forward pass ------------------------------------------------------------------------
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling() or self.over:
+            return
+        names = self._names.of(module)
+        if names is not None:
+            with self._guard.contain("noting a module call"):
+                self._calls_here().enter(module, names)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or self.over or self._names.of(module) is None:
+            return
+        with self._guard.contain("looking for uses in the autograd graph"):
+            calls = self._calls_here()
+            call = calls.leave(module)
+            self.watched.adopt(module)
+            if call is not None and output is not None and torch.is_grad_enabled():
+                roots = [tensor.grad_fn for tensor in outputs_of(output) if tensor.grad_fn is not None]
+                if roots:
+                    self._plan(calls, roots, call.enter, self._site_in(call))
+
+    def _calls_here(self) -> Calls:
+        me = threading.get_ident()
+        if me not in self._calls:
+            self._calls[me] = Calls(self._names)
+            if any(calls.inside for calls in self._calls.values()):
+                self._say(SEVERAL_THREADS)
+        return self._calls[me]
+
+    def _site_in(self, call: Call) -> Callable[[int, str], Site]:
+        task = torch._C._current_graph_task_id()
+        if task != -1:
+            segment = self._segments[task]
+            self._segments[task] += 1
+            return lambda place, label: Site("recompute", segment, call.path, place, label, task)
+        turn = self._turn
+        self._turn += 1
+        return lambda place, label: Site("call", turn, call.path, place, label)
+
+    def _plan(self, calls: Calls, roots: Iterable[Node], floor: int, site: Callable[[int, str], Site]) -> None:
+        """Find the uses below, and hook what will compute their contributions."""
+        jobs: dict[Node, list[tuple[WatchedRow, Site, Use]]] = defaultdict(list)
+        for leaf, uses in uses_below(roots, floor, calls.deriving()).items():
+            row = self.watched.row_of(leaf.variable)
+            if row is None:
+                continue
+            self._watch(row, leaf)
+            for place, (use, label) in enumerate(zip(uses, self._labels(calls, uses, row), strict=True)):
+                marks = use.node.metadata.setdefault("paramwatch", set())
+                mark = (self._serial, row.name, use.slot, tuple((step.output, step.slot) for step in use.way))
+                # a graph may be walked again, from a loss
+                if mark not in marks:
+                    marks.add(mark)
+                    found = site(place, label)
+                    jobs[use.node].append((row, found, use))
+                    row.found.expected += found.kind != "recompute"
+        for node, of_node in jobs.items():
+            self._on_nodes.append(node.register_hook(self._taking([(row, found, use.slot, use.way) for row, found, use in of_node])))
+
+    def _labels(self, calls: Calls, uses: Sequence[Use], row: WatchedRow) -> list[str]:
+        labels = []
+        for use in uses:
+            label = calls.label(use.number, use.operation, row.holders)
+            if use.merges:
+                label += f" [merged in {use.operation}]"
+                if row.tied or len(uses) > 1:
+                    self._say(f"{row.names}: {merged(use.operation)}")
+            labels.append(label)
+        return numbered(labels)
+
+    # ---- the backward pass -----------------------------------------------------------------------
+
+    def _taking(self, jobs: Sequence[tuple[WatchedRow, Site, int, Any]]) -> Callable[[Any, Any], None]:
+        def take(grad_inputs: Sequence[Tensor | None], grad_outputs: Any) -> None:
+            if self.over:
+                return
+            with self._guard.contain("taking what a use contributes"), torch.no_grad():
+                task = torch._C._current_graph_task_id()
+                for row, site, slot, way in jobs:
+                    grad = grad_inputs[slot]
+                    if grad is None or not row.open:
+                        continue
+                    eps = torch.finfo(grad.dtype).eps
+                    grad = grad.detach()
+                    for step in way:
+                        grad = step(grad)
+                    row.found.take(task, site, grad, eps)
+
+        return take
+
+    def _watch(self, row: WatchedRow, leaf: Node) -> None:
+        """Be told of what is delivered to a parameter."""
+        # not by the node itself: it holds the parameter, which would bar torch from swapping it
+        if leaf.metadata.get("paramwatch") == self._serial:
+            return
+        leaf.metadata["paramwatch"] = self._serial
+        whole = leaf.variable is row.tensor
+
+        def deliver(grad_outputs: Sequence[Tensor | None]) -> None:
+            total = grad_outputs[0]
+            if self.over or total is None or not row.open:
+                return
+            with self._guard.contain("adding up what uses contribute"), torch.no_grad():
+                task = torch._C._current_graph_task_id()
+                row.found.deliver(task, total.detach(), whole and row.tensor.grad is None, self.several)
+
+        row.gates.append(leaf.register_prehook(deliver))
