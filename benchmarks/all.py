@@ -34,10 +34,12 @@ TESTS = (
     "test_truth_plain.py",
     "test_truth_closures.py",
     "test_events.py",
+    "test_uses.py",
+    "test_uses_cost.py",
 )
 """Of the code that is timed."""
 
-TABLES = ("monitored_step", "contestants", "kernel", "growth", "event_file", "gpu_bandwidth")
+TABLES = ("monitored_step", "contestants", "kernel", "growth", "event_file", "uses", "gpu_bandwidth")
 
 
 def machine() -> str:

@@ -149,19 +149,32 @@ class Cost:
     """Wall time of the step."""
 
 
+Taken = dict[str, list[tuple[float, float]]]
+"""Wall and CPU seconds of a step, by contestant, round by round."""
+
+
 def take_turns(steps: Mapping[str, Step], block: int, rounds: int) -> dict[str, Cost]:
     """Time blocks of steps in random order, round by round; the first contestant is the bare step."""
+    return costs_of(rounds_of(steps, block, rounds), next(iter(steps)))
+
+
+def rounds_of(steps: Mapping[str, Step], block: int, rounds: int) -> Taken:
+    """Time blocks of steps in random order, round by round, after one block of each that is not counted."""
     names, order = list(steps), random.Random(0)
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    taken: Taken = {name: [] for name in names}
     for name in names:
         _time(steps[name], block)
     for _ in range(rounds):
         for name in order.sample(names, len(names)):
             taken[name].append(_time(steps[name], block))
-    bare = taken[names[0]]
+    return taken
+
+
+def costs_of(taken: Taken, bare: str) -> dict[str, Cost]:
+    """What each contestant costs against the one that is called bare here."""
     found = {}
     for name, times in taken.items():
-        pairs = list(zip(times, bare, strict=True))
+        pairs = list(zip(times, taken[bare], strict=True))
         found[name] = Cost(
             statistics.median(mine[0] / other[0] for mine, other in pairs),
             statistics.median(mine[1] / other[1] for mine, other in pairs),

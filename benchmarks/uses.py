@@ -1,0 +1,223 @@
+"""What it costs to split the gradients of tied parameters by use: time, memory, and nothing between the steps that are split.
+
+python benchmarks/uses.py [--rounds N] [--only time|memory]
+
+Time: every step watched (default statistics, `update="exact"`), one torch thread; all take turns in one process, and ratios are medians of
+what was paired in the same round. `between` is watched with `uses=10**9`, so that after the first step none is split.
+
+Memory: the largest number of bytes that torch's allocator had given out at any moment of a step, above what it had given out when the step
+began, as torch's own profiler reports each allocation: gradients, activations, temporaries and what autograd holds while it adds. Not
+counted: the parameters, which are there before; what is no tensor (128 KiB a thread while inner products are made, and Python objects).
+In units of the bytes of the largest shared parameter. Nothing else is watched (`update="off"`), so that the difference is the split's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.modules import module as torch_modules
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from workloads import GPT, Step, Workload, costs_of, rounds_of, step_of
+
+import paramwatch
+from paramwatch.uses import watched
+
+SPLIT_AIMS = {"GPT with tied head": "1.10", "12-fold shared block": "1.3"}
+"""Of the ratio to the step that is watched and not split."""
+
+CONTESTANTS: dict[str, int | None] = {"bare": None, "watched": 0, "between": 10**9, "split": 1, "bare again": None}
+"""By name: the `uses` it is watched with."""
+
+
+def shared_blocks() -> nn.Module:
+    """A small ALBERT: one block, used twelve times, with a tied head."""
+    net = GPT(layers=1, width=192)
+    net.layers = nn.Sequential(*[net.layers[0]] * 12)
+    return net
+
+
+def works() -> list[Workload]:
+    text = torch.randint(8192, (4, 129), generator=torch.Generator().manual_seed(0))
+
+    def loss(net: nn.Module) -> torch.Tensor:
+        return functional.cross_entropy(net(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten())
+
+    def adamw(net: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(net.parameters(), lr=1e-4)
+
+    return [Workload("GPT with tied head", GPT, adamw, loss, 1), Workload("12-fold shared block", shared_blocks, adamw, loss, 1)]
+
+
+# ---- time -----------------------------------------------------------------------------------
+
+
+def time_of(work: Workload, rounds: int) -> str:
+    """Line of the table."""
+    nets = {name: work.make() for name in CONTESTANTS}
+    steps = {name: step_of(work, net, work.optimizer(net)) for name, net in nets.items()}
+    with contextlib.ExitStack() as stack:
+        watches = {
+            name: stack.enter_context(paramwatch.attach(nets[name], update="exact", uses=uses))
+            for name, uses in CONTESTANTS.items()
+            if uses is not None
+        }
+        for name in watches:  # the first step of `between` is split, and operations are counted at one number
+            steps[name]()
+        taken = rounds_of(steps, work.block, rounds)
+        rows = watches["split"].uses(steps=slice(1, 2)).reset_index()
+        watches["split"].close()
+        counted, installed = dispatched(steps["between"]) - dispatched(steps["watched"]), hooks()
+    bare, plain = costs_of(taken, "bare"), costs_of(taken, "watched")
+    uses = rows.groupby("parameter")["use"].nunique()
+    size = sum(param.numel() for param in nets["bare"].parameters())
+    nothing = f"{plain['between'].wall:.3f}, {counted:+d} operations, {installed} hooks"
+    return (
+        f"| {work.name}, {size:,} elements; rows split: {len(uses)}, uses: {uses.max()} | {bare['bare'].step_us:,.0f} "
+        f"| {bare['watched'].wall:.3f} | {bare['split'].wall:.3f} | **{plain['split'].wall:.3f}** | {plain['split'].cpu:.3f} "
+        f"| {plain['split'].more_us:,.0f} | {SPLIT_AIMS[work.name]} | {nothing} | {bare['bare again'].wall:.3f} |"
+    )
+
+
+def times(rounds: int) -> Iterator[str]:
+    yield (
+        "| model | bare step, µs | watched / bare | split / bare | split / watched, wall | CPU | CPU more, µs | aim "
+        "| between / watched | bare again / bare |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for work in works():
+        yield time_of(work, rounds)
+
+
+class Counting(TorchDispatchMode):
+    """Counts operations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # as torch has it
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def dispatched(step: Step) -> int:
+    """How many operations torch dispatches in a step."""
+    with Counting() as counting:
+        step()
+    return counting.count
+
+
+def hooks() -> int:
+    """How many global module hooks there are."""
+    names = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks")
+    return sum(len(getattr(torch_modules, name)) for name in names)
+
+
+# ---- memory ---------------------------------------------------------------------------------
+
+
+def peak_bytes(step: Step) -> int:
+    """The most that torch's allocator had given out during a step, more than when it began; gradients are gone by then."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    assert profiled.profiler is not None
+    events = [each for each in profiled.profiler.kineto_results.events() if each.name() == "[memory]"]
+    given = most = 0
+    for each in sorted(events, key=lambda each: each.start_ns()):
+        given += each.nbytes()
+        most = max(most, given)
+    return most
+
+
+@contextlib.contextmanager
+def budget(size: int | None) -> Iterator[None]:
+    """Contributions may take this many bytes beyond what autograd takes itself; None for what is so by default."""
+    before = watched.LEAST_BUDGET, watched.share_of_device
+    if size is not None:
+        watched.LEAST_BUDGET, watched.share_of_device = size, lambda device: 0
+    try:
+        yield
+    finally:
+        watched.LEAST_BUDGET, watched.share_of_device = before
+
+
+class Repeated(nn.Module):
+    """One layer, used several times."""
+
+    def __init__(self, times: int, width: int) -> None:
+        super().__init__()
+        self.layer, self.times = nn.Linear(width, width, bias=False), times
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(self.times):
+            x = torch.tanh(self.layer(x))
+        return x
+
+
+def repeated(times: int) -> tuple[Callable[[], nn.Module], Callable[[nn.Module], torch.Tensor]]:
+    x = torch.randn(8, 1024, generator=torch.Generator().manual_seed(0))
+    return lambda: Repeated(times, 1024), lambda net: net(x).square().mean()
+
+
+def peaks(make: Callable[[], nn.Module], loss: Callable[[nn.Module], torch.Tensor], allowed: float | None, unit: int) -> tuple[str, ...]:
+    """Cells: plain, split at the first step, split at later ones, and how it was told."""
+    found: dict[bool, list[int]] = {}
+    modes: list[str] = []
+    for split in (False, True):
+        net = make()
+        work = Workload("", make, lambda net: torch.optim.SGD(net.parameters(), lr=1e-3), loss, 1)
+        step = step_of(work, net, work.optimizer(net))
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(budget(None if allowed is None else int(allowed * unit)))
+            watch = stack.enter_context(paramwatch.attach(net, update="off", uses=1, uses_of="*")) if split else None
+            found[split] = []
+            for _ in range(3):
+                net.zero_grad()
+                found[split].append(peak_bytes(step))
+            if watch is not None:
+                modes = sorted(watch.uses()["mode"].unique())
+    plain, (first, *later) = max(found[False]), found[True]
+    return f"{plain / unit:.2f}", f"{first / unit:.2f}", f"{max(later) / unit:.2f}", ", ".join(f"`{mode}`" for mode in modes)
+
+
+def memory() -> Iterator[str]:
+    yield "| model | budget beyond autograd's own | plain | split, first step | split, later steps | mode |"
+    yield "|---|---|---|---|---|---|"
+    gpt = works()[0]
+    head = GPT().head.weight.nbytes
+    cases = [("GPT with tied head, K = 2", gpt.make, gpt.loss, None, head), ("the same", gpt.make, gpt.loss, 0.0, head)]
+    for times, allowed in ((2, None), (2, 0.0), (12, None), (12, 1.0), (12, 0.0)):
+        cases.append((f"one layer used {times} times", *repeated(times), allowed, 4 * 1024**2))
+    for name, make, loss, allowed, unit in cases:
+        cells = peaks(make, loss, allowed, unit)
+        yield f"| {name} | {'256 MB or 2 %' if allowed is None else f'{allowed:.0f}'} | {' | '.join(cells)} |"
+
+
+# ---- both -----------------------------------------------------------------------------------
+
+
+def table(rounds: int = 15, only: str = "") -> list[str]:
+    """Both tables, as Markdown."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        lines = [] if only == "memory" else [*times(rounds), ""]
+        return lines if only == "time" else [*lines, "Peak of a step in units of the shared parameter:", "", *memory()]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15, help="of each contestant")
+    parser.add_argument("--only", choices=("time", "memory"), default="")
+    options = parser.parse_args()
+    print("\n".join(table(options.rounds, options.only)))
+
+
+if __name__ == "__main__":
+    main()
