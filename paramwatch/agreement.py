@@ -48,7 +48,7 @@ def statistics(split: Split) -> Statistics:
         return {
             "agreement": _agreement(split),
             "coherence": float(_ratio(np.sqrt(_summed(split)), whole)),
-            "imbalance": float(_ratio(n.max(), n.min())),
+            "imbalance": float(_ratio(n.max(), n.min())) if k else np.nan,
             "horizon": _horizon(n),
             "residual": float(_ratio(np.sqrt(missing), np.sqrt(total))),
             "unattributed": float(_ratio(split.products[k + 1, k], total)),
@@ -92,7 +92,7 @@ def _summed(split: Split) -> float:
 def _horizon(n: Array) -> float:
     """The fewest last calls that hold 99 % of the sum of all norms."""
     from_the_last = np.cumsum(n[::-1])
-    if not from_the_last[-1] > 0 or not np.isfinite(from_the_last[-1]):
+    if not len(n) or not from_the_last[-1] > 0 or not np.isfinite(from_the_last[-1]):
         return float("nan")
     return float(np.searchsorted(from_the_last, HELD * from_the_last[-1]) + 1)
 

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from paramwatch.agreement import norms
+from paramwatch.agreement import is_explained, norms, statistics
 from paramwatch.record import Finding, Record
 
 _CALLED = {"param": "parameter", "grad": "gradient"}
@@ -67,6 +67,42 @@ class NonFiniteUse:
             bad, good = ([use for use, fine in zip(split.uses, finite, strict=True) if fine == wanted] for wanted in (False, True))
             others = f"; that through {_listed(good, 3)} is finite" if good else ", which is all of its uses"
             yield Finding(record.step, "nonfinite_use", row, f"the gradient of {row!r} is not finite through {_listed(bad, 3)}{others}")
+
+
+class UnattributedUse:
+    """Says once of each row that was split that its gradient, or part of it, was found in no use; of those of one step together."""
+
+    LEAST = 0.01
+    """Of the norm of the gradient."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, record: Record) -> Iterator[Finding]:
+        if record.steps.get("skipped"):
+            return
+        missing = {row: statistics(split)["residual"] for row, split in record.uses.items() if not is_explained(split)}
+        # where splitting was off, the log has named the reason
+        new = {
+            row: share
+            for row, share in missing.items()
+            if share > self.LEAST and row not in self._said and not record.uses[row].mode.startswith("off")
+        }
+        self._said.update(new)
+        if whole := [row for row in new if not record.uses[row].uses]:
+            message = (
+                f"no use of {_listed(whole, 3)} was found in the autograd graph, so the gradient is not split. That is so where the "
+                "forward pass is compiled, scripted, functional (torch.func.functional_call) or run in other threads (nn.DataParallel), or "
+                "where the loss does not come from what the model returned: watch.root(loss) before backward looks from there; "
+                "torch.compiler.set_stance('force_eager') from before the step before ends lets a compiled step be split"
+            )
+            yield Finding(record.step, "unattributed_use", whole[0], message)
+        if parts := [row for row in new if record.uses[row].uses]:
+            message = (
+                f"part of the gradient of {_listed(parts, 3)} ({new[parts[0]]:.0%} of its norm) was found in no use: it is used between "
+                "the outputs of the model and the loss, which watch.root(loss) before backward finds, or a gradient hook has changed it"
+            )
+            yield Finding(record.step, "unattributed_use", parts[0], message)
 
 
 class SharedStorage:
@@ -139,5 +175,5 @@ def _listed(names: Sequence[str], most: int | None = None) -> str:
     return " and ".join([*([", ".join(shown[:-1])] if shown[:-1] else []), shown[-1]])
 
 
-RULES = (FirstNonFinite, NonFiniteUse, SharedStorage, TieBroken, DeadOptimizer, ChangedOutside)
+RULES = (FirstNonFinite, NonFiniteUse, UnattributedUse, SharedStorage, TieBroken, DeadOptimizer, ChangedOutside)
 """What a Watch applies, each made anew for it."""

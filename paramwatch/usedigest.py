@@ -65,9 +65,10 @@ def pulls(run: Run) -> list[Pull]:
     found = run.agreement().reset_index()
     norms = run.uses()["use_norm"].reset_index()
     missing = norms[norms["use"] == UNATTRIBUTED].groupby("parameter").size()
-    medians = norms[norms["use"] != UNATTRIBUTED].groupby(["parameter", "use"], sort=False)["use_norm"].median()
+    known = norms[norms["use"] != UNATTRIBUTED].groupby(["parameter", "use"], sort=False)["use_norm"].median().reset_index("parameter")
     out = [
-        _pull(str(name), lines, medians[name].dropna(), int(missing.get(name, 0))) for name, lines in found.groupby("parameter", sort=False)
+        _pull(str(name), lines, known.loc[known["parameter"] == name, "use_norm"].dropna(), int(missing.get(name, 0)))
+        for name, lines in found.groupby("parameter", sort=False)
     ]
     return sorted(out, key=lambda pull: (np.isnan(pull.median), pull.median))
 

@@ -89,6 +89,10 @@ def cosines_frame(blocks: Sequence[Source], lines: Any, parameter: str, step: in
             f"{parameter!r} was not split by use at step {step!r}; it was at {len(found)} steps, the nearest of them {at}"
         )
     split = found[step]
+    if not split.uses:
+        raise ParamWatchError(
+            f"no use of {parameter!r} was found at step {step} (mode {split.mode!r}); the log, and watch.findings, say why"
+        )
     if not split.mode.startswith("full"):
         raise ParamWatchError(
             f"the uses of {parameter!r} were not kept at step {step} (mode {split.mode!r}: they did not fit the budget of memory): "

@@ -34,13 +34,17 @@ class Armed:
         watched: The rows.
         number: Of the step.
         several: Whether the step may have several backward passes.
+        blind: Whether something stands in the way: nothing is gathered.
         guard: For what goes wrong in a hook.
         say: Takes what cannot be told apart, in words.
     """
 
-    def __init__(self, module: nn.Module, watched: Watched, number: int, several: bool, guard: Guard, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, module: nn.Module, watched: Watched, number: int, several: bool, blind: bool, guard: Guard, say: Callable[[str], None]
+    ) -> None:
         self.watched, self.number, self.several = watched, number, several
-        self.over = False
+        self.blind = blind
+        self.over = blind
         """Nothing is gathered any more."""
         self._guard, self._say = guard, say
         self._names = Names(module_names(module))
@@ -50,11 +54,13 @@ class Armed:
         self._calls: dict[int, Calls] = {}
         self._turn = 0
         self._segments = Counter[int]()
-        self._handles = [
-            register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave, always_call=True),
-            no_warning_of_hooks(),
-        ]
+        self._handles: list[Any] = []
+        if not blind:
+            self._handles = [
+                register_module_forward_pre_hook(self._enter),
+                register_module_forward_hook(self._leave, always_call=True),
+                no_warning_of_hooks(),
+            ]
 
     def remove(self) -> None:
         """Take everything away."""
@@ -111,11 +117,15 @@ class Armed:
     def _plan(self, calls: Calls, roots: Iterable[Node], floor: int, site: Callable[[int, str], Site]) -> None:
         """Find the uses below, and hook what will compute their contributions."""
         jobs: dict[Node, list[tuple[WatchedRow, Site, Use]]] = defaultdict(list)
+        merging: dict[str, list[str]] = {}
         for leaf, uses in uses_below(roots, floor, calls.deriving()).items():
             row = self.watched.row_of(leaf.variable)
             if row is None:
                 continue
             self._watch(row, leaf)
+            for operation in dict.fromkeys(use.operation for use in uses if use.merges):
+                merging.setdefault(operation, []).append(row.name)
+                row.found.always = True
             for place, (use, label) in enumerate(zip(uses, self._labels(calls, uses, row), strict=True)):
                 marks = use.node.metadata.setdefault("paramwatch", set())
                 mark = (self._serial, row.name, use.slot, tuple((step.output, step.slot) for step in use.way))
@@ -125,6 +135,8 @@ class Armed:
                     found = site(place, label)
                     jobs[use.node].append((row, found, use))
                     row.found.expected += found.kind != "recompute"
+        for operation, rows in merging.items():
+            self._say(merged(operation, [name for name in self.watched.rows if name in rows]))
         for node, of_node in jobs.items():
             self._on_nodes.append(node.register_hook(self._taking([(row, found, use.slot, use.way) for row, found, use in of_node])))
 
@@ -134,8 +146,6 @@ class Armed:
             label = calls.label(use.number, use.operation, row.holders)
             if use.merges:
                 label += f" [merged in {use.operation}]"
-                if row.tied or len(uses) > 1:
-                    self._say(f"{row.names}: {merged(use.operation)}")
             labels.append(label)
         return numbered(labels)
 

@@ -86,7 +86,7 @@ class Contributions:
     Args:
         size: Bytes of the row.
         budget: Shared by the rows of a device.
-        always: Whether a single use is worth telling, as of a row with several names.
+        always: Whether a single use is worth telling, as of a row with several names, or where it holds several.
     """
 
     def __init__(self, size: int, budget: Budget, always: bool) -> None:
@@ -94,7 +94,9 @@ class Contributions:
         self._expected_before = 0
         self._size = size
         self._budget = budget
-        self._always = always
+        self.always = always
+        self.seen = False
+        """Whether a use has contributed in this step."""
         self._arrived: dict[int, _Arrived] = {}
         self._held: _Held | None = None
         self._done: Sums | None = None
@@ -142,8 +144,9 @@ class Contributions:
         self._expected_before, self.expected = self.expected or self._expected_before, 0
         if afresh:
             self.forget()
+        self.seen |= arrived is not None
         recomputed = arrived is not None and any(site.kind == "recompute" for site in arrived.sites)
-        if arrived is None or (len(arrived.sites) < 2 and not (self._always or recomputed or self._held)):
+        if arrived is None or (len(arrived.sites) < 2 and not (self.always or recomputed or self._held)):
             if arrived is not None:
                 self._budget.give_back(arrived.size)
             return
@@ -216,7 +219,7 @@ class Contributions:
     def forget(self) -> None:
         """Drop what was delivered; what is on its way stays."""
         self._drop()
-        self._done, self._passes = None, set()
+        self._done, self._passes, self.seen = None, set(), False
 
     def _drop(self) -> None:
         if self._held is not None:

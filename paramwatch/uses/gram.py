@@ -64,6 +64,11 @@ def plain_gram(grads: Sequence[Tensor], total: Tensor) -> Tensor:
     return found
 
 
+def alone(total: Tensor) -> Tensor:
+    """`gram` of no contribution: all of the gradient is missing."""
+    return square(total).expand(2, 2)
+
+
 def square(x: Tensor) -> Tensor:
     """The sum of squares of a vector, in float64."""
     norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)

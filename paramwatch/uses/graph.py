@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
+
+from paramwatch.uses.obstacles import WAYS
 
 Node: TypeAlias = Any
 """A node of the graph, `torch.autograd.graph.Node` with the sequence number that is not in its interface."""
@@ -31,9 +32,6 @@ _FORM = frozenset(
     )
 )
 """Changes of form: one input, one output, nothing saved, so that a node can be called with each gradient on its own."""
-
-_MERGING = ("CompiledFunctionBackward", "CudnnRnnBackward", "MkldnnRnnLayerBackward", "MiopenRnnBackward", "BroadcastBackward")
-"""What holds several uses in one node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,7 @@ def _uses(feeding: Sequence[tuple[Node, int]], readers: dict[Node, list[tuple[No
 def _use(node: Node, slot: int, way: tuple[Step, ...]) -> Use:
     name: str = node.name()
     operation = name.rpartition("::")[2].partition("Backward")[0].lower()
-    return Use(node._sequence_nr(), operation, name.startswith(_MERGING), node, slot, way)
+    return Use(node._sequence_nr(), operation, operation in WAYS, node, slot, way)
 
 
 @lru_cache(maxsize=4096)
@@ -149,8 +147,3 @@ def outputs_of(found: Any, depth: int = 6) -> Iterable[Tensor]:
             inside = vars(found).values()
         for each in tuple(inside):
             yield from outputs_of(each, depth - 1)
-
-
-def is_possible() -> bool:
-    """Whether this torch has what is needed beyond its public interface."""
-    return all((hasattr(torch.autograd, "_get_sequence_nr"), hasattr(torch._C, "_current_graph_task_id")))

@@ -6,11 +6,11 @@ import gc
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
-
-from paramwatch.uses.graph import is_possible
 
 EAGER = (
     "To split a step that is compiled call the module itself instead of its compiled form, or set torch.compiler.set_stance('force_eager') "
@@ -18,10 +18,17 @@ EAGER = (
 )
 """The way out."""
 
-NOTHING_FOUND = (
-    "no use was found in the autograd graph, so its gradient is not split. That is so where the forward pass is compiled, functional "
-    "(torch.func.functional_call) or scripted, or what it returns does not lead to the loss (`watch.root(loss)` looks from there). "
-) + EAGER
+_STEP_BY_STEP = "torch.backends.{0}.flags(enabled=False) around the forward pass has a recurrent layer run step by step, more slowly"
+
+WAYS = {
+    "compiledfunction": EAGER,
+    "mkldnnrnnlayer": _STEP_BY_STEP.format("mkldnn"),
+    "cudnnrnn": _STEP_BY_STEP.format("cudnn"),
+    "miopenrnn": _STEP_BY_STEP.format("cudnn"),
+    "differentiablegraph": "Call the module itself instead of its scripted form",
+    "broadcast": "DistributedDataParallel has a process for each device",
+}
+"""Operations that hold several uses as one, and the way out of each."""
 
 SEVERAL_THREADS = (
     "gradients are split by use only in part: modules are called from several threads at once (nn.DataParallel?), and what threads make "
@@ -31,19 +38,29 @@ SEVERAL_THREADS = (
 _WARNING = "Using `torch.compile(module)` when there are global hooks"
 
 
-def merged(operation: str) -> str:
-    """Of uses that are one to autograd."""
-    way = EAGER if operation.startswith("compiled") else "On a CPU torch.backends.mkldnn.flags(enabled=False) has an LSTM run step by step"
-    return f"the uses inside {operation!r} cannot be told apart: to autograd they are one operation. {way}"
+def merged(operation: str, rows: Sequence[str]) -> str:
+    """Of uses of some rows that are one to autograd."""
+    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+    which = ", ".join(map(repr, rows[:3])) + more
+    return f"the uses of {which} inside {operation!r} cannot be told apart: to autograd they are one operation. {WAYS[operation]}"
 
 
 def obstacle_to_splitting(module: nn.Module) -> str | None:
     """Why no step of a model can be split now; None if one can."""
-    if not is_possible():
-        return "gradients are not split by use: this version of torch lacks what tells in which call an operation was made"
+    if lacking := missing():
+        return (
+            f"gradients are not split by use: this torch ({torch.__version__}) has no {lacking}, which tells in which call an operation "
+            "was made; another version of torch or of paramwatch may get along. All else is recorded"
+        )
     if not is_eager() and (compiled := compiled_part(module)) is not None:
         return f"gradients are not split by use: uses inside a compiled region cannot be told apart, and {compiled} is one. {EAGER}"
     return None
+
+
+def missing() -> str:
+    """What this torch lacks of what is needed beyond its public interface; "" where it is all there."""
+    needed = {"torch.autograd._get_sequence_nr": torch.autograd, "torch._C._current_graph_task_id": torch._C}
+    return " and ".join(name for name, owner in needed.items() if not hasattr(owner, name.rpartition(".")[2]))
 
 
 def is_eager() -> bool:

@@ -51,6 +51,9 @@ class SplitReading:
             start += size
             with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
                 norms = np.sqrt(np.diagonal(products))
+                # a gradient that was set to zero and not touched needs no use
+                if not k and norms[0] == 0:
+                    continue
                 rounding = float(eps * math.sqrt(k * backwards) * norms[:k].sum())
                 unit = float(grad_norm(row) / norms[k])
             found[row] = Split(tuple(names), mode, backwards, products, rounding, unit)

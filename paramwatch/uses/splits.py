@@ -15,7 +15,8 @@ from paramwatch.guard import Guard, logger
 from paramwatch.inventory import LiveInventory
 from paramwatch.ranks import is_one_of_several
 from paramwatch.uses.armed import Armed
-from paramwatch.uses.obstacles import NOTHING_FOUND, obstacle_to_splitting
+from paramwatch.uses.gram import alone, flat
+from paramwatch.uses.obstacles import obstacle_to_splitting
 from paramwatch.uses.reading import SplitReading, Sums
 from paramwatch.uses.watched import Watched, WatchedRow, check_uses_of
 
@@ -60,10 +61,9 @@ class Splits:
                 return
             if obstacle := obstacle_to_splitting(module):
                 self._say(obstacle)
-                return
             watched = Watched(self._live, module, self._uses_of, number)
             if watched.rows:
-                self._armed = Armed(module, watched, number, self._several, self.guard, self._say)
+                self._armed = Armed(module, watched, number, self._several, bool(obstacle), self.guard, self._say)
 
     def arm_if_due(self, number: int) -> None:
         """For the first step, before there was any."""
@@ -82,7 +82,7 @@ class Splits:
         found: list[tuple[str, Sums]] = []
         with self.guard.contain("multiplying the contributions of uses"), torch.no_grad():
             for row in self._armed.watched.still_open(names):
-                sums = row.found.sums()
+                sums = row.found.sums() or self._unseen(row)
                 if sums is not None:
                     row.passes = row.found.backwards
                     if is_one_of_several():
@@ -105,7 +105,6 @@ class Splits:
         later = measured_next and self.due(number + 1)
         if self._armed is not None:
             stepped = self._armed.watched.still_open(names)
-            self._tell_of_nothing(stepped)
             if passes := [row.passes for row in stepped if row.passes]:
                 self._several = self._armed.several = max(passes) > 1
             if not complete:
@@ -128,7 +127,7 @@ class Splits:
 
     def root(self, loss: Tensor) -> None:
         """Look for uses between the outputs of the model and the loss as well."""
-        if self._armed is not None and not self._off and loss.grad_fn is not None:
+        if self._armed is not None and not self._armed.over and loss.grad_fn is not None:
             with self.guard.contain("looking for the uses below a loss"):
                 self._armed.root(loss)
 
@@ -140,10 +139,12 @@ class Splits:
         if self._armed is not None:
             self._armed.over = True
 
-    def _tell_of_nothing(self, rows: Sequence[WatchedRow]) -> None:
-        for row in rows:
-            if row.tied and not row.passes and row.tensor.grad is not None:
-                self._say(f"{row.names}: {NOTHING_FOUND}")
+    def _unseen(self, row: WatchedRow) -> Sums | None:
+        """Of a row with a gradient in which no use has a part."""
+        grad = row.tensor.grad
+        if row.found.seen or grad is None or self._armed is None:
+            return None
+        return Sums([], "off" if self._armed.blind else "none", 0, 0.0, alone(flat(grad)))
 
     def _say(self, what: str) -> None:
         if what not in self._said:

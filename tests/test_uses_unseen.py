@@ -1,0 +1,312 @@
+"""Where uses cannot be told apart that is said in one sentence, with the way out, and the frame has `(unattributed)` in their place."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
+from used_models import OverTime, shared_mlp
+
+import paramwatch
+from paramwatch import Watch
+from paramwatch.uses.obstacles import WAYS, merged
+
+X = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+
+Forward = Callable[[nn.Module], Tensor]
+"""A model's loss."""
+
+pytestmark = [
+    # what dynamo does to itself
+    pytest.mark.filterwarnings("ignore:.*script_method` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated:DeprecationWarning"),
+]
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return shared_mlp(True)[0]
+
+
+def train(net: nn.Module, forward: Forward, steps: int = 3, **options: Any) -> Watch:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with paramwatch.attach(net, **{"uses": 1, **options}) as watch:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            forward(net).backward()
+            optimizer.step()
+    assert not watch.recorder.splits.guard.failed  # type: ignore[union-attr]
+    assert not torch_modules._global_forward_hooks
+    return watch
+
+
+def sentence(caplog: pytest.LogCaptureFixture) -> str:
+    """The one thing that was said."""
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    return record.getMessage()
+
+
+def assert_unattributed(watch: Watch, mode: str, *rows: str, steps: int = 3) -> None:
+    uses = watch.uses()
+    assert list(uses.index) == [(step, row, "(unattributed)") for step in range(steps) for row in rows]
+    assert uses["use_share"].eq(1).all()
+    assert list(uses["mode"].unique()) == [mode]
+    grads = watch.frame().loc[uses.index.droplevel("use"), "grad_norm"]
+    assert list(uses["use_norm"]) == pytest.approx(list(grads), rel=1e-6)
+    assert watch.agreement()["use_count"].eq(0).all()
+    assert watch.agreement()["agreement"].isna().all()
+
+
+# ---- what is compiled -------------------------------------------------------------------------
+
+
+def beside(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    return torch.compile(net, backend="eager")
+
+
+def in_place(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    net.compile(backend="eager")
+    return net
+
+
+def in_part(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    net[2].compile(backend="eager")
+    return net
+
+
+@pytest.mark.parametrize(("compiled", "what"), [(beside, "the model"), (in_place, "the model"), (in_part, "'2'")])
+def test_a_compiled_model_is_named_and_the_way_out(compiled: Callable[..., Any], what: str, caplog: pytest.LogCaptureFixture) -> None:
+    net = mlp()
+    call = compiled(net)
+
+    watch = train(net, lambda _: call(X).square().mean())
+
+    assert f"uses inside a compiled region cannot be told apart, and {what} is one" in sentence(caplog)
+    assert "torch.compiler.set_stance('force_eager')" in sentence(caplog)
+    assert_unattributed(watch, "off", "2.weight", "2.bias")
+
+
+def test_a_step_of_a_compiled_model_that_runs_eagerly_is_split() -> None:
+    net, bare = mlp(), mlp()
+    call, bare_call = (torch.compile(each, backend="eager") for each in (net, bare))
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (net, bare)]
+    with paramwatch.attach(net, uses=3) as watch:
+        for step in range(5):
+            for each, optimizer in zip((call, bare_call), optimizers, strict=True):
+                optimizer.zero_grad()
+                with torch.compiler.set_stance("force_eager" if step in (2, 3) else "default"):
+                    each(X).square().mean().backward()
+                    optimizer.step()
+            if step == 2:
+                twin = copy.deepcopy(net)
+                twin[4] = copy.deepcopy(twin[2])
+
+    twin.zero_grad()
+    twin(X).square().mean().backward()
+    norms = watch.uses(parameters="2.weight")["use_norm"]
+    assert list(norms.index) == [(0, "2.weight", "(unattributed)"), (3, "2.weight", "2"), (3, "2.weight", "4")]
+    assert list(norms[3]) == pytest.approx([float(twin[i].weight.grad.norm()) for i in (2, 4)], rel=1e-5)
+    assert all(torch.equal(one, other) for one, other in zip(net.parameters(), bare.parameters(), strict=True))
+
+
+class CompiledInside(nn.Module):
+    """What is compiled here is no module, and uses a weight twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = self.again = nn.Linear(4, 4)
+        self.twice = torch.compile(self._twice, backend="aot_eager")
+
+    def _twice(self, x: Tensor) -> Tensor:
+        return F.linear(torch.tanh(F.linear(x, self.layer.weight, self.layer.bias)), self.layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.twice(x) + self.layer(x)
+
+
+def test_a_compiled_function_inside_is_one_use_of_those_it_holds(caplog: pytest.LogCaptureFixture) -> None:
+    watch = train(CompiledInside(), lambda net: net(X).square().mean())
+
+    assert "the uses of 'layer.weight', 'layer.bias' inside 'compiledfunction' cannot be told apart" in sentence(caplog)
+    assert "force_eager" in sentence(caplog)
+    inside, outside = watch.uses(parameters="layer.weight", steps=slice(0, 1)).index.get_level_values("use")
+    assert (inside, outside) == ("(root):compiledfunction [merged in compiledfunction]", "layer")
+    assert watch.agreement()["residual"].lt(1e-6).all()
+
+
+# ---- what is one operation --------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN:UserWarning")
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no fused LSTM for the CPU")
+def test_a_fused_lstm_is_one_use_and_without_the_fusion_it_is_one_at_each_moment(caplog: pytest.LogCaptureFixture) -> None:
+    net, x = OverTime("LSTM", True, 7), torch.randn(7, 4, 6)
+
+    fused = train(net, lambda net: net(x).square().mean(), uses_of="layer.*")
+
+    said = sentence(caplog)
+    assert "'layer.weight_ih_l0', 'layer.weight_hh_l0', 'layer.bias_ih_l0' and 1 more inside 'mkldnnrnnlayer' cannot be told apart" in said
+    assert "torch.backends.mkldnn.flags(enabled=False)" in said
+    assert set(fused.uses().index.get_level_values("use")) == {"layer [merged in mkldnnrnnlayer]"}
+    with torch.backends.mkldnn.flags(enabled=False):
+        apart = train(net, lambda net: net(x).square().mean(), steps=1, uses_of="layer.weight_hh*")
+    assert list(apart.uses().loc[(0, "layer.weight_hh_l0")].index) == [f"layer#{t}" for t in range(7)]
+    assert sentence(caplog) == said
+
+
+@pytest.mark.parametrize("operation", WAYS)
+def test_each_operation_that_holds_several_uses_has_a_way_out(operation: str) -> None:
+    said = merged(operation, ["a.weight"])
+
+    assert said.startswith(f"the uses of 'a.weight' inside {operation!r} cannot be told apart")
+    assert said.endswith(WAYS[operation])
+
+
+# ---- what is not seen -------------------------------------------------------------------------
+
+
+def with_other_parameters(net: nn.Module) -> Tensor:
+    scaled = {name: 2 * parameter for name, parameter in net.named_parameters()}
+    return torch.func.functional_call(net, scaled, (X,)).square().mean()
+
+
+def traced(net: nn.Module) -> Tensor:
+    return torch.jit.trace(copy.copy(net), X)(X).square().mean()
+
+
+def replicated(net: nn.Module) -> Tensor:
+    """As `nn.DataParallel` does it: copies of the modules, each called in a thread of its own."""
+    outputs: list[Any] = [None, None]
+
+    def work(i: int) -> None:
+        outputs[i] = torch.func.functional_call(replica, copies[i], (X[8 * i : 8 * i + 8],))
+
+    class Parallel(nn.Module):
+        def forward(self) -> Tensor:
+            for i in range(2):
+                thread = threading.Thread(target=work, args=(i,))
+                thread.start()
+                thread.join()
+            return torch.cat(outputs)
+
+    replica = copy.deepcopy(net)
+    copies = [{name: parameter.view_as(parameter) * 1 for name, parameter in net.named_parameters()} for _ in range(2)]
+    return Parallel()().square().mean()
+
+
+def by_hand(net: nn.Module) -> Tensor:
+    h = torch.tanh(F.linear(torch.ones(3, 8), net[2].weight, net[2].bias))
+    return F.linear(h, net[2].weight, net[2].bias).square().mean()
+
+
+@pytest.mark.parametrize("forward", [with_other_parameters, traced, replicated, by_hand])
+def test_what_no_use_was_seen_of_is_named_once_with_what_may_be_the_cause(forward: Forward, caplog: pytest.LogCaptureFixture) -> None:
+    net = mlp()
+    # torch.func.functional_call leaves its own tensors in a module of two names
+    net[4] = nn.Linear(8, 8)
+    net[4].weight, net[4].bias = net[2].weight, net[2].bias
+    watch = train(net, forward, include=["2.*"])
+
+    assert "no use of '2.weight' and '2.bias' was found in the autograd graph" in sentence(caplog)
+    for word in ("compiled", "scripted", "torch.func.functional_call", "nn.DataParallel", "watch.root(loss)", "force_eager"):
+        assert word in sentence(caplog)
+    assert_unattributed(watch, "none", "2.weight", "2.bias")
+    assert list(watch.findings["rule"]) == ["unattributed_use"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_part_that_was_found_in_no_use_is_named_with_its_size(named: bool, caplog: pytest.LogCaptureFixture) -> None:
+    net = mlp()
+    with paramwatch.attach(net, uses=1) as watch:
+        loss = net(X).square().mean() + 0.1 * net[2].weight.square().mean()
+        if named:
+            watch.root(loss)
+        loss.backward()
+        torch.optim.SGD(net.parameters(), lr=0.1).step()
+
+    residual = watch.agreement()["residual"][0, "2.weight"]
+    if named:
+        assert not caplog.records
+        assert residual < 1e-6
+    else:
+        assert f"part of the gradient of '2.weight' ({residual:.0%} of its norm) was found in no use" in sentence(caplog)
+        assert "watch.root(loss)" in sentence(caplog)
+
+
+def test_a_gradient_of_zeros_that_nothing_was_added_to_needs_no_use(caplog: pytest.LogCaptureFixture) -> None:
+    def forward(net: nn.Module) -> Tensor:
+        for parameter in net.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        return net["used"](X).square().mean()
+
+    watch = train(nn.ModuleDict({"used": mlp(), "idle": mlp()}), forward)
+
+    assert not caplog.records
+    assert set(watch.uses().index.get_level_values("parameter")) == {"used.2.weight", "used.2.bias"}
+
+
+def test_what_is_used_once_is_neither_split_nor_unattributed(caplog: pytest.LogCaptureFixture) -> None:
+    watch = train(mlp(), lambda net: net(X).square().mean(), uses_of="*")
+
+    assert set(watch.uses().index.get_level_values("parameter")) == {"2.weight", "2.bias"}
+    assert not caplog.records
+
+
+# ---- threads, and other versions of torch -----------------------------------------------------
+
+
+def test_calls_from_several_threads_at_once_are_named_and_nothing_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    both_inside, outputs = threading.Barrier(2), [torch.empty(0)] * 2
+
+    class Meets(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            both_inside.wait()
+            return x
+
+    net = mlp()
+    net.insert(0, Meets())
+
+    def forward(net: nn.Module) -> Tensor:
+        def work(i: int) -> None:
+            outputs[i] = net(X[8 * i : 8 * i + 8])
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return torch.cat(outputs).square().mean()
+
+    watch = train(net, forward)
+
+    assert "modules are called from several threads at once" in sentence(caplog)
+    assert "DistributedDataParallel has a process for each device" in sentence(caplog)
+    shares = watch.uses()["use_share"].groupby(["step", "parameter"]).sum()
+    assert list(shares) == pytest.approx([1] * 6, abs=1e-6)
+
+
+@pytest.mark.parametrize(("owner", "name"), [(torch.autograd, "_get_sequence_nr"), (torch._C, "_current_graph_task_id")])
+def test_a_torch_without_what_is_needed_is_named_and_all_else_is_recorded(
+    owner: Any, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delattr(owner, name)
+    net, bare = mlp(), mlp()
+
+    watch = train(net, lambda net: net(X).square().mean())
+
+    assert f"{name}, which tells in which call an operation was made; another version of torch" in sentence(caplog)
+    assert_unattributed(watch, "off", "2.weight", "2.bias")
+    optimizer = torch.optim.SGD(bare.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        bare(X).square().mean().backward()
+        optimizer.step()
+    assert all(torch.equal(one, other) for one, other in zip(net.parameters(), bare.parameters(), strict=True))
