@@ -21,7 +21,7 @@ from paramwatch.measure.naive import ORDER, as_reals, parts
 
 NAN, INF = float("nan"), float("inf")
 EXACT = [i for i, part in enumerate(ORDER) if PARTS[part].integer or part in ("min", "max")]
-CHUNK, BLOCK = 1 << 16, 1024
+CHUNK, BLOCK, PAST_THE_CACHE = 1 << 16, 1024, 1 << 22
 LENGTHS = [0, 1, 2, 3, 15, 16, 17, 31, 33, BLOCK - 1, BLOCK, BLOCK + 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -157,6 +157,18 @@ def test_copies_are_made_while_reading_bit_for_bit(dtype: torch.dtype) -> None:
     bits = torch.int64 if dtype.itemsize == 8 else torch.int32 if dtype.itemsize == 4 else torch.int16
     assert torch.equal(copy.view(bits), x.view(bits))
     assert (beyond[len(x) :] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shift", [0, 1, 3])
+def test_copies_past_the_caches_are_made_bit_for_bit(dtype: torch.dtype, shift: int) -> None:
+    n = PAST_THE_CACHE + 77
+    x, beyond = torch.arange(n, dtype=torch.float32).to(dtype), torch.full((n + 9,), -7.0, dtype=dtype)
+    native.parts_of([x], [beyond[shift:][:n]])
+
+    assert torch.equal(beyond[shift:][:n], x)
+    assert (beyond[:shift] == -7).all()
+    assert (beyond[shift + n :] == -7).all()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 enum Type : int64_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
@@ -32,14 +36,18 @@ float from_half(uint16_t half) {
 const float* as_floats(const char* at, int64_t type, int n, float* room) {
   if (type == FLOAT32) return reinterpret_cast<const float*>(at);
   const uint16_t* from = reinterpret_cast<const uint16_t*>(at);
-  for (int i = 0; i < n; i++) {
-    if (type == BFLOAT16) {
+  int i = 0;
+  if (type == BFLOAT16) {
+    for (; i < n; i++) {
       const uint32_t bits = uint32_t(from[i]) << 16;
       std::memcpy(room + i, &bits, sizeof bits);
-    } else {
-      room[i] = from_half(from[i]);
     }
+    return room;
   }
+#if defined(__F16C__)
+  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(room + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+#endif
+  for (; i < n; i++) room[i] = from_half(from[i]);
   return room;
 }
 

@@ -2,8 +2,8 @@
 //
 // A tensor is cut into chunks, whatever the number of threads, and the chunks are folded in order: the same bits for any of them. Inside a
 // chunk sums are of float64 and about a pivot, the first finite element: (pivot - mean)^2 is at most the number of elements times the
-// variance, so that at most 5 of 16 digits cancel. A block is first read as if all of it were finite; the largest magnitude, as an integer,
-// tells whether it was, and only a block that was not is read again, from the cache.
+// variance, so that at most 5 of 16 digits cancel. A block is first read as if all of it were finite; the sum of squares tells whether it
+// was, or the largest magnitude where squares may overflow, and only a block that was not is read again, from the cache.
 
 #include <atomic>
 #include <cmath>
@@ -12,6 +12,10 @@
 #include <system_error>
 #include <thread>
 #include <vector>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #include "elements.h"
 #include "sums.h"
@@ -22,6 +26,7 @@ constexpr int64_t CHUNK = 1 << 16;  // elements that one thread takes at a time
 constexpr int BLOCK = 1024;         // elements that are read twice where need be, and stay in the first cache meanwhile
 constexpr int AHEAD = 4096;         // bytes to prefetch ahead: memory is slower than the sums
 constexpr int64_t WORTH_A_THREAD = 1 << 18;
+constexpr int64_t PAST_THE_CACHE = 1 << 22;  // elements of which copies are gone from the caches before they are read again
 
 #if defined(__AVX512F__)
 constexpr int BYTES = 64;
@@ -68,6 +73,7 @@ template <class V> V load(const void* at) {
 // What is read: the elements of a tensor.
 template <class T> struct Elements {
   typedef T Type;
+  static constexpr bool SQUARES_STAY_FINITE = sizeof(T) == 4;
   const T* x;
   T one(int i) const { return x[i]; }
   typename Lanes<T>::V several(int i) const {
@@ -79,6 +85,7 @@ template <class T> struct Elements {
 // Or their differences, which are exact in float64 but for the last digit.
 template <class T> struct Differences {
   typedef double Type;
+  static constexpr bool SQUARES_STAY_FINITE = sizeof(T) == 4;  // of float32 and their differences, in float64
   const T *x, *before;
   double one(int i) const { return double(x[i]) - double(before[i]); }
   Wide several(int i) const {
@@ -117,9 +124,11 @@ template <class Source> bool read_finite(const Source& source, int n, Sums& sums
   Wide first = {}, second = {}, first_high = {}, second_high = {};
   for (int i = 0; i < n; i += N) {
     const typename L::V v = source.several(i);
-    const typename L::I size = (typename L::I)v & mask;
-    zero -= size == 0;
-    largest = size > largest ? size : largest;
+    zero -= (typename L::I)(v == 0);
+    if constexpr (!Source::SQUARES_STAY_FINITE) {
+      const typename L::I size = (typename L::I)v & mask;
+      largest = size > largest ? size : largest;
+    }
     least = v < least ? v : least;
     most = v > most ? v : most;
     if constexpr (sizeof(v[0]) == 4) {
@@ -133,11 +142,13 @@ template <class Source> bool read_finite(const Source& source, int n, Sums& sums
       first += apart, second += apart * apart;
     }
   }
-  typename L::Int top = 0;
-  for (int i = 0; i < N; i++) top = largest[i] > top ? largest[i] : top;
-  if (top >= L::INFINITE) return false;
   first += first_high, second += second_high;
-  for (int i = 0; i < HALF; i++) sums.first += first[i], sums.second += second[i];
+  typename L::Int top = 0;
+  double added = 0, squares = 0;
+  for (int i = 0; i < N; i++) top = largest[i] > top ? largest[i] : top;
+  for (int i = 0; i < HALF; i++) added += first[i], squares += second[i];
+  if (Source::SQUARES_STAY_FINITE ? !std::isfinite(squares) : top >= L::INFINITE) return false;
+  sums.first += added, sums.second += squares;
   for (int i = 0; i < N; i++) {
     sums.zero += double(zero[i]);
     if (least[i] < sums.least) sums.least = least[i];
@@ -169,8 +180,20 @@ struct Row {
 struct Job {
   const Row* row;
   int64_t start, n;
+  bool past;
   Found found, after;
 };
+
+// Written past the caches, memory is not read before it is written, and what the training step needs stays where it is.
+void copy(char* to, const char* from, int64_t bytes, bool past) {
+  int64_t done = 0;
+#if defined(__AVX2__)
+  if (past && reinterpret_cast<uintptr_t>(to) % 32 == 0)
+    for (; done + 32 <= bytes; done += 32)
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(to + done), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + done)));
+#endif
+  std::memcpy(to + done, from + done, bytes - done);
+}
 
 template <class Source> void add_product(const Source& moved, const char* at, int64_t type, int n, Sums& sums) {
   float room[BLOCK];
@@ -201,17 +224,20 @@ void work(Job& job, bool itself) {
     const int n = int(end - at < BLOCK ? end - at : BLOCK);
     const char* x = reinterpret_cast<const char*>(row.x) + at * size;
     const char* old = row.before ? reinterpret_cast<const char*>(row.before) + at * size : nullptr;
-    if (row.copy_to) std::memcpy(reinterpret_cast<char*>(row.copy_to) + at * size, x, n * size);
+    if (row.copy_to) copy(reinterpret_cast<char*>(row.copy_to) + at * size, x, n * size, job.past);
     if (row.type == FLOAT64)
       read(row, reinterpret_cast<const double*>(x), reinterpret_cast<const double*>(old), at, n, itself, sums, after);
     else
       read(row, as_floats(x, row.type, n, room), old ? as_floats(old, row.type, n, old_room) : nullptr, at, n, itself, sums, after);
   }
+#if defined(__AVX2__)
+  if (job.past) _mm_sfence();
+#endif
   job.found = sums.close();
   job.after = after.close();
 }
 
-Job job_at(const Row& row, int64_t start) { return {&row, start, row.n - start < CHUNK ? row.n - start : CHUNK, {}, {}}; }
+Job job_at(const Row& row, int64_t start, bool past) { return {&row, start, row.n - start < CHUNK ? row.n - start : CHUNK, past, {}, {}}; }
 
 // Several threads take chunks as they come.
 void do_all(std::vector<Job>& jobs, bool itself, int64_t threads) {
@@ -236,12 +262,13 @@ extern "C" void paramwatch_measure(const int64_t* table, int64_t rows, double* p
   int64_t total = 0, chunks = 0;
   for (int64_t i = 0; i < rows; i++)
     if (row[i].type >= 0) total += row[i].n, chunks += (row[i].n + CHUNK - 1) / CHUNK;
+  const bool past = total >= PAST_THE_CACHE;
   const int64_t most = total / WORTH_A_THREAD < threads ? total / WORTH_A_THREAD : threads;
   std::vector<Job> jobs;  // in the order of the table
   if (most > 1) {
     jobs.reserve(chunks);
     for (int64_t i = 0; i < rows; i++)
-      for (int64_t start = 0; row[i].type >= 0 && start < row[i].n; start += CHUNK) jobs.push_back(job_at(row[i], start));
+      for (int64_t start = 0; row[i].type >= 0 && start < row[i].n; start += CHUNK) jobs.push_back(job_at(row[i], start, past));
     do_all(jobs, after != nullptr, most);
   }
   size_t done = 0;
@@ -253,7 +280,7 @@ extern "C" void paramwatch_measure(const int64_t* table, int64_t rows, double* p
     }
     Found found, itself;
     for (int64_t start = 0; start < row[i].n; start += CHUNK) {
-      Job alone = most > 1 ? jobs[done++] : job_at(row[i], start);
+      Job alone = most > 1 ? jobs[done++] : job_at(row[i], start, past);
       if (most <= 1) work(alone, after != nullptr);
       found.add(alone.found), itself.add(alone.after);
     }
