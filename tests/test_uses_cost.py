@@ -8,9 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from used_models import Autoencoder, LanguageModel
 
-from paramwatch.uses import obstacles
+import paramwatch
+from paramwatch.measure import native
+from paramwatch.uses import obstacles, watched
+from paramwatch.uses.gram import flat, gram, side_by_side, square
+
+KIB = 1024
 
 
 def test_objects_are_searched_for_compiled_forms_only_where_something_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +36,138 @@ def test_objects_are_searched_for_compiled_forms_only_where_something_was_compil
     compiled(torch.ones(1, 2))
     assert "the model is one" in obstacles.obstacle_to_splitting(net)
     assert looked
+
+
+# ---- bytes ----------------------------------------------------------------------------------
+
+X = torch.randn(4, 256, generator=torch.manual_seed(0))
+
+
+def peak_bytes(doing: Callable[[], object]) -> int:
+    """The most that torch's allocator had given out meanwhile, more than when it began."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        doing()
+    events = [each for each in profiled.profiler.kineto_results.events() if each.name() == "[memory]"]
+    given = most = 0
+    for each in sorted(events, key=lambda each: each.start_ns()):
+        given += each.nbytes()
+        most = max(most, given)
+    return most
+
+
+class Repeated(nn.Module):
+    def __init__(self, times: int, layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer, self.times = layer or nn.Linear(256, 256, bias=False), times
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            x = torch.tanh(self.layer(x))
+        return x
+
+
+def permuted() -> nn.Module:
+    """A weight that lies in memory as its transpose does."""
+    layer = nn.Linear(256, 256, bias=False)
+    layer.weight = nn.Parameter(layer.weight.detach().t())
+    return Repeated(2, layer)
+
+
+def convolutions() -> nn.Module:
+    return Repeated(2, nn.Conv2d(64, 64, 3, padding=1, bias=False)).to(memory_format=torch.channels_last)
+
+
+def embedding_and_head() -> nn.Module:
+    net = LanguageModel(True)
+    net.embed.weight = net.lm_head.weight = nn.Parameter(torch.randn(4000, 32))
+    return net
+
+
+def autoencoder() -> nn.Module:
+    net = Autoencoder(True)
+    net.enc.weight = net.dec[0] = nn.Parameter(torch.randn(256, 256))
+    net.enc.bias = None
+    return net
+
+
+def peaks_of(make: Callable[[], nn.Module], x: Tensor, backwards: int = 1, steps: int = 3, **options: Any) -> tuple[list[int], list[str]]:
+    """Of each step, from where there is no gradient to where there is one again; and how splits were told."""
+    torch.manual_seed(0)
+    net = make()
+    watch = paramwatch.attach(net, update="off", uses_of="*", **options)
+    optimizer, found = torch.optim.SGD(net.parameters(), lr=0.1), []
+
+    def step() -> None:
+        for _ in range(backwards):
+            net(x).square().mean().backward()
+        optimizer.step()
+
+    for _ in range(steps):
+        optimizer.zero_grad()
+        found.append(peak_bytes(step))
+    watch.close()
+    assert not watch.recorder.guard.failed
+    assert not options or not watch.recorder.splits.guard.failed
+    return found, list(watch.uses()["mode"].unique()) if options else []
+
+
+def allow(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(watched, "LEAST_BUDGET", size)
+    monkeypatch.setattr(watched, "share_of_device", lambda device: 0)
+
+
+needs_kernel = pytest.mark.skipif(not native.available(), reason="no C++ compiler was found: PyTorch multiplies by pieces of 2 MiB")
+
+TWO_USES = {
+    "linear": (lambda: Repeated(2), X),
+    "a weight that lies as its transpose": (permuted, X),
+    "channels_last": (convolutions, torch.randn(2, 64, 8, 8).to(memory_format=torch.channels_last)),
+    "embedding and head": (embedding_and_head, torch.randint(4000, (1, 4))),
+    "autoencoder": (autoencoder, X),
+}
+
+
+@needs_kernel
+@pytest.mark.parametrize("budget", [None, 0])
+@pytest.mark.parametrize(("make", "x"), TWO_USES.values(), ids=TWO_USES)
+def test_two_uses_take_no_more_memory_than_autograd_does(
+    make: Callable[[], nn.Module], x: Tensor, budget: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if budget is not None:
+        allow(monkeypatch, budget)
+    plain, _ = peaks_of(make, x)
+    split, modes = peaks_of(make, x, uses=1)
+
+    assert modes == ["full"]
+    assert all(mine <= other + 4 * KIB for mine, other in zip(split, plain, strict=True)), (split, plain)
+
+
+@needs_kernel
+@pytest.mark.parametrize(("budget", "mode", "more"), [(11, "full", 10), (3, "stream", 1), (0.9, "norms", 0)])
+def test_many_uses_take_what_their_mode_says(budget: float, mode: str, more: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 256 * 256 * 4
+    allow(monkeypatch, int(budget * size))
+    (plain, *_), _ = peaks_of(lambda: Repeated(12), X)
+    split, modes = peaks_of(lambda: Repeated(12), X, uses=1)
+
+    assert modes == [mode]
+    assert all(peak <= plain + more * size + 8 * KIB for peak in split), [(peak - plain) / size for peak in split]
+
+
+def test_sums_of_squares_are_made_without_a_copy_in_float64() -> None:
+    x = torch.randn(3 << 20)
+    true = x.double().square().sum()
+
+    assert peak_bytes(lambda: square(x)) < x.nbytes
+    assert square(x) == pytest.approx(float(true), rel=1e-12)
+
+
+def test_what_lies_alike_is_read_where_it_is_and_what_does_not_in_the_order_of_the_last() -> None:
+    one, other = torch.randn(2, 40, 30, 20).permute(0, 2, 3, 1).unbind()
+    apart = torch.randn(30, 20, 40)
+    vectors = side_by_side([apart, one, other])
+
+    assert [x.data_ptr() for x in vectors[1:]] == [one.data_ptr(), other.data_ptr()]
+    assert vectors[0].data_ptr() != apart.data_ptr()
+    true = torch.stack([flat(x.contiguous()) for x in (apart, one, other)]).double()
+    assert torch.allclose(gram(vectors[:2], vectors[2])[:3, :3], true @ true.T, rtol=1e-10)

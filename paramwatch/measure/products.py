@@ -15,6 +15,9 @@ from paramwatch.columns import Array
 from paramwatch.measure.compiler import library
 from paramwatch.measure.native import TYPES, available, takes
 
+CHUNK = 1 << 16
+"""Elements of each vector of which the kernel keeps sums apart."""
+
 
 def can_multiply(vectors: Sequence[Tensor]) -> bool:
     """Whether the kernel reads all of these vectors."""

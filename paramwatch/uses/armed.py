@@ -18,9 +18,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from paramwatch.guard import Guard
 from paramwatch.rows import module_names
 from paramwatch.uses.calls import Call, Calls, Names, numbered
-from paramwatch.uses.contributions import Site
 from paramwatch.uses.graph import Node, Use, outputs_of, uses_below
 from paramwatch.uses.obstacles import SEVERAL_THREADS, merged, no_warning_of_hooks
+from paramwatch.uses.sites import Site
 from paramwatch.uses.watched import Watched, WatchedRow
 
 _serials = itertools.count()
@@ -33,14 +33,14 @@ class Armed:
         module: The model, which is not held.
         watched: The rows.
         number: Of the step.
-        several: Whether the step may have several backward passes.
+        several: Whether the step has several backward passes, None where nobody knows.
         blind: Whether something stands in the way: nothing is gathered.
         guard: For what goes wrong in a hook.
         say: Takes what cannot be told apart, in words.
     """
 
     def __init__(
-        self, module: nn.Module, watched: Watched, number: int, several: bool, blind: bool, guard: Guard, say: Callable[[str], None]
+        self, module: nn.Module, watched: Watched, number: int, several: bool | None, blind: bool, guard: Guard, say: Callable[[str], None]
     ) -> None:
         self.watched, self.number, self.several = watched, number, several
         self.blind = blind
@@ -183,6 +183,6 @@ class Armed:
                 return
             with self._guard.contain("adding up what uses contribute"), torch.no_grad():
                 task = torch._C._current_graph_task_id()
-                row.found.deliver(task, total.detach(), whole and row.tensor.grad is None, self.several)
+                row.found.deliver(task, total.detach(), row.tensor.grad, whole, self.several)
 
         row.gates.append(leaf.register_prehook(deliver))

@@ -2,39 +2,23 @@
 
 Autograd itself holds two contributions and their sum when it adds, so two cost nothing. Of more uses all are kept within the budget
 (`full`), else their running sum (`stream`), else nothing but their norms (`norms`). Those of several backward passes of one step are added
-up, which takes keeping them until the step; where there is no room for that, the last pass counts.
+up, which takes keeping them until the step; where there is no room for that, the last pass counts. Until a step has shown how many passes
+there are, the first one is multiplied and kept as well: what it delivered is then the gradient itself, and no copy of it is made.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from paramwatch.uses.gram import diagonal, flat, gram, square
+from paramwatch.uses.gram import add, diagonal, flat, gram, order_of, side_by_side, square, workspace
 from paramwatch.uses.reading import Sums
+from paramwatch.uses.sites import Site, forward_order, names_of
 
 Mode = Literal["full", "stream", "norms"]
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Where a use was found."""
-
-    kind: Literal["call", "recompute", "loss"]
-    turn: int
-    """Which outermost call it was, in the order in which they were made; of recomputed segments, in that of the backward pass."""
-    outer: str
-    """What was called there."""
-    place: int
-    """Among the uses of the row in that call, in the order of the forward pass."""
-    label: str
-    origin: int = -1
-    """The run of the engine that recomputes it."""
 
 
 @dataclass
@@ -65,6 +49,8 @@ class _Arrived:
     grads: list[Tensor] = field(default_factory=list)
     squares: list[Tensor] = field(default_factory=list)
     summed: Tensor | None = None
+    order: tuple[int, ...] | None = None
+    """Of dimensions, in which the elements of vectors are taken."""
     eps: float = 0.0
 
 
@@ -74,25 +60,46 @@ class _Held:
 
     grads: dict[str, Tensor]
     order: dict[str, tuple[int, int, int]]
-    total: Tensor
+    total: Tensor | None
+    """What was delivered; None where that has become the gradient of the parameter,"""
+    mark: tuple[int, int]
+    """at this address and of this version: it is still so."""
     passes: set[int]
     eps: float
     size: int
+
+    def goes_on_from(self, so_far: Tensor | None) -> bool:
+        """Whether what was delivered is known, if the parameter has this gradient."""
+        if self.total is not None:
+            return True
+        return so_far is not None and so_far.layout is torch.strided and self.mark == (so_far.data_ptr(), so_far._version)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one backward pass, or a recomputed segment of it, has contributed, in the order of the forward pass."""
+
+    names: list[str]
+    sites: list[Site]
+    grads: list[Tensor]
+    total: Tensor
+    origin: int
+    eps: float
 
 
 class Contributions:
     """Gathers what the uses of one row contribute in one step.
 
     Args:
-        size: Bytes of the row.
+        size: Elements of the row, and bytes of each.
         budget: Shared by the rows of a device.
         always: Whether a single use is worth telling, as of a row with several names, or where it holds several.
     """
 
-    def __init__(self, size: int, budget: Budget, always: bool) -> None:
+    def __init__(self, size: tuple[int, int], budget: Budget, always: bool) -> None:
         self.expected = 0
         self._expected_before = 0
-        self._size = size
+        self._numel, self._size = size[0], size[0] * size[1]
         self._budget = budget
         self.always = always
         self.seen = False
@@ -124,24 +131,31 @@ class Contributions:
         if arrived.mode == "full":
             arrived.grads.append(grad)
             return
-        x = flat(grad)
+        if arrived.order is None:
+            arrived.order = order_of(grad) if grad.layout is torch.strided else tuple(range(grad.ndim))
+        x = flat(grad, arrived.order)
         arrived.squares.append(square(x))
-        if arrived.mode == "stream":
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if arrived.mode != "stream":
+            return
+        if arrived.summed is None:
             # the first one may be the engine's own
-            arrived.summed = wide.clone() if arrived.summed is None else arrived.summed.add_(wide)
+            arrived.summed = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+        else:
+            add(arrived.summed, x)
 
-    def deliver(self, task: int, total: Tensor, afresh: bool, keep: bool) -> None:
+    def deliver(self, task: int, total: Tensor, so_far: Tensor | None, whole: bool, keep: bool | None) -> None:
         """What autograd delivers to the parameter: the contributions of this run are complete.
 
         Args:
             task: Which run of the engine this is.
             total: The gradient, about to be accumulated.
-            afresh: Whether nothing was accumulated so far.
-            keep: Whether more is to come in this step.
+            so_far: What was accumulated so far.
+            whole: Whether `so_far` tells, as it does where the parameter does not stand for a sharded one.
+            keep: Whether more is to come in this step; None where nobody knows.
         """
         arrived = self._arrived.pop(task, None)
         self._expected_before, self.expected = self.expected or self._expected_before, 0
+        afresh = whole and so_far is None
         if afresh:
             self.forget()
         self.seen |= arrived is not None
@@ -154,30 +168,39 @@ class Contributions:
         origin = next((site.origin for site in arrived.sites if site.kind == "recompute"), task)
         earlier = self._passes - {origin}
         self._passes.add(origin)
-        order = sorted(range(len(arrived.sites)), key=lambda i: _forward(arrived.sites[i]))
-        names = _names([arrived.sites[i] for i in order])
+        order = sorted(range(len(arrived.sites)), key=lambda i: forward_order(arrived.sites[i]))
+        sites = [arrived.sites[i] for i in order]
+        names = names_of(sites)
         self._budget.give_back(arrived.size)
+        kept = False
         if arrived.mode == "full":
             grads = [arrived.grads[i] for i in order]
-            if (keep or recomputed or self._held is not None) and self._hold(
-                names, [arrived.sites[i] for i in order], grads, total, origin, arrived.eps
-            ):
+            first = self._held is None
+            if keep is not False or recomputed or not first:
+                pass_ = _Pass(names, sites, grads, total, origin, arrived.eps)
+                kept = self._hold(pass_, so_far if whole else None, copy=not afresh or recomputed or keep is True)
+            if kept and (keep or recomputed or not first):
+                self._done = None
                 return
-            found = gram([flat(grad) for grad in grads], flat(total))
+            *vectors, whole_one = side_by_side([*map(_dense, grads), _dense(total)])
+            found = gram(vectors, whole_one)
         else:
-            found = diagonal([arrived.squares[i] for i in order], flat(total), arrived.summed)
-        self._drop()
+            found = diagonal([arrived.squares[i] for i in order], flat(total, arrived.order), arrived.summed)
+        if not kept:
+            self._drop()
         mode = f"{arrived.mode}, last segment" if recomputed else f"{arrived.mode}, last backward" if earlier else arrived.mode
         self._done = Sums(names, mode, 1, arrived.eps, found)
 
     def sums(self) -> Sums | None:
-        """What was found in this step so far; None if nothing was."""
+        """What was found in this step so far; None if nothing was. What was kept for it is let go."""
         held = self._held
-        if held is None:
-            return self._done
-        names = sorted(held.grads, key=held.order.__getitem__)
-        grads = [flat(held.grads[name]) for name in names]
-        return Sums(names, "full", len(held.passes), held.eps, gram(grads, flat(held.total)))
+        if held is not None and self._done is None:
+            names = sorted(held.grads, key=held.order.__getitem__)
+            assert held.total is not None
+            *grads, total = side_by_side([*(held.grads[name] for name in names), held.total])
+            self._done = Sums(names, "full", len(held.passes), held.eps, gram(grads, total))
+        self._drop()
+        return self._done
 
     def reset(self) -> None:
         """Begin another step."""
@@ -189,31 +212,44 @@ class Contributions:
 
     def _begin(self, expected: int) -> _Arrived:
         needed = max(expected - 2, 0) * self._size
+        if needed:
+            needed += workspace(expected, self._numel)
         if self._budget.take(needed):
             return _Arrived("full", needed)
-        if self._budget.take(self._size):
-            return _Arrived("stream", self._size)
-        return _Arrived("norms", 0)
+        # the sum is at least in single precision
+        needed = max(self._size, 4 * self._numel)
+        return _Arrived("stream", needed) if self._budget.take(needed) else _Arrived("norms", 0)
 
-    def _hold(self, names: Sequence[str], sites: Sequence[Site], grads: Sequence[Tensor], total: Tensor, origin: int, eps: float) -> bool:
-        """Keep contributions until the step, added to those that are kept; False where there is no room."""
-        held = self._held
-        new = [name for name in names if held is None or name not in held.grads]
-        size = (len(new) + (held is None)) * self._size
-        if (held is None and self._done is not None) or not self._budget.take(size):
+    def _hold(self, pass_: _Pass, so_far: Tensor | None, copy: bool) -> bool:
+        """Keep contributions until the step, added to those that are kept; False where that cannot be done.
+
+        Args:
+            pass_: What came.
+            so_far: The gradient of the parameter before that.
+            copy: Whether what was delivered is copied, if it is the first.
+        """
+        held, total = self._held, pass_.total
+        copy = copy or type(total) is not Tensor or total.layout is not torch.strided
+        new = [name for name in pass_.names if held is None or name not in held.grads]
+        totals = copy if held is None else held.total is None
+        size = (len(new) + totals) * self._size
+        if (held is None and self._done is not None) or (held is not None and not held.goes_on_from(so_far)) or not self._budget.take(size):
             return False
-        mine = [_own(grad, total) for grad in grads]
-        order = dict(zip(names, map(_forward, sites), strict=True))
+        mine = dict(zip(pass_.names, [_own(grad, total) for grad in pass_.grads], strict=True))
+        order = dict(zip(pass_.names, map(forward_order, pass_.sites), strict=True))
         if held is None:
-            self._held = _Held(dict(zip(names, mine, strict=True)), order, _dense(total).clone(), {origin}, eps, size)
+            mark = (0, 0) if copy else (total.data_ptr(), total._version)
+            self._held = _Held(mine, order, _dense(total).clone() if copy else None, mark, {pass_.origin}, pass_.eps, size)
             return True
-        for name, grad in zip(names, mine, strict=True):
+        for name, grad in mine.items():
             # out of place: two uses may have been given one tensor
             held.grads[name] = held.grads[name] + grad if name in held.grads else grad
-        held.total = held.total + _dense(total)
-        held.passes.add(origin)
+        before = so_far if held.total is None else held.total
+        assert before is not None
+        held.total = _dense(total) + before.detach()
+        held.passes.add(pass_.origin)
         held.order = order | held.order
-        held.eps, held.size = max(held.eps, eps), held.size + size
+        held.eps, held.size = max(held.eps, pass_.eps), held.size + size
         return True
 
     def forget(self) -> None:
@@ -237,29 +273,3 @@ def _own(grad: Tensor, total: Tensor) -> Tensor:
 
 def _dense(grad: Tensor) -> Tensor:
     return grad.detach() if grad.layout is torch.strided else grad.detach().to_dense()
-
-
-def _forward(site: Site) -> tuple[int, int, int]:
-    """Sorts sites in the order of the forward pass; segments are recomputed in the reverse order."""
-    if site.kind == "recompute":
-        return 1, -site.turn, site.place
-    return 0 if site.kind == "call" else 2, site.turn, site.place
-
-
-def _names(sites: Sequence[Site]) -> list[str]:
-    """The names of uses. Calls of one module are numbered within a backward pass, so that further micro-batches have the same names."""
-    turns: dict[str, list[int]] = {}
-    for site in sites:
-        if site.kind == "call" and site.turn not in turns.setdefault(site.outer, []):
-            turns[site.outer].append(site.turn)
-    found, taken = [], Counter[str]()
-    for site in sites:
-        name = site.label
-        if site.kind == "recompute":
-            name = f"recompute{site.turn}:{name}"
-        elif site.kind == "call" and len(turns[site.outer]) > 1:
-            turn = turns[site.outer].index(site.turn)
-            name = f"{name}@{turn}" if name == site.outer else f"call{turn}:{name}"
-        taken[name] += 1
-        found.append(name if taken[name] == 1 else f"{name}#{taken[name] - 1}")
-    return found

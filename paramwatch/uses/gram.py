@@ -12,14 +12,37 @@ import torch
 from torch import Tensor
 
 from paramwatch.agreement import MOST_PAIRS
-from paramwatch.measure.products import can_multiply, products
+from paramwatch.measure.products import CHUNK, can_multiply, products
 
-_PIECE, _PIECE_ON_DEVICE = 1 << 18, 1 << 24
-"""Elements in float64 at a time: what a processor's cache holds, and what keeps a device busy."""
+_PIECE, _PIECE_ON_DEVICE = 1 << 18, 1 << 22
+"""Elements in float64 at a time: what a processor's cache holds, and what keeps a device busy (32 MiB)."""
 
 
-def flat(tensor: Tensor) -> Tensor:
-    """The elements as one vector of their own type: sparse as dense, complex as two reals, of a sharded tensor those that are here."""
+def side_by_side(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The elements of tensors of one shape as vectors, all in the order in which those of the last one lie in memory.
+
+    So no copy is made of what lies alike, whether or not it is contiguous (a transpose, `channels_last`).
+    """
+    if all(type(x) is Tensor and x.layout is torch.strided and x.is_contiguous() and not x.is_complex() for x in tensors):
+        return [x.view(-1) for x in tensors]
+    real = [_real(x) for x in tensors]
+    order = order_of(real[-1])
+    return [x.permute(order).reshape(-1) for x in real]
+
+
+def order_of(tensor: Tensor) -> tuple[int, ...]:
+    """The dimensions of a tensor, that with the largest stride first."""
+    return tuple(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
+
+
+def flat(tensor: Tensor, order: tuple[int, ...] | None = None) -> Tensor:
+    """The elements as one vector, in the order of these dimensions; without any as they lie in memory."""
+    real = _real(tensor)
+    return real.permute(order_of(real) if order is None else order).reshape(-1)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """The elements of their own type: sparse as dense, complex as two reals, of a sharded tensor those that are here."""
     tensor = tensor.detach()
     if hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
@@ -29,7 +52,7 @@ def flat(tensor: Tensor) -> Tensor:
         tensor = torch.view_as_real(tensor.resolve_conj())
     if tensor.device.type == "mps":  # has no float64
         tensor = tensor.cpu()
-    return tensor.reshape(-1)
+    return tensor
 
 
 def gram(grads: Sequence[Tensor], total: Tensor) -> Tensor:
@@ -71,8 +94,22 @@ def alone(total: Tensor) -> Tensor:
 
 def square(x: Tensor) -> Tensor:
     """The sum of squares of a vector, in float64."""
-    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
-    return norm.square()
+    # not by `vector_norm`, which makes a copy of all of it in float64
+    return gram([], x)[0, 0]
+
+
+def add(to: Tensor, x: Tensor) -> None:
+    """Add a vector in place, whatever their types, by pieces where one would be a copy of it."""
+    piece = x.numel() if to.dtype == x.dtype else _PIECE if x.is_cpu else _PIECE_ON_DEVICE
+    for start in range(0, x.numel(), max(piece, 1)):
+        to[start : start + piece] += x[start : start + piece]
+
+
+def workspace(k: int, n: int) -> int:
+    """Bytes that inner products of K contributions of n elements take meanwhile, and what is found of them."""
+    size = k + 2
+    pairs = size * (size + 1) // 2 if k <= MOST_PAIRS else 3 * size
+    return 8 * (size * size + pairs * -(-n // CHUNK))
 
 
 def diagonal(squares: Sequence[Tensor], total: Tensor, summed: Tensor | None) -> Tensor:

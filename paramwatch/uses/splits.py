@@ -7,6 +7,7 @@ leave no trace on any module, and hooks on nodes of the autograd graph (`armed`)
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,8 @@ class Splits:
         self._every, self._uses_of = every, uses_of
         self._said: set[str] = set()
         self._off = False
-        # whether a step may have several backward passes: until a step has shown that it has one
-        self._several = True
+        # whether a step has several backward passes: as the last one had that was split
+        self._several: bool | None = None
         self._armed: Armed | None = None
         if hint := check_uses_of(live.current, uses_of):
             self._say(f"uses={every}, but {hint}")
@@ -85,9 +86,9 @@ class Splits:
                 sums = row.found.sums() or self._unseen(row)
                 if sums is not None:
                     row.passes = row.found.backwards
-                    if is_one_of_several():
-                        sums.mode += " (this rank)"
-                    found.append((row.name, sums))
+                    # asked again, it is the same
+                    mode = f"{sums.mode} (this rank)" if is_one_of_several() else sums.mode
+                    found.append((row.name, replace(sums, mode=mode)))
                 if evaluation:
                     # the next evaluation begins anew
                     row.found.forget()

@@ -69,7 +69,7 @@ class Watched:
             if not tensor.requires_grad or (later and not row.owned) or not is_wanted(names, uses_of):
                 continue
             budget = budgets.setdefault(tensor.device, Budget(max(LEAST_BUDGET, share_of_device(tensor.device))))
-            found = Contributions(tensor.numel() * tensor.element_size(), budget, always=len(names) > 1)
+            found = Contributions((tensor.numel(), tensor.element_size()), budget, always=len(names) > 1)
             self.rows[row.name] = self._of[id(tensor)] = WatchedRow(row.name, " = ".join(names), tensor, len(names) > 1, found)
         if self.rows:
             self._find_holders(module)
