@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -105,12 +107,30 @@ def wandb_watch(net: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) 
     run.finish()
 
 
+@contextlib.contextmanager
+def torchlens_watch(net: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> Iterator[After]:
+    from torchlens import trackers
+
+    numbers, current = itertools.count(1), [0]
+
+    def after() -> None:
+        current[0] = next(numbers)
+
+    signals, sink = ("gradients", "parameters", "updates"), trackers.JSONLSink(str(folder / "log.jsonl"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that may change
+        session = trackers.watch(net, to=sink, signals=signals, optimizer=optimizer, step=lambda: current[0], every=1)
+    yield after
+    session.close()
+
+
 CONTESTANTS: dict[str, tuple[str, Contestant]] = {
     "**paramwatch**, all statistics, update exact": ("paramwatch", watched),
     "naive loop: 8 statistics, `.item()`": ("torch", naive),
     "Lightning `grad_norm`": ("pytorch_lightning", lightning_grad_norm),
     "Composer `OptimizerMonitor` (its mathematics)": ("torch", composer_optimizer_monitor),
     '`wandb.watch(log="all", log_freq=1)`, offline': ("wandb", wandb_watch),
+    "TorchLens `watch`: gradients, parameters, updates": ("torchlens", torchlens_watch),
     "TensorBoard `add_histogram`": ("tensorboard", tensorboard_histograms),
 }
 """By name: the package it needs, and what it does."""
@@ -140,7 +160,7 @@ def table(rounds: int | None = None) -> list[str]:
     columns = {work.name: results(work, rounds or (40 if work.block > 1 else 5)) for work in workloads()}
     lines = [f"| each step | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(column[name] for column in columns.values())} |" for name in CONTESTANTS]
-    return [*lines, "", "TorchLens `watch`: not compared yet."]
+    return lines
 
 
 def main() -> None:
