@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from paramwatch.columns import Array
@@ -44,6 +45,11 @@ class Batch:
             record.grad_state[None],
             (record.changes,),
         )
+
+    @cached_property
+    def finite(self) -> bool:
+        """Whether everything that was measured is finite."""
+        return not any(self.values[part].any() for part in ("nan", "posinf", "neginf"))
 
     def __len__(self) -> int:
         return len(self.step)

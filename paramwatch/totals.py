@@ -44,8 +44,10 @@ def totals_of(values: Mapping[str, Array], kinds: Sequence[str], stepped: Array,
     count, nan = values["count"], values["nan"]
     infinite = values["posinf"] + values["neginf"]
     used = (count >= 0) & counted(count, kinds, stepped)[..., None, :]
-    n = count - nan - infinite
-    nans, infinities = (np.add.reduce(column, -1, where=used) for column in (nan, infinite))
+    n, nans, infinities = count, *np.zeros((2, *count.shape[:-1]), np.int64)
+    if nan.any() or infinite.any():
+        n = count - nan - infinite
+        nans, infinities = (np.add.reduce(column, -1, where=used) for column in (nan, infinite))
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.add.reduce(n * np.square(values["rms"], dtype=np.float64), -1, where=used & (n > 0))
     norms = np.where(nans > 0, np.nan, np.where(infinities > 0, np.inf, np.sqrt(squares)))

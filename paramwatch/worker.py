@@ -30,7 +30,7 @@ Job: TypeAlias = Callable[[], None]
 TICK_SECONDS = 1.0
 """How often a sink that buffers is asked whether something has waited too long."""
 
-PERIOD_SECONDS = 0.2
+PERIOD_SECONDS = 0.5
 """How often the thread looks for rounds by itself. One that was woken for each would take turns with the training thread at every step."""
 
 MANY, MANY_BYTES = MOST, 16_000_000

@@ -21,7 +21,8 @@ from paramwatch.outside import Outside
 from paramwatch.record import Record
 from paramwatch.recorder import Recorder
 from paramwatch.rounds import Round
-from paramwatch.tensorboard.curves import LINES, Curves
+from paramwatch.tensorboard.curves import Curves
+from paramwatch.tensorboard.norms import LINES
 from paramwatch.totals import counted, totals
 from paramwatch.updates import UpdateMode
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from paramwatch.batch import Batch
 from paramwatch.columns import ABSENT, LAYOUTS, PARTS, Array, Pair, kinds_of
 from paramwatch.record import GRAD_STATES, Inventory, Record, Row, TieGroup
 
@@ -122,3 +123,19 @@ def random_record(step: int, inv: Inventory, **steps: Any) -> Record:
     noise = np.random.default_rng(step)
     tensors = {kind: {row.name: noise.normal(size=row.numel) for row in inv.rows} for kind in inv.kinds}
     return record(step, inv, tensors, **steps)
+
+
+def batch_of(records: Sequence[Record]) -> Batch:
+    """Records of one inventory and the same stepped rows, put together."""
+    first = records[0]
+    return Batch(
+        first.inventory,
+        [each.step for each in records],
+        [each.time for each in records],
+        [each.steps for each in records],
+        {part: np.stack([each.values[part] for each in records]) for part in first.values},
+        first.stepped,
+        np.stack([each.lr for each in records]),
+        np.stack([each.grad_state for each in records]),
+        [each.changes for each in records],
+    )

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from recorded import ACTIONS, event, fresh, one_by_one, rounds_of
-from records import inventory, random_record, record
+from records import batch_of, inventory, random_record, record
 from tensorboard.compat.proto import event_pb2, summary_pb2
 
 from paramwatch.absence import Tally
@@ -38,7 +38,7 @@ LOOPS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(1, 3)), min_siz
 MOST = st.sampled_from([1, 2, 3, 256])
 
 
-def put_together(rounds: Sequence[Round], most: int = 256) -> Iterator[Record | Batch]:
+def put_batch_of(rounds: Sequence[Round], most: int = 256) -> Iterator[Record | Batch]:
     """As the background thread does it, where so many rounds wait."""
     batching, handed = Batching(), [(done, "exact") for done in fresh(rounds)]
     assembled = one_by_one(rounds)
@@ -78,7 +78,7 @@ def assert_same(got: Record, wanted: Record) -> None:
 def test_many_rounds_at_once_are_the_records_of_each(loop: list[str], detail: Any, update: Any, every: int, raw: bool, most: int) -> None:
     rounds = rounds_of(loop, detail=detail, update=update, every=every, raw=raw)
     wanted = one_by_one(rounds)
-    got = [each for part in put_together(rounds, most) for each in (part if isinstance(part, Batch) else [part])]
+    got = [each for part in put_batch_of(rounds, most) for each in (part if isinstance(part, Batch) else [part])]
 
     assert len(got) == len(wanted)
     for each, expected in zip(got, wanted, strict=True):
@@ -88,7 +88,7 @@ def test_many_rounds_at_once_are_the_records_of_each(loop: list[str], detail: An
 def test_rounds_of_one_form_are_one_batch_and_the_first_of_an_inventory_is_alone() -> None:
     # steps that go the quick way are of another form than the few between them that do not
     rounds = rounds_of(["both"] * 9 + ["grow"] + ["both"] * 5, plans=False)
-    sizes = [len(part) if isinstance(part, Batch) else 0 for part in put_together(rounds)]
+    sizes = [len(part) if isinstance(part, Batch) else 0 for part in put_batch_of(rounds)]
     # other rows are measured at powers of two, and once they are in an optimizer no more
     assert sizes == [0, 0, 0, 1, 0, 3, 0, 0, 5]
 
@@ -103,22 +103,7 @@ def batches_of(records: Sequence[Record], sizes: Sequence[int]) -> Iterator[Reco
     while rest:
         some, rest = rest[: sizes[i % len(sizes)]], rest[sizes[i % len(sizes)] :]
         i += 1
-        yield some[0] if len(some) == 1 else together(some)
-
-
-def together(records: Sequence[Record]) -> Batch:
-    first = records[0]
-    return Batch(
-        first.inventory,
-        [each.step for each in records],
-        [each.time for each in records],
-        [each.steps for each in records],
-        {part: np.stack([each.values[part] for each in records]) for part in first.values},
-        first.stepped,
-        np.stack([each.lr for each in records]),
-        np.stack([each.grad_state for each in records]),
-        [each.changes for each in records],
-    )
+        yield some[0] if len(some) == 1 else batch_of(some)
 
 
 def feed(sink: Any, parts: Sequence[Record | Batch]) -> Any:
@@ -161,7 +146,7 @@ def curves_in(folder: Path) -> list[bytes]:
 @example([*["both"] * 6, "nan", "both", "both"], False, 2)
 def test_every_sink_of_ours_does_with_a_batch_what_it_does_with_its_records(loop: list[str], raw: bool, most: int) -> None:
     rounds = rounds_of(loop, raw=raw)
-    parts, records = list(put_together(rounds, most)), one_by_one(rounds)
+    parts, records = list(put_batch_of(rounds, most)), one_by_one(rounds)
     net = records[-1].inventory
 
     tallies = feed(Tally(), parts), feed(Tally(), records)
@@ -186,7 +171,7 @@ def test_an_event_of_a_batch_has_the_bytes_of_the_event_of_its_record(
 ) -> None:
     monkeypatch.setattr("paramwatch.tensorboard.curves.MOST_LINES", most_lines)
     rounds = rounds_of(loop)
-    feed(events.EventFile(tmp_path), list(put_together(rounds))).close()
+    feed(events.EventFile(tmp_path), list(put_batch_of(rounds))).close()
     # of a step that came in parts the last whole one stands; the last record here measures other rows once more
     records = one_by_one(rounds)[:-1]
     wanted = [event(each, Curves.of(each.inventory)) for each in records]
@@ -200,7 +185,7 @@ def test_one_step_of_a_batch_may_draw_other_curves_than_the_next(tmp_path: Path)
     net = inventory("a", "b")
     tensors = [{"param": {"a": [1.0], "b": [x]}, "grad": {"a": [x]}} for x in (1.0, np.nan, 0.0, np.inf, 2.0)]
     records = [record(i, net, each, stepped=["a", "b"]) for i, each in enumerate([tensors[0], *tensors])]
-    feed(events.EventFile(tmp_path), [records[0], together(records[1:])]).close()
+    feed(events.EventFile(tmp_path), [records[0], batch_of(records[1:])]).close()
 
     assert curves_in(tmp_path) == [event(each, Curves.of(net)) for each in records]
 
@@ -239,7 +224,7 @@ def test_a_batch_with_new_keys_opens_new_files_at_the_step_that_has_them() -> No
     keys: list[dict[str, Any]] = [{}, {}, {"mine": 1}, {"mine": 2}, {"mine": 0.5}, {}]
     records = [random_record(i, net, skipped=False, **more) for i, more in enumerate(keys)]
     folders = MemoryFolder(), MemoryFolder()
-    for folder, parts in zip(folders, ([records[0], together(records[1:])], records), strict=True):
+    for folder, parts in zip(folders, ([records[0], batch_of(records[1:])], records), strict=True):
         feed(Store(folder, max_bytes=10**6, session="s"), parts).close()
 
     assert content(folders[0]) == content(folders[1])
@@ -270,7 +255,7 @@ def test_no_finding_is_lost_by_asking_of_some_records_only(loop: list[str], most
         return [finding for each in records for rule in rules for finding in rule(each)]
 
     asked = []
-    for part in put_together(rounds, most):
+    for part in put_batch_of(rounds, most):
         asked += [part.record(i) for i in worth_reading(part)] if isinstance(part, Batch) else [part]
     findings = said(one_by_one(rounds))
     # what a step that raised may have changed is unsure for as long as anything holds it

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from records import inventory, record
+from records import batch_of, inventory, record
 from tensorboard.backend.event_processing import event_accumulator, plugin_event_accumulator
 
 from paramwatch.batch import Batch
@@ -22,9 +23,9 @@ from paramwatch.schedule import Schedule
 from paramwatch.store import MemoryFolder, Store, read
 from paramwatch.tensorboard import recordfile
 from paramwatch.tensorboard.budget import Budget
-from paramwatch.tensorboard.curves import lines_of
 from paramwatch.tensorboard.digest import Digest
 from paramwatch.tensorboard.events import EventFile
+from paramwatch.tensorboard.norms import Norms
 from paramwatch.tensorboard.recordfile import FRAMING
 from paramwatch.tensorboard.tables import inventory_text, ties_text
 
@@ -60,7 +61,7 @@ def write(folder: Path, *records: Record, **options: Any) -> EventFile:
 
 
 def accumulate(folder: Path) -> event_accumulator.EventAccumulator:
-    return event_accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    return event_accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0}).Reload()
 
 
 def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -361,11 +362,26 @@ def test_one_kept_step_takes_no_more_than_its_estimate() -> None:
     names = [f"layers.{i}.größe" for i in range(40)]
     batch = Batch.of(record(2**40, inventory(*names), random_tensors(*names)))
     digest = Digest(batch.inventory, Budget(64_000_000))
-    ((_, _, parts),) = digest.of(batch, lines_of(batch.values, {"param": 0, "grad": 1, "update": 2}), {}, {})
+    ((_, _, parts),) = digest.of(batch, Norms.of(batch), {}, {})
     assert {kind for kind, _ in parts} == {"curves", "distributions"}
     for kind, payload in parts:
         assert 0.3 < (len(payload) + FRAMING) / digest.sizes[kind] <= 1 or kind == "distributions"
         assert len(payload) + FRAMING <= digest.sizes[kind]
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "a batch"])
+def test_heat_maps_are_drawn_ever_less_often_and_never_within_ten_seconds(tmp_path: Path, together: bool) -> None:
+    inv = inventory("w")
+    steps = [replace(record(step, inv, random_tensors("w")), time=1000.0 + step) for step in range(60)]
+    events = EventFile(tmp_path)
+    events.write(steps[0])
+    if together:
+        events.write_batch(batch_of(steps[1:]))
+    else:
+        for each in steps[1:]:
+            events.write(each)
+    events.close()
+    assert [image.step for image in accumulate(tmp_path).Images("grad_norm/(heat map)")] == [7, 16, 27, 44, 59]
 
 
 def test_texts_are_written_again_only_when_they_change(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from paramwatch.record import Inventory, Split
 from paramwatch.schedule import Schedule
 from paramwatch.tensorboard import messages
 from paramwatch.tensorboard.budget import Budget
-from paramwatch.tensorboard.curves import DISTRIBUTION, Curves, Lines
+from paramwatch.tensorboard.curves import DISTRIBUTION, Curves
 from paramwatch.tensorboard.histograms import MOST_BUCKETS, of_elements, of_magnitudes
+from paramwatch.tensorboard.norms import Norms, among_of
 from paramwatch.tensorboard.tugs import tugs_of
-from paramwatch.totals import counted
 
 MAX_BASES = {"curves": 512, "distributions": 32, "histograms": 32, "uses": 512}
 """The schedules' bases are at most these: every step is drawn up to twice the number. Loaders keep 1000 samples of a curve and at least 100
@@ -53,48 +53,62 @@ class Digest:
         self._numbered = dict.fromkeys(("histograms", "uses"), (-1, -1))
 
     def of(
-        self, batch: Batch, rows: Lines, histograms: Mapping[str, Array], uses: Mapping[str, Split]
+        self, batch: Batch, norms: Norms, histograms: Mapping[str, Array], uses: Mapping[str, Split]
     ) -> Iterator[tuple[int, float, list[tuple[str, bytes]]]]:
         """Of each step that any schedule keeps its number, its time, and by kind the parts of its event.
 
         Args:
             batch: The steps.
-            rows: What `lines_of` says of its rows.
+            norms: Of its rows.
             histograms: Those of the batch's only step, as in `Record.histograms`.
             uses: The same, as in `Record.uses`.
         """
-        binned = bool(histograms) and self._is_due("histograms", batch.step[0])
-        split = bool(uses) and self._is_due("uses", batch.step[0])
-        kept = {kind: [self.schedules[kind].keeps(step) for step in batch.step] for kind in ("curves", "distributions")}
-        which = [i for i, keeps in enumerate(zip(*kept.values(), strict=True)) if any(keeps) or binned or split]
-        if not which:
-            return
-        chosen, rows = batch.at(which), {name: (value[which], known[which]) for name, (value, known) in rows.items()}
-        values, drawn = self.curves.values(chosen, rows)
-        among = np.broadcast_to(counted(chosen.values["count"], chosen.inventory.kinds, chosen.stepped), chosen.lr.shape)
-        for n, i in enumerate(which):
-            at, parts = (batch.step[i], batch.time[i]), []
-            if kept["curves"][i]:
-                parts.append(("curves", self._form(drawn[n]).filled(*at, values[n][drawn[n]].tolist())))
-            if kept["distributions"][i]:
-                over_rows = {
-                    f"{name}/{DISTRIBUTION}": of_magnitudes(value[n][known[n] & among[n]]) for name, (value, known) in rows.items()
-                }
-                parts.append(("distributions", messages.histograms(*at, over_rows)))
-            if binned:
-                parts.append(("histograms", messages.histograms(*at, self._histograms(batch, histograms))))
-            if split:
-                parts.append(("uses", messages.scalars(*at, tugs_of(uses))))
-            yield *at, [(kind, part) for kind, part in parts if part]
+        found: dict[int, list[tuple[str, bytes]]] = {}
+        for kind, draw in (("curves", self._curves), ("distributions", self._distributions)):
+            which = [i for i, step in enumerate(batch.step) if self.schedules[kind].keeps(step)]
+            if which:
+                for i, part in zip(which, draw(batch.at(which), norms.at(which)), strict=True):
+                    found.setdefault(i, []).append((kind, part))
+        at = batch.step[0], batch.time[0]
+        if histograms and self._is_due("histograms", at[0]):
+            found.setdefault(0, []).append(("histograms", messages.histograms(*at, self._histograms(batch, histograms))))
+        if uses and self._is_due("uses", at[0]):
+            found.setdefault(0, []).append(("uses", messages.scalars(*at, tugs_of(uses))))
+        for i in sorted(found):
+            yield batch.step[i], batch.time[i], [(kind, part) for kind, part in found[i] if part]
+
+    def _curves(self, batch: Batch, norms: Norms) -> list[bytes]:
+        """Of each step the event of its curves. Most steps draw the same ones: these are made at once."""
+        values, drawn = self.curves.values(batch, norms)
+        alike: dict[bytes, list[int]] = {}
+        for i, shown in enumerate(drawn):
+            alike.setdefault(shown.tobytes(), []).append(i)
+        events = [b""] * len(batch)
+        for which in alike.values():
+            shown = drawn[which[0]]
+            steps, times = [batch.step[i] for i in which], [batch.time[i] for i in which]
+            for i, event in zip(which, self._form(shown).filled(steps, times, values[np.ix_(which, shown)]), strict=True):
+                events[i] = event
+        return events
 
     def _form(self, drawn: Array) -> messages.Form:
-        """For events in which these of the curves are drawn; most are of one form."""
+        """For events in which these of the curves are drawn."""
         key = drawn.tobytes()
         if key not in self._forms:
             if len(self._forms) == _FORMS:
                 self._forms.clear()
             self._forms[key] = messages.Form([tag for tag, shown in zip(self.curves.tags(), drawn.tolist(), strict=True) if shown])
         return self._forms[key]
+
+    def _distributions(self, batch: Batch, norms: Norms) -> list[bytes]:
+        """Of each step the event of its distributions over the rows."""
+        among, lines = among_of(batch), norms.lines
+        found = of_magnitudes(
+            np.concatenate([value for value, _ in lines.values()]), np.concatenate([known & among for _, known in lines.values()])
+        )
+        tags = [f"{name}/{DISTRIBUTION}" for name in lines]
+        events = zip(batch.step, batch.time, strict=True)
+        return [messages.histograms(*at, dict(zip(tags, found[i :: len(batch)], strict=True))) for i, at in enumerate(events)]
 
     def _is_due(self, kind: str, step: int) -> bool:
         """Whether what not every step has is drawn: that goes by how many there were before."""

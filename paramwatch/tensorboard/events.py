@@ -22,8 +22,9 @@ from paramwatch.heatmap import levels
 from paramwatch.record import Inventory, Record, Split
 from paramwatch.tensorboard import messages
 from paramwatch.tensorboard.budget import Budget
-from paramwatch.tensorboard.curves import HEAT_MAP, lines_of
+from paramwatch.tensorboard.curves import HEAT_MAP
 from paramwatch.tensorboard.digest import Digest
+from paramwatch.tensorboard.norms import Norms
 from paramwatch.tensorboard.picture import picture
 from paramwatch.tensorboard.recordfile import FRAMING, RecordFile
 from paramwatch.tensorboard.strip import Strip
@@ -40,6 +41,9 @@ HEAT_MAPS = ("grad_norm", "update_ratio")
 
 FIRST_PICTURE, GROWTH = 8, 1.6
 """Heat maps are drawn after so many steps, and again each time there are so many times as many; a loader keeps 10 of each."""
+
+PICTURE_SECONDS = 10.0
+"""But no sooner than so long after the last ones: to draw them takes as long as hundreds of steps of curves, and nobody looks so often."""
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -60,7 +64,7 @@ class EventFile(BatchSink):
         self._last: Record | None = None
         self._drawn: int | None = None
         self._strip = Strip()
-        self._due, self._pictured, self._time = FIRST_PICTURE, 0, 0.0
+        self._due, self._pictured, self._time, self._pictured_at = FIRST_PICTURE, 0, 0.0, -math.inf
 
     def write(self, record: Record) -> None:
         first = self._file is None
@@ -82,8 +86,10 @@ class EventFile(BatchSink):
             begin = 0
             while begin < len(batch):
                 # a picture that comes due within the batch is of the steps before
-                end = begin + max(1, self._due - self._strip.steps)
-                self._take(self._file, batch.at(list(range(begin, min(end, len(batch))))))
+                end = begin + 1
+                while end < len(batch) and not self._is_due(self._strip.steps + end - begin, batch.time[end]):
+                    end += 1
+                self._take(self._file, batch.at(list(range(begin, end))))
                 begin = end
 
     def flush(self) -> None:
@@ -104,23 +110,27 @@ class EventFile(BatchSink):
 
     def _take(self, file: RecordFile, batch: Batch, histograms: Mapping[str, Array] = _NONE, uses: Mapping[str, Split] = _NONE) -> None:
         """Draw the steps that the schedules keep, and remember all of them for the heat maps."""
-        if self._strip.steps >= self._due and batch.step[0] > self._strip.last:
+        if self._is_due(self._strip.steps, batch.time[0]) and batch.step[0] > self._strip.last:
             self._draw_pictures(file)
             self._due = math.ceil(self._strip.steps * GROWTH)
-        rows = lines_of(batch.values, {kind: i for i, kind in enumerate(batch.inventory.kinds)})
-        self._strip.add(batch.step, {name: levels(*rows[name]) for name in HEAT_MAPS if name in rows})
+        norms = Norms.of(batch)
+        self._strip.add(batch.step, {name: levels(*norms.lines[name]) for name in HEAT_MAPS if name in norms.lines})
         self._time = batch.time[-1]
-        for step, time, parts in self._digest.of(batch, rows, histograms, uses):
+        for step, time, parts in self._digest.of(batch, norms, histograms, uses):
             payload = b"".join(part for kind, part in parts if self._affordable(file, kind, part, step, time))
             if payload:
                 file.append(payload)
                 self._drawn = step
 
+    def _is_due(self, steps: int, time: float) -> bool:
+        """Whether heat maps of so many steps are to be drawn before a step of this time."""
+        return steps >= self._due and abs(time - self._pictured_at) >= PICTURE_SECONDS
+
     def _draw_pictures(self, file: RecordFile) -> None:
         """Heat maps of the whole run until now."""
         strip, step = self._strip, self._strip.last
         if self._inventory is not None and strip.steps > self._pictured:
-            self._pictured = strip.steps
+            self._pictured, self._pictured_at = strip.steps, self._time
             names = [row.name for row in self._inventory.rows]
             for name in strip.statistics:
                 drawn = messages.image(step, self._time, f"{name}/{HEAT_MAP}", *picture(strip.levels(name), names, strip.first, step))

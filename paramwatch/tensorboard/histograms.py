@@ -6,8 +6,6 @@ finite empties the chart; here such a tensor has no histogram, and its norm says
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from tensorboard.compat.proto import summary_pb2
 
@@ -67,22 +65,32 @@ def _above(number: float) -> float:
     return number + max(abs(number) * _THIN, _TINY)
 
 
-def of_magnitudes(values: Array) -> summary_pb2.HistogramProto | None:
-    """The histogram of the decimal logarithms of some values, those that are above 0 and finite; None where there is none."""
-    logs = np.log10(values[(values > 0) & np.isfinite(values)])
-    if not logs.size:
-        return None
-    low, high = float(logs.min()), float(logs.max())
-    width = 0.25 if high - low < MOST_BUCKETS // 4 - 1 else math.ceil((high - low) / (MOST_BUCKETS - 1))
-    first, last = math.floor(low / width), math.floor(high / width)
-    counts = np.bincount(np.clip(np.floor(logs / width).astype(np.int64), first, last) - first, minlength=last - first + 1)
-    ends = (np.arange(first, last + 1) + 1) * width
+def of_magnitudes(values: Array, among: Array) -> list[summary_pb2.HistogramProto | None]:
+    """For each step the histogram of the decimal logarithms of some values, those that are above 0 and finite; None where there is none.
+
+    Args:
+        values: [n, rows].
+        among: Those that are meant, bool [n, rows].
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log10(values)
+    shown = among & np.isfinite(logs)
+    some: Array = np.logical_or.reduce(shown, axis=1)
+    low, high = (np.where(some, pick(np.where(shown, logs, other), 1), 0.0) for pick, other in ((np.min, np.inf), (np.max, -np.inf)))
+    span = high - low
+    width = np.where(span < MOST_BUCKETS // 4 - 1, 0.25, np.ceil(span / (MOST_BUCKETS - 1)))
+    first, last = (np.floor(end / width).astype(np.int64) for end in (low, high))
+    logs = np.where(shown, logs, 0.0)
+    # each step has as many places as there may be buckets
+    place = np.floor(logs / width[:, None]).astype(np.int64) + (MOST_BUCKETS * np.arange(len(values)) - first)[:, None]
+    counts = np.bincount(place[shown], minlength=MOST_BUCKETS * len(values)).reshape(-1, MOST_BUCKETS).tolist()
+    numbers = zip(first.tolist(), last.tolist(), width.tolist(), counts, logs.sum(1), np.square(logs).sum(1), strict=True)
+    return [_magnitudes(*each) if shown_any else None for shown_any, each in zip(some.tolist(), numbers, strict=True)]
+
+
+def _magnitudes(first: int, last: int, width: float, counts: list[int], total: float, squares: float) -> summary_pb2.HistogramProto:
+    """Buckets of a width, from a multiple of it on; those beyond the last are empty."""
+    counts, ends = counts[: last - first + 1], [(i + 1) * width for i in range(first, last + 1)]
     return summary_pb2.HistogramProto(
-        min=first * width,
-        max=float(ends[-1]),
-        num=logs.size,
-        sum=float(logs.sum()),
-        sum_squares=float(np.square(logs).sum()),
-        bucket_limit=ends.tolist(),
-        bucket=counts.tolist(),
+        min=first * width, max=ends[-1], num=sum(counts), sum=total, sum_squares=squares, bucket_limit=ends, bucket=counts
     )

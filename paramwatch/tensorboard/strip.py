@@ -46,8 +46,13 @@ class Strip:
                 if column == MOST_COLUMNS:
                     self._halve()
                     continue
-                n = min(end - begin, self._stride - filled)
-                self._put(column, step[begin], {name: of[:, begin : begin + n].max(axis=1) for name, of in lines.items()}, filled == 0)
+                # whole columns where there are any, else the rest of one or a part of it
+                columns = 0 if filled else min((end - begin) // self._stride, MOST_COLUMNS - column)
+                n = columns * self._stride or min(end - begin, self._stride - filled)
+                shape = -1, max(columns, 1), n // max(columns, 1)
+                self._put(column, {name: of[:, begin : begin + n].reshape(shape).max(axis=2) for name, of in lines.items()})
+                if not filled:
+                    self.first += step[begin : begin + n : self._stride]
                 self.steps, begin = self.steps + n, begin + n
         self.last = step[-1]
 
@@ -60,14 +65,13 @@ class Strip:
         """Levels [lines, columns], of at most so many rows and columns as a picture has."""
         return self._found[statistic][:, : len(self.first)]
 
-    def _put(self, column: int, step: int, found: Mapping[str, Array], new: bool) -> None:
-        if new:
-            self.first.append(step)
+    def _put(self, column: int, found: Mapping[str, Array]) -> None:
+        """Into columns from this one on."""
         for name, of in found.items():
             if name not in self._found:
                 self._found[name] = np.full((len(of), MOST_COLUMNS), np.float32(MISSING))
-            held = self._found[name][:, column]
-            self._before[name] = held.copy()
+            held = self._found[name][:, column : column + of.shape[1]]
+            self._before[name] = held[:, 0].copy()
             np.maximum(held, of, out=held)
 
     def _take_back(self) -> None:
