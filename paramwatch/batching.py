@@ -44,8 +44,8 @@ class Batching:
         form = self._form(first)
         if form is None:
             return 0
-        n, most = 1, max(1, min(MOST, MOST_BYTES // (round_bytes(first.inventory) or 1)))
-        for done, _ in rounds[1:most]:
+        n = 1
+        for done, _ in rounds[1 : at_once(first.inventory)]:
             if done.step <= self._last or not form.fits(done):
                 break
             self._last = done.step
@@ -73,3 +73,8 @@ class Batching:
 def round_bytes(inventory: Inventory) -> int:
     """About what the readings of a round take."""
     return 8 * len(PARTS) * len(inventory.kinds) * len(inventory.rows)
+
+
+def at_once(inventory: Inventory) -> int:
+    """How many rounds make a batch at most."""
+    return max(1, min(MOST, MOST_BYTES // (round_bytes(inventory) or 1)))

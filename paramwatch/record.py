@@ -194,7 +194,10 @@ class Finding:
 
 @runtime_checkable
 class Sink(Protocol):
-    """A place to send records to. Called on the background thread only, in step order."""
+    """A place to send records to. Called on a background thread, one call at a time, in step order.
+
+    One that does not return is passed over when it holds the others up: it then lacks the records that were made meanwhile.
+    """
 
     def write(self, record: Record) -> None:
         """Take one record. An exception switches the sink off, with a message that names it."""

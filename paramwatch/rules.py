@@ -8,9 +8,11 @@ from itertools import combinations
 import numpy as np
 
 from paramwatch.agreement import is_explained, norms, statistics
-from paramwatch.record import Finding, Record
+from paramwatch.batch import Batch
+from paramwatch.record import Changes, Finding, Record
 
 _CALLED = {"param": "parameter", "grad": "gradient"}
+_UNCHANGED = Changes()
 
 
 class FirstNonFinite:
@@ -177,3 +179,15 @@ def _listed(names: Sequence[str], most: int | None = None) -> str:
 
 RULES = (FirstNonFinite, NonFiniteUse, UnattributedUse, SharedStorage, TieBroken, DeadOptimizer, ChangedOutside)
 """What a Watch applies, each made anew for it."""
+
+
+def worth_reading(batch: Batch) -> list[int]:
+    """The records of a batch of which a rule of ours may have something to say: that something is not finite, or has changed.
+
+    What else a rule reads is the inventory, and none comes with a batch. A rule that reads anything else has to be asked for here too.
+    """
+    speaks = np.array([change != _UNCHANGED for change in batch.changes])
+    for part in ("nan", "posinf", "neginf"):
+        if (spoilt := batch.values[part] > 0).any():
+            speaks |= spoilt.any((1, 2))
+    return np.flatnonzero(speaks).tolist()

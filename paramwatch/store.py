@@ -80,6 +80,7 @@ class Store(BatchSink):
         self._kept_steps, self._dropped_steps = _Waiting(), _Waiting()
         self._lines = Lines(max_bytes * LONG_SHARE)
         self._since = 0.0
+        self._released = False
         # the background thread writes while a read may flush from any other
         self._lock = threading.RLock()
 
@@ -108,7 +109,7 @@ class Store(BatchSink):
         """Take what the rules said."""
         with self._lock:
             self._wait_since_now()
-            for finding in findings:
+            for finding in () if self._released else findings:
                 self._lines.add("findings", finding.step, {key: [value] for key, value in vars(finding).items() if key != "step"})
 
     def tick(self) -> None:
@@ -122,6 +123,15 @@ class Store(BatchSink):
         with self._lock:
             self._write_records()
             self._write_lines()
+
+    def release(self) -> None:
+        """Give up what is held and take nothing more, since it cannot be written. What was written before can be read."""
+        with self._lock:
+            self._released = True
+            self._latest.clear()
+            self._kept_steps.taken()
+            self._dropped_steps.taken()
+            self._lines.clear()
 
     def close(self) -> None:
         """Write what is left, the latest steps included, and close the files."""

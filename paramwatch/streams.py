@@ -86,6 +86,10 @@ class Lines:
         for name, batches in waiting.items():
             yield name, pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._waiting, self.bytes = {}, 0
+
     def _hold(self, name: str, batch: Any) -> None:
         self._waiting.setdefault(name, []).append(batch)
         self.bytes += batch.nbytes

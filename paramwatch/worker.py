@@ -10,20 +10,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
-import numpy as np
-
-from paramwatch.absence import Tally
+from paramwatch.absence import Tally, counted
 from paramwatch.alike import Handed
 from paramwatch.assemble import assemble
-from paramwatch.batch import Batch, BatchSink
-from paramwatch.batching import MOST, Batching, round_bytes
+from paramwatch.batch import Batch
+from paramwatch.batching import MOST, Batching, at_once, round_bytes
 from paramwatch.cost import Cost
 from paramwatch.guard import Guard, logger
+from paramwatch.outlet import Outlet, Piece
 from paramwatch.progress import drop_left_in_any_thread
-from paramwatch.record import Changes, Finding, Record, Rule, Sink
+from paramwatch.record import Finding, Record, Rule, Sink
 from paramwatch.rounds import Round
+from paramwatch.rules import worth_reading
 
 Job: TypeAlias = Callable[[], None]
 
@@ -42,15 +43,20 @@ FULL, FULL_BYTES = 16 * MANY, 16 * MANY_BYTES
 STUCK_SECONDS = 1.0
 """How long training waits for a thread that does not get on: a sink may hang, or itself wait for the training thread."""
 
-_UNCHANGED = Changes()
+PATIENCE_SECONDS = 30.0
+"""How long a reader, or whoever closes, waits for it."""
+
 _running: set[Worker] = set()
 
 
 class Worker:
     """Takes rounds in step order and hands records on.
 
+    Its work is done piece by piece. Where a sink does not return, another thread goes on with the next piece, and the one that hangs
+    ends with its own.
+
     Args:
-        sinks: Each is switched off, by name, when it fails.
+        sinks: Each is switched off, by name, when it fails, and passed over while it hangs.
         rules: Read each record; what they say goes to `report`.
         report: Takes findings, which are logged here.
         guard: Contains failures of our own.
@@ -58,9 +64,11 @@ class Worker:
 
     def __init__(self, sinks: Sequence[Sink], rules: Sequence[Rule], report: Callable[[list[Finding]], None], guard: Guard) -> None:
         self.last: Record | None = None
+        self.dropped = 0
+        """Rounds that became no record, since too many waited."""
         self.tally, self.cost = Tally(), Cost()
         ours: list[Sink] = [self.tally, self.cost]
-        self._outlets = [_Outlet(sink) for sink in (*ours, *sinks)]
+        self._outlets = [Outlet(sink) for sink in (*ours, *sinks)]
         self._rules = rules
         self._report = report
         self._guard = guard
@@ -70,22 +78,27 @@ class Worker:
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._rung = False
         self._ended = False
+        self._rounds: list[Handed] = []
+        self._pieces: deque[Piece] = deque()
         self._taken, self._stuck_at = 0, -1
         self._tick_at = time.monotonic() + TICK_SECONDS
         self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="paramwatch", daemon=True)
+        # held by whoever takes the next piece, or says who may
+        self._turn = threading.Lock()
+        with self._turn:
+            self._thread = self._started()
         _running.add(self)
-        self._thread.start()
 
     def submit(self, done: Round, update_mode: str) -> None:
         """Hand over a round whose readings have arrived."""
-        self._waiting.append((done, update_mode))
-        waiting = len(self._waiting)
+        waiting = len(self._waiting) + 1
         size = waiting * round_bytes(done.inventory)
+        if (waiting > FULL or (size > FULL_BYTES and waiting > 1)) and not self._room(waiting // 2):
+            self._drop(done.step)
+            return
+        self._waiting.append((done, update_mode))
         if waiting >= MANY or size >= MANY_BYTES:
             self._ring()
-            if waiting >= FULL or (size >= FULL_BYTES and waiting > 1):
-                self._wait_for_room(waiting // 2)
 
     def later(self, job: Job) -> None:
         """Run something after everything handed over so far."""
@@ -93,29 +106,30 @@ class Worker:
 
     def flush(self) -> None:
         """Wait until the sinks have written everything handed over so far."""
-        self.call(lambda: self._each("flush"))
+        self._call([partial(outlet.tell, "flush") for outlet in self._outlets])
 
     def call(self, job: Job) -> None:
         """Run something after everything handed over so far, and wait for it, except from the thread itself or in a forked child."""
-        if threading.current_thread() is self._thread or not self._alive():
-            return
-        done = self._ask(job)
-        # at interpreter exit the thread may be gone before it comes to this job
-        while not done.wait(timeout=0.1) and self._alive():
-            pass
+        self._call([job])
 
     def stop(self, wait: bool) -> None:
         """Close the sinks after everything handed over so far; `wait=False` where the caller must not block."""
         if self._alive():
             self._ask(None)
         if wait and threading.current_thread() is not self._thread and self._alive():
-            self._thread.join()
+            self._wait_until(self._over, PATIENCE_SECONDS)
 
     def _alive(self) -> bool:
         return self._pid == os.getpid() and self._thread.is_alive()
 
-    def _ask(self, job: Job | None) -> threading.Event:
-        request = _Request(job)
+    def _call(self, jobs: Sequence[Job]) -> None:
+        if threading.current_thread() is not self._thread and self._alive():
+            done = self._ask(*jobs)
+            # at interpreter exit the thread may be gone before it comes to this job
+            self._wait_until(partial(done.wait, 0.1), PATIENCE_SECONDS)
+
+    def _ask(self, *jobs: Job | None) -> threading.Event:
+        request = _Request(jobs)
         self._waiting.append(request)
         self._ring()
         return request.done
@@ -125,80 +139,138 @@ class Worker:
             self._rung = True
             self._bell.put(None)
 
-    def _wait_for_room(self, most: int) -> None:
-        """Let the thread catch up, while it does."""
+    # ---- when the thread does not get on ------------------------------------------------------------
+
+    def _room(self, most: int) -> bool:
+        """Let the thread catch up, while it does; whether it did."""
+        if threading.current_thread() is self._thread:
+            return True
+        if self._taken == self._stuck_at:
+            return False
+        self._ring()
+        there = self._wait_until(partial(self._fewer, most), STUCK_SECONDS)
+        self._stuck_at = -1 if there else self._taken
+        return there
+
+    def _fewer(self, most: int) -> bool:
+        time.sleep(0.001)
+        return len(self._waiting) <= most
+
+    def _over(self) -> bool:
+        self._thread.join(0.1)
+        return not self._alive()
+
+    def _wait_until(self, there: Callable[[], bool], seconds: float) -> bool:
+        """Ask again and again, as long as the thread gets on, if need be past a sink that does not let it; whether it was there."""
         taken, since = self._taken, time.monotonic()
-        if taken == self._stuck_at or threading.current_thread() is self._thread:
-            return
-        while len(self._waiting) > most and self._alive():
-            time.sleep(0.001)
-            if self._taken != taken:
+        while not there():
+            if self._taken != taken or self._pass_over(seconds):
                 taken, since = self._taken, time.monotonic()
-            elif time.monotonic() - since > STUCK_SECONDS:
-                self._stuck_at = taken
-                return
+            elif not self._alive() or time.monotonic() - since > 2 * seconds:
+                return False
+        return True
+
+    def _pass_over(self, seconds: float) -> bool:
+        """Let another thread go on where this one has been in a sink for so long."""
+        # it never waits for the thread, which may wait for a lock that is held here
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            hanging = [outlet for outlet in self._outlets if outlet.holds_up(self._thread, seconds)]
+            if hanging:
+                self._thread = self._started()
+        finally:
+            self._turn.release()
+        for outlet in hanging:
+            outlet.passed_over()
+        return bool(hanging)
+
+    def _drop(self, step: int) -> None:
+        self.dropped += 1
+        if self.dropped == 1:
+            logger.warning(
+                "paramwatch: %d records wait for the background thread, which does not get on. Step %d is not recorded, and others will "
+                "not be; training goes on.",
+                len(self._waiting),
+                step,
+            )
+
+    # ---- the thread ---------------------------------------------------------------------------------
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="paramwatch", daemon=True)
+        thread.start()
+        return thread
 
     def _run(self) -> None:
-        while not self._ended:
+        going_on = True
+        while going_on:
             with self._guard.contain("working in the background"):
-                with contextlib.suppress(queue.Empty):
-                    self._bell.get(timeout=min(PERIOD_SECONDS, max(0.0, self._tick_at - time.monotonic())))
-                self._rung = False
-                self._work()
-        for outlet in self._outlets:
-            with self._guard.contain("closing"):
-                outlet.close()
-        _running.discard(self)
+                going_on = self._work()
 
-    def _work(self) -> None:
-        """Do what waits, in order."""
-        while not self._ended:
-            rounds: list[Handed] = []
-            while self._waiting and len(rounds) < MOST and not isinstance(self._waiting[0], _Request):
-                rounds.append(self._waiting.popleft())  # type: ignore[arg-type]  # no request, as was just asked
-            self._process(rounds)
-            self._tick()
-            if self._waiting and isinstance(request := self._waiting[0], _Request):
-                self._waiting.popleft()
-                try:
-                    self._ended = request.job is None
-                    (request.job or _nothing)()
-                finally:
-                    request.done.set()
-            elif not self._waiting:
-                return
+    def _work(self) -> bool:
+        """Do one piece; False if there is none."""
+        if piece := self._next():
+            piece()
+        return piece is not None
 
-    def _tick(self) -> None:
+    def _next(self) -> Piece | None:
+        """The next piece, unless another thread has taken over, or this was all."""
+        with self._turn:
+            self._taken += 1
+            if threading.current_thread() is not self._thread:
+                return None
+            if self._pieces:
+                return self._pieces.popleft()
+        if self._ended:
+            _running.discard(self)
+            return None
+        return self._look
+
+    def _look(self) -> None:
+        """Cut what comes next into pieces."""
+        if not self._waiting and not self._rounds:
+            with contextlib.suppress(queue.Empty):
+                self._bell.get(timeout=min(PERIOD_SECONDS, max(0.0, self._tick_at - time.monotonic())))
+            self._rung = False
         if time.monotonic() >= self._tick_at:
             self._tick_at = time.monotonic() + TICK_SECONDS
-            self._each("tick")
+            self._pieces.extend([partial(outlet.tell, "tick") for outlet in self._outlets])
             drop_left_in_any_thread()
+        while self._waiting and not isinstance(handed := self._waiting[0], _Request) and len(self._rounds) < at_once(handed[0].inventory):
+            self._rounds.append(handed)
+            self._waiting.popleft()
+        if self._rounds:
+            self._process()
+        elif self._waiting and isinstance(request := self._waiting[0], _Request):
+            self._waiting.popleft()
+            self._ended = request.jobs == (None,)
+            if self._ended and self.dropped:
+                logger.warning("paramwatch: %s were dropped, while the background thread did not get on", counted(self.dropped, "record"))
+            try:
+                self._pieces.extend([outlet.close for outlet in self._outlets] if self._ended else filter(None, request.jobs))
+            finally:
+                self._pieces.append(request.done.set)
 
-    def _process(self, rounds: Sequence[Handed]) -> None:
-        while rounds:
-            first, alike = rounds[0][0].step, 0
-            with self._guard.contain(f"putting together the record of step {first}"):
-                alike = self._batching.alike(rounds)
-                if not alike:
-                    self._put(assemble(*rounds[0]))
-            if alike:
-                with self._guard.contain(f"putting together the {alike} records from step {first} on"):
-                    self._put_batch(self._batching.batch(rounds[:alike]))
-            rounds = rounds[alike or 1 :]
-            self._taken += alike or 1
+    def _process(self) -> None:
+        """Make records of the first rounds that are alike."""
+        first, alike = self._rounds[0][0].step, 0
+        with self._guard.contain(f"putting together the record of step {first}"):
+            alike = self._batching.alike(self._rounds)
+            if not alike:
+                self._put(record := assemble(*self._rounds[0]), [record])
+        if alike:
+            with self._guard.contain(f"putting together the {alike} records from step {first} on"):
+                batch = self._batching.batch(self._rounds[:alike])
+                self._put(batch, [batch.record(i) for i in worth_reading(batch)])
+        del self._rounds[: alike or 1]
 
-    def _put(self, record: Record) -> None:
-        self._apply_rules(record)
+    def _put(self, made: Record | Batch, to_read: Sequence[Record]) -> None:
+        for record in to_read:
+            self._apply_rules(record)
         for outlet in self._outlets:
-            outlet.write(record)
-        self.last = record
-
-    def _put_batch(self, batch: Batch) -> None:
-        for i in worth_reading(batch):
-            self._apply_rules(batch.record(i))
-        for outlet in self._outlets:
-            outlet.write_batch(batch)
-        self.last = batch.record(len(batch) - 1)
+            self._pieces.extend(outlet.pieces(made))
+        self.last = made.record(len(made) - 1) if isinstance(made, Batch) else made
 
     def _apply_rules(self, record: Record) -> None:
         findings = [finding for rule in self._rules for finding in rule(record)]
@@ -206,73 +278,20 @@ class Worker:
             _log(findings)
             self._report(findings)
 
-    def _each(self, method: str) -> None:
-        for outlet in self._outlets:
-            outlet.tell(method)
-
 
 @dataclass
 class _Request:
     """Something to run in its turn."""
 
-    job: Job | None
-    """None: the end."""
+    jobs: tuple[Job | None, ...]
+    """A single None: the end."""
     done: threading.Event = field(default_factory=threading.Event)
-
-
-def _nothing() -> None:
-    pass
 
 
 def wait_for_all() -> None:
     """Wait until the threads of all Watches that were closed or have lost their model have written what they had."""
     for worker in tuple(_running):
         worker.stop(wait=True)
-
-
-def worth_reading(batch: Batch) -> list[int]:
-    """The records of a batch of which a rule of ours may have something to say: that something is not finite, or has changed.
-
-    What else a rule reads is the inventory, and none comes with a batch. A rule that reads anything else has to be asked for here too.
-    """
-    speaks = np.array([change != _UNCHANGED for change in batch.changes])
-    for part in ("nan", "posinf", "neginf"):
-        if (spoilt := batch.values[part] > 0).any():
-            speaks |= spoilt.any((1, 2))
-    return np.flatnonzero(speaks).tolist()
-
-
-class _Outlet:
-    """A sink and the guard that switches it off."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-        self._guard = Guard(f"{type(sink).__name__} is switched off; recording and training go on.", lambda: None)
-
-    def write(self, record: Record) -> None:
-        if not self._guard.failed:
-            with self._guard.contain(f"writing step {record.step} to {type(self._sink).__name__}"):
-                self._sink.write(record)
-
-    def write_batch(self, batch: Batch) -> None:
-        """All at once where the sink is ours, else one by one."""
-        if not isinstance(self._sink, BatchSink):
-            for record in batch if not self._guard.failed else ():
-                self.write(record)
-        elif not self._guard.failed:
-            with self._guard.contain(f"writing {len(batch)} steps from {batch.step[0]} on to {type(self._sink).__name__}"):
-                self._sink.write_batch(batch)
-
-    def tell(self, method: str) -> None:
-        """Let a sink that buffers `flush`, or write at a `tick` what has waited long enough."""
-        call = getattr(self._sink, method, None)
-        if call is not None and not self._guard.failed:
-            with self._guard.contain(f"writing to {type(self._sink).__name__}"):
-                call()
-
-    def close(self) -> None:
-        with self._guard.contain(f"closing {type(self._sink).__name__}"):
-            self._sink.close()
 
 
 def _log(findings: Sequence[Finding]) -> None:

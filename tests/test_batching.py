@@ -24,12 +24,11 @@ from paramwatch.cost import Cost
 from paramwatch.folder import MemoryFolder
 from paramwatch.record import Finding, Record
 from paramwatch.rounds import Round
-from paramwatch.rules import RULES
+from paramwatch.rules import RULES, worth_reading
 from paramwatch.schedule import Schedule
 from paramwatch.store import Store, read
 from paramwatch.tensorboard import events
 from paramwatch.tensorboard.curves import Curves
-from paramwatch.worker import worth_reading
 
 LOOPS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(1, 3)), min_size=1, max_size=6).map(
     lambda parts: [action for action, times in parts for _ in range(times)]

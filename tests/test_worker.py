@@ -272,20 +272,86 @@ def test_training_waits_for_a_thread_that_is_behind(rounds: list[Round], monkeyp
     assert 8 <= most <= 16
 
 
-def test_training_does_not_wait_for_ever_for_a_sink_that_hangs(rounds: list[Round], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "FULL", 16)
-    monkeypatch.setattr(worker, "MANY", 1)
-    monkeypatch.setattr(worker, "STUCK_SECONDS", 0.4)
-    stuck = Stuck()
-    thread = working(stuck)
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"FULL": 16, "MANY": 1, "STUCK_SECONDS": 0.3, "PATIENCE_SECONDS": 0.3}.items():
+        monkeypatch.setattr(worker, name, value)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_sink_that_hangs_is_passed_over_by_name_until_it_returns_and_the_others_get_all(
+    rounds: list[Round], caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck, sound = Stuck(), ListSink()
+    thread, most = working(stuck, sound), 0
     started = time.monotonic()
-    submit(thread, rounds)
+    for done in fresh(rounds)[:35]:
+        thread.submit(done, "exact")
+        most = max(most, len(thread._waiting))
     took = time.monotonic() - started
+    thread.flush()
+    got = len(sound.records)
     stuck.free.set()
+    until = time.monotonic() + 10
+    while thread._outlets[2]._call and time.monotonic() < until:
+        time.sleep(0.001)
+    for done in fresh(rounds)[35:]:
+        thread.submit(done, "exact")
     thread.stop(wait=True)
 
-    assert 0.4 <= took < 4.0, "once, not at every step"
-    assert len(stuck.records) == len(rounds)
+    assert 0.3 <= took < 4.0, "once, not at every step"
+    assert most <= 16
+    assert got == 35
+    assert [each.step for each in sound.records] == [done.step for done in rounds]
+    assert [each.step for each in stuck.records] == [rounds[0].step, *(done.step for done in rounds[35:])]
+    said = [entry.message for entry in caplog.records if "Stuck" in entry.message]
+    assert len(said) == 2
+    assert "writing step 0 to Stuck has taken more than 0.3 s and goes on. Stuck is passed over until it is done" in said[0]
+    assert "Stuck was not given 34 records, while it was passed over." in said[1]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_a_thread_that_does_not_get_on_cannot_take_is_dropped_counted_and_said(
+    rounds: list[Round], caplog: pytest.LogCaptureFixture
+) -> None:
+    free, sink = threading.Event(), ListSink()
+
+    def rule(record: Record) -> list[Finding]:
+        assert free.wait(timeout=60)
+        return []
+
+    thread = Worker([sink], [rule], lambda said: None, Guard("", lambda: None))
+    submit(thread, rounds[:1])
+    time.sleep(0.3)
+    submit(thread, rounds[1:])
+    held = len(thread._waiting) + len(thread._rounds)
+    thread.call(lambda: None)
+    free.set()
+    thread.stop(wait=True)
+
+    assert held <= 17
+    assert thread.dropped == len(rounds) - held > 0
+    assert len(sink.records) == held
+    assert caplog.text.count("is not recorded, and others will not be; training goes on") == 1
+    assert f"{thread.dropped} records were dropped" in caplog.text
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_watch_can_be_read_and_closed_while_a_sink_hangs() -> None:
+    net, stuck = mlp(), Stuck()
+    optimizer, watch = sgd(net), paramwatch.attach(net, sinks=[stuck])
+    for param in net.parameters():
+        param.grad = param.detach().clone()
+    for _ in range(50):
+        optimizer.step()
+    read = watch.frame("grad_norm")
+    optimizer.step()
+    watch.close()
+    closed = watch.frame("grad_norm")
+    stuck.free.set()
+
+    assert list(read.index) == list(range(50))
+    assert list(closed.index) == list(range(51))
 
 
 def test_nothing_of_a_model_is_held_by_what_waits() -> None:
