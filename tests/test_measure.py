@@ -28,6 +28,7 @@ from paramwatch.measure import (
     read_scalars,
     sample,
 )
+from paramwatch.measure.chunked import CHUNK, chunked_parts
 from paramwatch.measure.naive import ORDER, as_reals, parts
 from paramwatch.measure.packed import SMALL, fits, parts_of
 from paramwatch.merging import merge
@@ -184,6 +185,22 @@ def test_tensors_that_are_not_finite_are_measured_together_too() -> None:
         counts.append(operations.count)
 
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("difference", [False, True])
+def test_without_a_kernel_a_chunk_takes_six_operations(dtype: torch.dtype, difference: bool) -> None:
+    counts = []
+    for chunks in (3, 10):
+        # about a mean, so that a pivot is taken
+        x = (noise(chunks * CHUNK) + 3).to(dtype)
+        before = noise(chunks * CHUNK).to(dtype) if difference else None
+        with Operations() as operations:
+            chunked_parts(x, before)
+        counts.append(operations.count)
+
+    assert (counts[1] - counts[0]) / 7 <= 6
+    assert counts[0] <= 3 * 6 + 16
 
 
 @pytest.mark.parametrize("special", [NAN, INF, -INF])

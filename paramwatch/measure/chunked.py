@@ -67,15 +67,17 @@ def _chunk(x: Tensor, old: Tensor | None, room: Tensor) -> Array:
     room.copy_(x)
     if old is not None:
         room.sub_(old)
-    low, high = (float(extreme.numpy()) for extreme in torch.aminmax(room))
-    nonzero = int(torch.count_nonzero(room).numpy())
+    # a list is read without an operation of torch's, an item or an array is not
+    low, high = (extreme.tolist() for extreme in torch.aminmax(room))
+    nonzero = torch.count_nonzero(room).tolist()
     if math.isfinite(low) and math.isfinite(high):
         # an update is small beside nothing: it needs no pivot
         pivot = low / 2 + high / 2 if old is None else 0.0
         if pivot:
             room.sub_(pivot)
-        first = float(room.sum(1).numpy().sum()) / CHUNK
-        second = float((torch.linalg.vector_norm(room, dim=1).numpy() ** 2).sum()) / CHUNK
+        first = sum(room.sum(1).tolist()) / CHUNK
+        # a product: a power that is too large raises
+        second = sum(norm * norm for norm in torch.linalg.vector_norm(room, dim=1).tolist()) / CHUNK
         if math.isfinite(second):
             spread = math.sqrt(max(second - first * first, 0.0))
             size = math.sqrt(max(second + 2 * pivot * first + pivot * pivot, 0.0))
