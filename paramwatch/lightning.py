@@ -67,7 +67,7 @@ class ParamWatch(Callback):
         detail: `cheap`, `default` or `full`.
         update: `auto`, `exact`, `sampled` or `off`.
         histograms: Histograms of parameters, gradients and exact updates at each N-th measured step, for `histograms()`; 0 for never.
-        uses: Split gradients by use at the measured steps 0, N, 2N, ...; 0 for never.
+        uses: Split gradients by use at each N-th measured step; 0 for never.
         uses_of: Which rows `uses` is about.
         raw_gradients: Also look for clipping by torch's own functions, as in a plain loop.
         max_bytes: What one session may write to the store.

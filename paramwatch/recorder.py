@@ -141,7 +141,7 @@ class Recorder:
             started = time.perf_counter_ns()
             see_gradients(step, optimizer, self._raw, self._full, evaluation)
             if self.splits is not None:
-                step.uses = self.splits.used(step.names, step.number, evaluation) or step.uses
+                step.uses = self.splits.used(step.names, evaluation) or step.uses
             self._overhead_ns += time.perf_counter_ns() - started
 
     def end(self, step: OptimizerStep) -> None:
@@ -210,8 +210,6 @@ class Recorder:
         number = self._rounds.number(optimizer, ids)
         measured, beside = divmod(self._rounds.steps_of(optimizer), self._every)
         binned = not beside and self._histograms > 0 and measured % self._histograms == 0
-        if self.splits is not None:
-            self.splits.begin(number)
         plan = self._plans.of(optimizer) if snapshot and not binned else None
         tensors = None if plan is None else plan.tensors_of(params, ids, number)
         if plan is not None and tensors is not None:
@@ -238,7 +236,6 @@ class Recorder:
         self.steps_seen += 1
         if self._open is not None and self._open.step != number:
             self.close_round()
-        complete = False
         if step.wanted:
             self._measure_end(step)
             opened = self._opened(number, step.time)
@@ -249,12 +246,12 @@ class Recorder:
                 opened.steps["backwards"] = opened.steps.get("backwards", 0) + self.backwards
             opened.overhead_ns += time.perf_counter_ns() - started + self._overhead_ns
             self._overhead_ns = 0
-            if complete := opened.stepped >= opened.inventory.awaited:
+            if opened.stepped >= opened.inventory.awaited:
                 self.close_round()
         else:
             self._raw.forget(step.names)
         if self.splits is not None:
-            self.splits.ended(step.names, number, complete or not step.wanted, self._rounds.measures_next(self._every))
+            self.splits.ended(step.names, number, again=self.splits.due(self._rounds.steps_of(step.optimizers[0])))
         self.backwards = 0
         step.tensors, step.before, step.grads, step.optimizers = (), [], None, []
 

@@ -219,10 +219,6 @@ class Rounds:
         known = self._find(optimizer)
         return 0 if known is None else known.steps
 
-    def measures_next(self, every: int) -> bool:
-        """Whether one of the optimizers known so far is measured at its next step, where each N-th step of each is."""
-        return any(known.steps % every == 0 for known in self._known.values())
-
     def take(self, optimizer: Optimizer, held: Collection[int] | None = None) -> int:
         """Count a step of this optimizer, and give its number.
 

@@ -73,7 +73,7 @@ def attach(
         update: `exact` keeps a copy of the parameters during each step, `sampled` looks at 4096 elements a row at most, `off` does
             neither; `auto` is exact while the copy takes under 2 % of the device's memory and under half of what is free.
         histograms: Histograms of parameters, gradients and exact updates at each N-th measured step, for `histograms()`; 0 for never.
-        uses: Split gradients by use at the measured steps 0, N, 2N, ... (0: never): `Watch.uses` and `Watch.agreement`.
+        uses: Split gradients by use at each N-th measured step, as `histograms` (0: never): `Watch.uses` and `Watch.agreement`.
         uses_of: Which rows to split: `tied` for those with several names, and glob patterns over names and aliases; `*` also finds what
             is not tied but used several times in one backward pass (a cell over time, a network called twice).
         raw_gradients: Also measure gradients before torch's clip functions change them.
@@ -133,7 +133,7 @@ class Watch(Run):
         self._handover, self._closing = Handover(), threading.RLock()
         self._at_end: Inventory | None = None
         self._all_rows = AllRows(live)
-        splits = Splits(live, self.watched, options.uses, options.uses_of) if options.uses else None
+        splits = Splits(live, self.watched, options.uses, options.every, options.uses_of) if options.uses else None
         self.recorder = Recorder(live, self._guard, self._publish, splits=splits, **options.recording)
         self._worker = Worker([*own, *options.sinks], [rule() for rule in RULES], self._store.find, self._guard)
         self._listens = options.raw_gradients
@@ -142,7 +142,7 @@ class Watch(Run):
                 clipping.listen(self.recorder)
             steps.register(self.recorder)
             if splits is not None:
-                splits.arm_if_due(options.first_step)
+                splits.arm(options.first_step)
         except BaseException:
             self._let_go()
             self._worker.stop(wait=True)

@@ -28,33 +28,39 @@ class Splits:
     Args:
         live: The rows.
         module: Gives the model, None once it is gone.
-        every: Steps are split whose number is a multiple of this.
+        uses: Each N-th of the measured steps of each optimizer is split, the first one included.
+        every: Each N-th step of each optimizer is measured.
         uses_of: Glob patterns over names of rows; `tied` stands for all that have several.
 
     Raises:
         ParamWatchError: No row fits them.
     """
 
-    def __init__(self, live: LiveInventory, module: Callable[[], nn.Module | None], every: int, uses_of: Sequence[str]) -> None:
+    def __init__(self, live: LiveInventory, module: Callable[[], nn.Module | None], uses: int, every: int, uses_of: Sequence[str]) -> None:
         self.guard = Guard("Gradients are not split by use any more; recording and training go on.", self._switch_off)
         self._live, self._module = live, module
-        self._every, self._uses_of = every, uses_of
+        self._period, self._uses_of = uses * every, uses_of
         self._said: set[str] = set()
         self._off = False
         # whether a step has several backward passes: as the last one had that was split
         self._several: bool | None = None
         self._armed: Armed | None = None
         if hint := check_uses_of(live.current, uses_of):
-            self._say(f"uses={every}, but {hint}")
+            self._say(f"uses={uses}, but {hint}")
 
     # ---- the step, as the recorder tells it ----------------------------------------------------
 
-    def due(self, number: int) -> bool:
-        """Whether the step of this number is split."""
-        return number % self._every == 0
+    def due(self, steps: int) -> bool:
+        """Whether the next step of an optimizer is split that has made so many."""
+        return steps % self._period == 0
 
-    def arm(self, number: int) -> None:
-        """Gather from now on what uses contribute, for the step of this number."""
+    def arm(self, number: int, names: Collection[str] | None = None) -> None:
+        """Gather from now on what uses contribute to the gradients of these rows, by default of all, for their next step.
+
+        Args:
+            number: Of the next step.
+            names: Of rows.
+        """
         with self.guard.contain("preparing to split gradients by use"):
             self.disarm()
             module = self._module()
@@ -62,23 +68,13 @@ class Splits:
                 return
             if obstacle := obstacle_to_splitting(module):
                 self._say(obstacle)
-            watched = Watched(self._live, module, self._uses_of, number)
-            if watched.rows:
+            watched = Watched(self._live, module, self._uses_of, number, names)
+            if any(row.open for row in watched.rows.values()):
                 self._armed = Armed(module, watched, number, self._several, bool(obstacle), self.guard, self._say)
 
-    def arm_if_due(self, number: int) -> None:
-        """For the first step, before there was any."""
-        if self.due(number):
-            self.arm(number)
-
-    def begin(self, number: int) -> None:
-        """A step is entered."""
-        if self._armed is not None and number > self._armed.number and not self.due(number):
-            self.disarm()
-
-    def used(self, names: Collection[str], number: int, evaluation: bool) -> SplitReading | None:
+    def used(self, names: Collection[str], evaluation: bool) -> SplitReading | None:
         """The gradients of these rows are complete, as far as is known; the last call before the end of the step is right."""
-        if self._armed is None or self._off or not self.due(number):
+        if self._armed is None or self._off:
             return None
         found: list[tuple[str, Sums]] = []
         with self.guard.contain("multiplying the contributions of uses"), torch.no_grad():
@@ -94,31 +90,30 @@ class Splits:
                     row.found.forget()
         return SplitReading(found) if found else None
 
-    def ended(self, names: Collection[str], number: int, complete: bool, measured_next: bool) -> None:
+    def ended(self, names: Collection[str], number: int, again: bool) -> None:
         """A step is over.
 
         Args:
             names: The rows that stepped.
             number: Of the step.
-            complete: Whether no other row will step under this number.
-            measured_next: Whether a step that comes next is measured.
+            again: Whether their next step is split.
         """
-        later = measured_next and self.due(number + 1)
-        if self._armed is not None:
-            stepped = self._armed.watched.still_open(names)
-            if passes := [row.passes for row in stepped if row.passes]:
-                self._several = self._armed.several = max(passes) > 1
-            if not complete:
-                for row in stepped:
-                    row.found.reset()
-                    row.open, row.passes = later, 0
-                if not any(row.open for row in self._armed.watched.rows.values()):
-                    self.disarm()
-                return
-        if later:
-            self.arm(number + 1)
-        elif self._armed is not None:
-            self.disarm()
+        if self._armed is None:
+            if again:
+                self.arm(number + 1, names)
+            return
+        watched = self._armed.watched
+        stepped = watched.still_open(names)
+        if passes := [row.passes for row in stepped if row.passes]:
+            self._several = self._armed.several = max(passes) > 1
+        watched.stepped(names, again)
+        if self._off or not watched.waits(self._live.current, number - self._armed.number):
+            # what was frozen so far is not among those that were watched
+            still = {row.name for row in watched.rows.values() if row.open}.union(names if again else ())
+            if still:
+                self.arm(number + 1, still)
+            else:
+                self.disarm()
 
     def disarm(self) -> None:
         """Take everything away."""

@@ -25,6 +25,10 @@ LEAST_BUDGET = 256_000_000
 """Bytes that contributions may take, if 2 % of the device is not more."""
 
 
+PATIENCE = 64
+"""Steps of others after which the split step of a row is not waited for any more: its optimizer may be gone."""
+
+
 @dataclass
 class WatchedRow:
     """A row that is split."""
@@ -38,7 +42,9 @@ class WatchedRow:
     holders: set[int] = field(default_factory=set)
     """Identities of the modules in which an operation on it needs no further name."""
     open: bool = True
-    """Whether it is still to step."""
+    """Whether its next step is split."""
+    stepped: bool = False
+    """Whether it was, since this was armed: its next step is not waited for."""
     passes: int = 0
     """In how many backward passes of the step it is in anything was found."""
     gates: list[Any] = field(default_factory=list)
@@ -53,9 +59,12 @@ class Watched:
         module: The model.
         uses_of: Which rows: glob patterns, and `TIED`.
         number: Of the step that is armed.
+        names: The rows whose next step is split; None for all.
     """
 
-    def __init__(self, live: LiveInventory, module: nn.Module, uses_of: Sequence[str], number: int) -> None:
+    def __init__(
+        self, live: LiveInventory, module: nn.Module, uses_of: Sequence[str], number: int, names: Collection[str] | None = None
+    ) -> None:
         self._of: dict[int, WatchedRow] = {}
         self._held_by: dict[int, list[tuple[str, WatchedRow]]] = {}
         self._stand_ins: list[Tensor] = []
@@ -65,12 +74,13 @@ class Watched:
         # a row that nobody owns yet may be another optimizer's, until there was a whole round
         later = number > 0 and any(row.owned for row in live.current.rows)
         for row, tensor in zip(live.current.rows, tensors, strict=False):
-            names = (row.name, *row.aliases)
-            if not tensor.requires_grad or (later and not row.owned) or not is_wanted(names, uses_of):
+            called = (row.name, *row.aliases)
+            if not tensor.requires_grad or (later and not row.owned) or not is_wanted(called, uses_of):
                 continue
             budget = budgets.setdefault(tensor.device, Budget(max(LEAST_BUDGET, share_of_device(tensor.device))))
-            found = Contributions((tensor.numel(), tensor.element_size()), budget, always=len(names) > 1)
-            self.rows[row.name] = self._of[id(tensor)] = WatchedRow(row.name, " = ".join(names), tensor, len(names) > 1, found)
+            found = Contributions((tensor.numel(), tensor.element_size()), budget, always=len(called) > 1)
+            made = self.rows[row.name] = self._of[id(tensor)] = WatchedRow(row.name, " = ".join(called), tensor, len(called) > 1, found)
+            made.open = names is None or row.name in names
         if self.rows:
             self._find_holders(module)
 
@@ -88,7 +98,7 @@ class Watched:
                         row.holders.add(id(parent))
 
     def row_of(self, tensor: Tensor) -> WatchedRow | None:
-        """The row of a tensor, if it is still to step."""
+        """The row of a tensor, if its next step is split."""
         row = self._of.get(id(tensor))
         return row if row is not None and row.open else None
 
@@ -100,8 +110,36 @@ class Watched:
                 self._of[id(here)] = row
                 self._stand_ins.append(here)
 
+    def stepped(self, names: Collection[str], again: bool) -> None:
+        """These rows have stepped.
+
+        Args:
+            names: Of rows, which need not be among those here.
+            again: Whether their next step is split.
+        """
+        for row in self.still_open(names):
+            row.found.reset()
+            row.stepped, row.passes = True, 0
+        for name in names:
+            if (here := self.rows.get(name)) is not None:
+                here.open = again
+
+    def waits(self, inventory: Inventory, steps: int) -> bool:
+        """Whether the split step of some row is still to come; of rows that nobody steps it is not waited for.
+
+        Args:
+            inventory: As it is now.
+            steps: How many have begun since there was something to wait for.
+        """
+        waiting = [row for row in self.rows.values() if row.open and not row.stepped]
+        if waiting and steps > 0:
+            owned = {row.name for row in inventory.rows if row.owned} if steps < PATIENCE else set()
+            for row in waiting:
+                row.open = row.name in owned
+        return any(row.open for row in waiting)
+
     def still_open(self, names: Collection[str]) -> list[WatchedRow]:
-        """Those of these rows that are still to step."""
+        """Those of these rows whose next step is split."""
         return [row for name in names if (row := self.rows.get(name)) is not None and row.open]
 
 
