@@ -50,6 +50,11 @@ class Options:
         own = {"first_step": self.first_step, "every": self.every, "update": self.update}
         return {**own, "full": self.detail == "full", "raw": self.raw_gradients, "histograms": self.histograms}
 
+    @property
+    def long(self) -> list[str]:
+        """The long streams of the store that have something to take."""
+        return ["histograms"] * (self.histograms > 0) + ["uses"] * (self.uses > 0)
+
 
 def check_options(
     *,

@@ -6,6 +6,7 @@ loaded when a command is chosen, so that `--help` answers at once, and none of t
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -32,6 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    closed = sys.stdout is None
+    if closed:
+        # what is printed there fails when it is flushed; a command that prints nothing does not notice
+        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     given = parsed(_COMMANDS, arguments)
     from paramwatch.guard import ParamWatchError
 
@@ -45,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:
+        if closed and error.errno == errno.EBADF:
+            sys.stdout = None  # as it was
+            return _failed("standard output is closed")
         return _failed(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     except KeyboardInterrupt:
         return INTERRUPTED

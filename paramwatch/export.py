@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from paramwatch.frames import some_columns
 from paramwatch.guard import ParamWatchError
 from paramwatch.output import opened
 from paramwatch.run import Run
@@ -112,7 +113,8 @@ class _Pieces:
             names = self._names[first : first + rows]
             for start in range(0, n, self._lines) if len(self._steps) else ():
                 among = self._steps[start : start + self._lines]
-                piece = self._run.frame(parameters=names, steps=slice(int(among[0]), int(among[-1]) + 1, self._stride))
+                between = slice(int(among[0]), int(among[-1]) + 1, self._stride)
+                piece = some_columns(self._run._epochs(), self._columns, parameters=names, steps=between)
                 done = (first + len(names) * (start + len(among)) / n) / len(self._names)
                 if "*" in names:
                     # which alone means all

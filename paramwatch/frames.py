@@ -84,8 +84,19 @@ def frame(
     columns = None if statistic is None else [statistic]
     table = table_of(epochs, columns, parameters=parameters, steps=steps, aliases=aliases, by=by)
     if statistic is None:
-        return _tidy(table, tuple(known.values()), level, finite)
+        return _tidy(table, tuple(known.values()), EXTRA_COLUMNS, level, finite)
     return _wide(table, statistic, known.get(statistic), level, finite)
+
+
+def some_columns(epochs: Sequence[Source], columns: Sequence[str], *, parameters: str | Sequence[str], steps: slice | None) -> pd.DataFrame:
+    """The tidy frame with these columns alone, in the order they have there; nothing else is read or computed.
+
+    Raises:
+        ParamWatchError: As `frame`.
+    """
+    known = [found for found in statistics_of(layout_of(epochs)) if found.name in columns]
+    table = table_of(epochs, columns, parameters=parameters, steps=steps, aliases=False, by="parameter")
+    return _tidy(table, known, [name for name in EXTRA_COLUMNS if name in columns], "parameter", finite=False)
 
 
 def table_of(
@@ -205,7 +216,7 @@ def compute(block: Block, statistics: Sequence[Statistic], finite: bool) -> dict
     return out
 
 
-def _tidy(table: Table, statistics: Sequence[Statistic], level: str, finite: bool) -> pd.DataFrame:
+def _tidy(table: Table, statistics: Sequence[Statistic], extra: Collection[str], level: str, finite: bool) -> pd.DataFrame:
     block, there = table.block, table.exists.ravel()
     n, width = table.exists.shape
     codes: list[Any] = [np.repeat(np.arange(n), width)[there], np.tile(np.arange(width), n)[there]]
@@ -216,8 +227,10 @@ def _tidy(table: Table, statistics: Sequence[Statistic], level: str, finite: boo
     for statistic in statistics:
         column = computed.pop(statistic.name).ravel()[there]
         columns[statistic.name] = _whole(column) if statistic.integer else column
-    columns["lr"] = block.lr.ravel()[there]
-    columns["grad_state"] = pd.Categorical.from_codes(block.grad_state.ravel()[there], dtype=_STATES)
+    if "lr" in extra:
+        columns["lr"] = block.lr.ravel()[there]
+    if "grad_state" in extra:
+        columns["grad_state"] = pd.Categorical.from_codes(block.grad_state.ravel()[there], dtype=_STATES)
     return pd.DataFrame(columns, index=index, copy=False)
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from paramwatch.absence import counted
 from paramwatch.columns import Array
 from paramwatch.grid import Grid, number
+from paramwatch.guard import ParamWatchError
 from paramwatch.record import GRAD_STATES
 from paramwatch.run import Run
-from paramwatch.series import Selection, Series, of_each, select, series
+from paramwatch.series import Selection, Series, of_each, recorded_steps, select
 from paramwatch.span import sparkline
 from paramwatch.standing import last_states
 from paramwatch.table import By
@@ -48,13 +49,15 @@ def listing(
         drawn: So many lines, the first, get a `trend`; by default all.
 
     Raises:
-        ParamWatchError: As `Run.frame`.
+        ParamWatchError: As `Run.frame`; no step that is recorded was asked for.
     """
-    found = None
+    found, chosen = None, select(run, [statistic], parameters=parameters, steps=steps, by=by)
+    if not len(chosen.steps) and len(recorded := recorded_steps(run)):
+        raise ParamWatchError(f"none of those steps is recorded: the run has steps {recorded[0]} to {recorded[-1]}")
     if statistic == "grad_state":
-        lines = _states(select(run, [statistic], parameters=parameters, steps=steps, by=by))
+        lines = _states(chosen)
     else:
-        found = series(run, statistic, parameters=parameters, steps=steps, by=by, finite=finite)
+        found = chosen.series(statistic, finite)
         lines = _numbers(found)
     if order == "name":
         lines.sort(key=lambda line: str(line["name"]))

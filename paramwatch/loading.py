@@ -26,19 +26,17 @@ def load(path: PathLike | list[str] | list[Path] | tuple[PathLike, ...]) -> Run 
 
     Args:
         path: The `log_dir` of a run, the folder in it that holds the run, or any folder with one run below it. A list of such paths, or
-            a glob pattern such as "runs/*", gives `Runs`: every run below any of them.
+            a glob pattern such as "runs/*", gives `Runs`: every run below any of them. A type checker, which cannot tell a pattern from a
+            path, takes a str for one run; write `load(["runs/*"])` for it.
 
     Raises:
         ParamWatchError: There is no run; or there are several below a path that was to be one.
     """
     if isinstance(path, Iterable) and not isinstance(path, str | bytes | os.PathLike):
-        return Runs({label: run for each in path for label, run in _labelled(Path(_checked(each))).items()})
+        return Runs({label: run for each in path for label, run in _all(_checked(each)).items()})
     where = _checked(path)
-    if glob.has_magic(where) and not os.path.lexists(where):
-        found = {label: run for match in sorted(glob.glob(where)) if _below(Path(match)) for label, run in _labelled(Path(match)).items()}
-        if not found:
-            raise ParamWatchError(f"no run matches {where}: {_LOOKED_FOR}")
-        return Runs(found)
+    if _is_pattern(where):
+        return Runs(_all(where))
     runs = list(_labelled(Path(where)).values())
     if len(runs) > 1:
         listed = "\n".join(f"  {run.path}" for run in runs)
@@ -133,6 +131,20 @@ def _checked(path: object) -> str:
     if not given or "\0" in given:
         raise ParamWatchError(f"load takes the path of a folder, not {given!r}; load('.') reads the run below the working folder")
     return given
+
+
+def _is_pattern(where: str) -> bool:
+    return glob.has_magic(where) and not os.path.lexists(where)
+
+
+def _all(where: str) -> dict[str, Run]:
+    """The runs below a path, or below whatever a pattern matches."""
+    if not _is_pattern(where):
+        return _labelled(Path(where))
+    found = {label: run for match in sorted(glob.glob(where)) if _below(Path(match)) for label, run in _labelled(Path(match)).items()}
+    if not found:
+        raise ParamWatchError(f"no run matches {where}: {_LOOKED_FOR}")
+    return found
 
 
 def _labelled(path: Path) -> dict[str, Run]:

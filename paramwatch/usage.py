@@ -168,7 +168,7 @@ def _by(text: str) -> str | int:
 def _natural(text: str) -> int:
     if _is_whole(text):
         return int(text)
-    raise argparse.ArgumentTypeError(f"{_quoted(text)} is no whole number")
+    raise argparse.ArgumentTypeError(f"{_quoted(text)}: say how many, a whole number of 0 or more")
 
 
 def _seconds(text: str) -> float:

@@ -125,7 +125,7 @@ class Watch(Run):
         self._live = live
         self._guard = Guard("This Watch has stopped; training goes on.", self._let_go)
         holder = MemoryFolder() if folder is None else DiskFolder(folder, rank())
-        self._store = Store(holder, max_bytes=MEMORY_BYTES if folder is None else options.max_bytes)
+        self._store = Store(holder, max_bytes=MEMORY_BYTES if folder is None else options.max_bytes, long=options.long)
         self._folder = Until(holder, self._store.session)  # a later session in the same folder may be another model's
         # in a distributed run the first rank's curves stand for all
         self._events = EventFile(folder) if folder is not None and rank() == 0 else None

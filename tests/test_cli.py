@@ -27,7 +27,7 @@ from paramwatch.record import Finding
 from paramwatch.run import Run
 from paramwatch.store import DiskFolder, Store
 from paramwatch.tail import screen
-from paramwatch.terminal import Terminal, duration
+from paramwatch.terminal import Progress, Terminal, duration
 
 COMMAND = (sys.executable, "-m", "paramwatch")
 DEADLINE_SECONDS = 60
@@ -228,7 +228,7 @@ def test_the_table_of_tail_fits_the_screen(run: Run, hostile: Run) -> None:
     ("arguments", "code", "said"),
     [
         (["summary", "nowhere"], 1, "nowhere does not exist"),
-        (["summary", "\x1b[31m"], 1, "\\x1b[31m does not exist"),
+        (["summary", "\x1b[31m"], 1, "no run matches \\x1b[31m"),
         (["summary", ""], 1, "load takes the path of a folder"),
         (["summary", "."], 1, "there is no run in ."),
         (["show", "RUN", "grad_nrom"], 1, "there is no statistic 'grad_nrom' here; nearest: 'grad_norm'"),
@@ -240,7 +240,9 @@ def test_the_table_of_tail_fits_the_screen(run: Run, hostile: Run) -> None:
         (["show", "RUN", "lr", "--steps", "1:9:0"], 2, "the stride must be 1 or more"),
         (["show", "RUN", "lr", "--by", "0"], 2, "say parameter, layer, or how many"),
         (["tail", "RUN", "--every", "nan"], 2, "say how many seconds"),
-        (["tail", "RUN", "-n", "-1"], 2, "'-1' is no whole number"),
+        (["show", "RUN", "lr", "--steps", "99:"], 1, "none of those steps is recorded: the run has steps 0 to 59"),
+        (["show", "RUN", "lr", "--limit", "-1"], 2, "'-1': say how many, a whole number of 0 or more"),
+        (["tail", "RUN", "-n", "-1"], 2, "'-1': say how many"),
         (["export", "RUN", "--to", "x\x1b[2J\ny"], 2, "invalid choice"),
         (["show", "RUN"], 2, "STATISTIC"),
         (["dance"], 2, "invalid choice: 'dance'"),
@@ -298,6 +300,27 @@ def test_whoever_reads_may_stop_reading(run: Run) -> None:
     assert done.stdout.startswith('"step"')
     assert done.stdout.splitlines()[-1] in ("0", "141")
     assert done.stderr == ""
+
+
+def test_output_that_is_closed_is_an_error_and_does_not_matter_where_nothing_is_printed(run: Run, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m paramwatch"
+    lines = f"{command} findings {run.path} >&-; echo $?; {command} export {run.path} -o {tmp_path}/run.csv >&- 2>&-; echo $?"
+    done = subprocess.run(lines, shell=True, capture_output=True, text=True, check=True)
+
+    assert done.stdout == "1\n0\n"
+    assert done.stderr == "paramwatch: standard output is closed\n"
+    assert (tmp_path / "run.csv").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("command", ["export", "report"])
+def test_control_c_ends_with_its_code_and_leaves_no_half_file(
+    command: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Progress, "at", lambda self, share: signal.raise_signal(signal.SIGINT))
+
+    assert main([command, str(run.path), "-o", str(tmp_path / "out.csv")]) == 130
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")
 
 
 def test_help_loads_nothing_and_no_command_loads_torch(run: Run, tmp_path: Path) -> None:

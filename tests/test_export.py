@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ import pytest
 from written import HOSTILE, write
 
 from paramwatch import export as exporting
+from paramwatch import frames
+from paramwatch.block import Block
+from paramwatch.columns import Array, Statistic
 from paramwatch.export import export
 from paramwatch.guard import ParamWatchError
 from paramwatch.output import check
@@ -64,6 +68,21 @@ def test_parquet_is_sorted_by_parameter_and_compressed_byte_by_byte(run: Run, tm
     table = pd.read_parquet(tmp_path / "run.parquet")
     assert list(dict.fromkeys(table["parameter"])) == list(run.parameters.index)
     assert all(steps.is_monotonic_increasing for _, steps in table.groupby("parameter", observed=True)["step"])
+
+
+def test_only_what_is_asked_for_is_computed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: set[str] = set()
+    compute = frames.compute
+
+    def counted(block: Block, asked: Sequence[Statistic], finite: bool) -> dict[str, Array]:
+        # the empty frame that gives the columns their order costs nothing
+        computed.update(each.name for each in asked if len(block.step))
+        return compute(block, asked, finite)
+
+    monkeypatch.setattr(frames, "compute", counted)
+    export(run, tmp_path / "some.csv", "csv", statistics=["lr", "grad_norm"])
+
+    assert computed == {"grad_norm"}
 
 
 def test_columns_rows_and_steps_are_chosen(run: Run, tmp_path: Path) -> None:

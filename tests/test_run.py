@@ -139,7 +139,7 @@ def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("two")
 def test_a_glob_and_a_list_give_the_frames_of_all_runs_by_path() -> None:
-    for runs in (load("runs/*"), load(["runs/a", "runs/b"]), load([Path("runs/a"), Path("runs/b")])):
+    for runs in (load("runs/*"), load(["runs/a", "runs/b"]), load(["runs/*"]), load([Path("runs/a"), Path("runs/b")])):
         assert isinstance(runs, Runs)
         assert runs.labels == ("runs/a", "runs/b")
         tidy = runs.frame()
