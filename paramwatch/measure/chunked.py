@@ -67,9 +67,8 @@ def _chunk(x: Tensor, old: Tensor | None, room: Tensor) -> Array:
     room.copy_(x)
     if old is not None:
         room.sub_(old)
-    # a list is read without an operation of torch's, an item or an array is not
-    low, high = (extreme.tolist() for extreme in torch.aminmax(room))
-    nonzero = torch.count_nonzero(room).tolist()
+    low, high = map(_number, torch.aminmax(room))
+    nonzero = _number(torch.count_nonzero(room))
     if math.isfinite(low) and math.isfinite(high):
         # an update is small beside nothing: it needs no pivot
         pivot = low / 2 + high / 2 if old is None else 0.0
@@ -85,3 +84,9 @@ def _chunk(x: Tensor, old: Tensor | None, room: Tensor) -> Array:
         if pivot:
             room.copy_(x)
     return parts(room.view(-1)).numpy()
+
+
+def _number(of: Tensor) -> float:
+    # `item` and `numpy` are operations of torch's, this is none
+    number: float = of.tolist()  # type: ignore[assignment]  # of no dimensions: the number, no list of them
+    return number
