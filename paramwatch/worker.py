@@ -77,6 +77,7 @@ class Worker:
         self._waiting: deque[Handed | _Request] = deque()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._rung = False
+        self._due = 0
         self._ended = False
         self._rounds: list[Handed] = []
         self._pieces: deque[Piece] = deque()
@@ -229,21 +230,25 @@ class Worker:
 
     def _look(self) -> None:
         """Cut what comes next into pieces."""
-        if not self._waiting and not self._rounds:
+        if not self._due and not self._rounds:
             with contextlib.suppress(queue.Empty):
                 self._bell.get(timeout=min(PERIOD_SECONDS, max(0.0, self._tick_at - time.monotonic())))
             self._rung = False
+            # what comes meanwhile waits for the next bell, and for company: many at once cost little more than one
+            self._due = len(self._waiting)
         if time.monotonic() >= self._tick_at:
             self._tick_at = time.monotonic() + TICK_SECONDS
             self._pieces.extend([partial(outlet.tell, "tick") for outlet in self._outlets])
             drop_left_in_any_thread()
-        while self._waiting and not isinstance(handed := self._waiting[0], _Request) and len(self._rounds) < at_once(handed[0].inventory):
+        while self._due and not isinstance(handed := self._waiting[0], _Request) and len(self._rounds) < at_once(handed[0].inventory):
             self._rounds.append(handed)
             self._waiting.popleft()
+            self._due -= 1
         if self._rounds:
             self._process()
-        elif self._waiting and isinstance(request := self._waiting[0], _Request):
+        elif self._due and isinstance(request := self._waiting[0], _Request):
             self._waiting.popleft()
+            self._due -= 1
             self._ended = request.jobs == (None,)
             if self._ended and self.dropped:
                 logger.warning("paramwatch: %s were dropped, while the background thread did not get on", counted(self.dropped, "record"))
@@ -273,9 +278,9 @@ class Worker:
         self.last = made.record(len(made) - 1) if isinstance(made, Batch) else made
 
     def _apply_rules(self, record: Record) -> None:
-        findings = [finding for rule in self._rules for finding in rule(record)]
-        if findings:
-            _log(findings)
+        if findings := [finding for rule in self._rules for finding in rule(record)]:
+            for finding in findings:
+                logger.warning("step %d: %s", finding.step, finding.message)
             self._report(findings)
 
 
@@ -292,9 +297,3 @@ def wait_for_all() -> None:
     """Wait until the threads of all Watches that were closed or have lost their model have written what they had."""
     for worker in tuple(_running):
         worker.stop(wait=True)
-
-
-def _log(findings: Sequence[Finding]) -> None:
-    """Say each finding once, where messages go."""
-    for finding in findings:
-        logger.warning("step %d: %s", finding.step, finding.message)
