@@ -28,7 +28,7 @@ class Watcher(Protocol):
     def begin_inside(self, token: Any, optimizer: Optimizer) -> None:
         """An optimizer steps inside a step of ours (a wrapper's base optimizer): it is part of that step."""
 
-    def gradients(self, token: Any, optimizer: Optimizer, evaluation: bool) -> None:
+    def gradients(self, token: Any, optimizer: Optimizer, evaluation: bool, awaited: bool = False) -> None:
         """Gradients are as this optimizer will use them, as far as is known; the last call before `end` is right."""
 
     def end(self, token: Any) -> None:
@@ -114,7 +114,7 @@ def drop_left_in_any_thread() -> None:
             _of_threads.pop(thread, None)
 
 
-def report_gradients(seen: list[tuple[Watcher, Any]], optimizer: Optimizer, evaluation: bool = False) -> None:
+def report_gradients(seen: list[tuple[Watcher, Any]], optimizer: Optimizer, evaluation: bool = False, awaited: bool = False) -> None:
     for watcher, token in seen:
         with watcher.guard.contain("measuring gradients"):
-            watcher.gradients(token, optimizer, evaluation)
+            watcher.gradients(token, optimizer, evaluation, awaited)

@@ -134,14 +134,14 @@ class Recorder:
             if more := {name: tensor for name, tensor in held.items() if name not in step.names}:
                 self._add_rows(step, more)
 
-    def gradients(self, step: OptimizerStep, optimizer: Optimizer, evaluation: bool) -> None:
-        """Measure gradients; the last time wins."""
+    def gradients(self, step: OptimizerStep, optimizer: Optimizer, evaluation: bool, awaited: bool = False) -> None:
+        """Measure gradients; the last time wins, and `awaited` says that there may be another."""
         step.evaluations += evaluation
         if step.wanted and not captured():
             started = time.perf_counter_ns()
             see_gradients(step, optimizer, self._raw, self._full, evaluation)
             if self.splits is not None:
-                step.uses = self.splits.used(step.names, evaluation) or step.uses
+                step.uses = self.splits.used(step.names, evaluation, awaited) or step.uses
             self._overhead_ns += time.perf_counter_ns() - started
 
     def end(self, step: OptimizerStep) -> None:

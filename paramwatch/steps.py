@@ -153,7 +153,7 @@ def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any])
         elif callable(closure):
             if optimizer not in _evaluating:
                 # it may never call its closure, and use up the gradients there are
-                report_gradients(entry.seen, optimizer)
+                report_gradients(entry.seen, optimizer, awaited=True)
             closure = ReportingClosure(closure, entry)
             if "closure" in kwargs:
                 return args, {**kwargs, "closure": closure}

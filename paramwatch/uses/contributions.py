@@ -191,15 +191,19 @@ class Contributions:
         mode = f"{arrived.mode}, last segment" if recomputed else f"{arrived.mode}, last backward" if earlier else arrived.mode
         self._done = Sums(names, mode, 1, arrived.eps, found)
 
-    def sums(self) -> Sums | None:
-        """What was found in this step so far; None if nothing was. What was kept for it is let go."""
+    def sums(self, more: bool = False) -> Sums | None:
+        """What was found in this step so far; None if nothing was. What was kept for it is let go, unless there may be more."""
         held = self._held
         if held is not None and self._done is None:
             names = sorted(held.grads, key=held.order.__getitem__)
             assert held.total is not None
             *grads, total = side_by_side([*(held.grads[name] for name in names), held.total])
-            self._done = Sums(names, "full", len(held.passes), held.eps, gram(grads, total))
-        self._drop()
+            found = Sums(names, "full", len(held.passes), held.eps, gram(grads, total))
+            if more:
+                return found
+            self._done = found
+        if not more:
+            self._drop()
         return self._done
 
     def reset(self) -> None:

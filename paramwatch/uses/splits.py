@@ -72,14 +72,20 @@ class Splits:
             if any(row.open for row in watched.rows.values()):
                 self._armed = Armed(module, watched, number, self._several, bool(obstacle), self.guard, self._say)
 
-    def used(self, names: Collection[str], evaluation: bool) -> SplitReading | None:
-        """The gradients of these rows are complete, as far as is known; the last call before the end of the step is right."""
+    def used(self, names: Collection[str], evaluation: bool, awaited: bool = False) -> SplitReading | None:
+        """The gradients of these rows are complete, as far as is known; the last call before the end of the step is right.
+
+        Args:
+            names: Of the rows.
+            evaluation: Whether a closure has just computed them, anew if it does so again.
+            awaited: Whether a closure may still add to them.
+        """
         if self._armed is None or self._off:
             return None
         found: list[tuple[str, Sums]] = []
         with self.guard.contain("multiplying the contributions of uses"), torch.no_grad():
             for row in self._armed.watched.still_open(names):
-                sums = row.found.sums() or self._unseen(row)
+                sums = row.found.sums(awaited) or self._unseen(row)
                 if sums is not None:
                     row.passes = row.found.backwards
                     # asked again, it is the same
