@@ -33,6 +33,9 @@ class Browser:
     def open(self, address: str) -> None:
         _call("POST", f"{self._session}/url", {"url": address})
 
+    def resize(self, width: int, height: int) -> None:
+        _call("POST", f"{self._session}/window/rect", {"width": width, "height": height})
+
     def run(self, script: str) -> Any:
         """What a script returns."""
         return _call("POST", f"{self._session}/execute/sync", {"script": script, "args": []})

@@ -25,6 +25,7 @@ from paramwatch.tensorboard.address import first_view
 pytestmark = pytest.mark.skipif(browser.MISSING is not None, reason=str(browser.MISSING))
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+NAMES = ("two  words", 'it\'s "quoted"/a//b', "line\nbreak", "\U0001f525 größe <b>&amp;%20?#|\\")
 WHOLE = {f"{statistic}/({what})" for statistic in ("grad_norm", "update_ratio") for what in ("all", "heat map", "log10 of each")}
 
 CARDS = """
@@ -32,6 +33,7 @@ return [...document.querySelectorAll("card-view")].map(card => {
   const box = card.getBoundingClientRect(), image = card.querySelector("img");
   return {
     text: card.innerText.replace(/\\s+/g, " "),
+    title: (card.querySelector("tb-truncated-path") || card).innerText.replace(/\\s+/g, ""),
     tag: (card.querySelector("tb-truncated-path") || card).title,
     box: [box.left, box.top, box.right, box.bottom],
     drawn: image ? image.complete && image.naturalWidth : card.querySelectorAll("svg path, canvas").length,
@@ -89,6 +91,19 @@ def many_rows(folder: Path) -> None:
         assert len(watch.parameters) == 1500
 
 
+def odd_names(folder: Path) -> None:
+    """A model whose names are hard to show, with histograms of its elements."""
+    net = nn.Module()
+    for name in NAMES:
+        net.register_parameter(name, nn.Parameter(torch.arange(4.0)))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
+    with paramwatch.attach(net, folder, histograms=2):
+        for _ in range(12):
+            optimizer.zero_grad()
+            torch.stack([(param - i).square().sum() for i, param in enumerate(net.parameters())]).sum().backward()
+            optimizer.step()
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
@@ -96,6 +111,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     six_rows(folder / "six")
     many_rows(folder / "many")
+    odd_names(folder / "names")
     torch.set_num_threads(threads)
     return folder
 
@@ -145,6 +161,7 @@ def test_the_first_view_shows_a_whole_model_without_a_click(
     cards = shown(window, first_view(address).replace("?", f"?runFilter=^{run}/&"), cards=len(WHOLE))
     pixels = settled(window, (screenshots or tmp_path) / f"{run}.png")
 
+    assert window.run("return [...document.querySelectorAll('.scalars-smoothing .slider-input')].map(input => input.value)") == ["0"]
     assert {card["tag"] for card in cards} == WHOLE
     assert len(cards) == len(WHOLE)
     assert not any(card["empty"] for card in cards)
@@ -156,3 +173,18 @@ def test_the_first_view_shows_a_whole_model_without_a_click(
             # the frame, the axes and the letters of a card are grey; what is in the plot is not
             plot = pixels[top + 50 : top + 270, left + 20 : right - 20].astype(int)
             assert (np.ptp(plot, axis=-1) > 20).sum() > 150, card["tag"]
+
+
+def test_names_are_shown_as_they_are_and_histograms_of_each_are_drawn(
+    window: browser.Browser, address: str, screenshots: Path | None, tmp_path: Path
+) -> None:
+    window.resize(1440, 2400)
+    cards = shown(window, f"{address}?smoothing=0&runFilter=^names/&tagFilter=^grad(_norm)?/[^0-9(]#timeseries", cards=2 * len(NAMES))
+    window.screenshot((screenshots or tmp_path) / "names.png")
+
+    expected = {f"{statistic}/{name}" for statistic in ("grad", "grad_norm") for name in NAMES}
+    seen = {card["tag"]: card for card in cards if "names/paramwatch" in card["text"]}
+    assert set(seen) == expected
+    # HTML shows a line feed as a space and neighbouring spaces as one
+    assert {tag: card["title"] for tag, card in seen.items()} == {tag: "".join(tag.split()) for tag in expected}
+    assert not any(card["empty"] for card in seen.values())

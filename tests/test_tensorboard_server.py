@@ -80,7 +80,26 @@ def log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 tensors = {kind: {NAME: data[NAME]} for kind, data in tensors.items()}
             events.write(with_histograms(step, inv, tensors))
         events.close()
+    session(folder / "resumed", range(5))
+    session(folder / "resumed", range(5, 9))
+    session(folder / "torn", range(6), torn=True)
+    session(folder / "gone on", range(4), torn=True)
+    session(folder / "gone on", range(3, 7))
     return folder
+
+
+def session(folder: Path, steps: range, torn: bool = False) -> None:
+    """The steps of one parameter in a file of their own, which may be torn as by a process that is killed while it writes the last one."""
+    before = set(folder.glob("*"))
+    events = EventFile(folder)
+    for step in steps:
+        events.write(record(step, inventory("w"), {"param": {"w": np.ones(4)}, "grad": {"w": np.full(4, 1.0 + step)}}))
+    events.flush()
+    (file,) = set(folder.iterdir()) - before
+    written = file.read_bytes()
+    events.close()
+    if torn:
+        file.write_bytes(written[:-9])
 
 
 def with_histograms(step: int, inv: Inventory, tensors: dict[str, dict[str, Any]]) -> Record:
@@ -145,7 +164,7 @@ def started(address: str, log: Path) -> Server:
 
 
 def test_the_users_own_curve_is_a_run_of_its_own(server: Server) -> None:
-    assert set(server.get("scalars/tags")) == {".", "paramwatch", "live", "live/paramwatch"}
+    assert set(server.get("scalars/tags")) == {".", "paramwatch", "live", "live/paramwatch", "resumed", "torn", "gone on"}
     assert [step for step, _ in server.points(".", "loss")] == list(range(10))
 
 
@@ -158,6 +177,15 @@ def test_every_name_has_its_curves(server: Server) -> None:
 def test_a_rerun_and_a_round_in_two_draw_no_zigzag(server: Server) -> None:
     for tag in ("grad_norm/(all)", f"grad_norm/{NAME}", f"param_norm/{OTHER}"):
         assert [step for step, _ in server.points("paramwatch", tag)] == list(range(8))
+
+
+def test_a_resumed_run_draws_one_line(server: Server) -> None:
+    assert server.points("resumed", "grad_norm/w") == [(step, 2.0 + 2 * step) for step in range(9)]
+
+
+def test_a_torn_file_loses_its_last_step_only_and_what_goes_on_from_there_is_shown(server: Server) -> None:
+    assert server.points("torn", "grad_norm/w") == [(step, 2.0 + 2 * step) for step in range(5)]
+    assert server.points("gone on", "grad_norm/w") == [(step, 2.0 + 2 * step) for step in range(7)]
 
 
 def test_values_are_those_of_the_tensors(server: Server) -> None:

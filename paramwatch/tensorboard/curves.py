@@ -22,7 +22,7 @@ MOST_LINES = 64
 _ALL = "(all)"
 DISTRIBUTION, HEAT_MAP = "(log10 of each)", "(heat map)"
 RESERVED = (_ALL, DISTRIBUTION, HEAT_MAP)
-"""What is drawn of all rows together has names in brackets, which come first in every list."""
+"""What is drawn of all rows together has names in brackets, which come before every letter in every list."""
 
 
 @dataclass(frozen=True)

@@ -75,14 +75,15 @@ def contents_text(digest: Digest, budget: Budget) -> str:
     elif depth == 0:
         what = "no parameters, of which there are too many"
     else:
-        what = f"blocks of parameters (those whose names share the first {depth} components, counted in each block they have a name in)"
+        shared = "the first component" if depth == 1 else f"the first {depth} components"
+        what = f"blocks of parameters (those whose names share {shared}, counted in each block they have a name in)"
     parts = [
         f"Curves are of all parameters together, `(all)`, and of {what}. {_points(digest.schedules['curves'])}",
         "`(log10 of each)` is over the parameters that stepped, each counted once: the decimal logarithm of what the curves show. It "
         "leaves out those of which that is zero or not finite, which have no logarithm. " + _points(digest.schedules["distributions"]),
         "`(heat map)` has a line for each parameter, or for neighbouring ones where there are many, and covers every step since this "
         "session began or the names last changed. Of what shares a line or a column the greatest is shown, and before all else what is "
-        "not finite.",
+        "not finite. It is drawn anew ever less often, and when the run ends.",
         "Histograms of elements, where they were asked for, are of the same parameters or blocks as the curves: `param/...`, `grad/...` "
         f"and `update/...`, the first {2 * rare.base}, then ever fewer. A tensor without a finite element has none.",
         "`agreement/...` and `use_share/...`, where `uses=N` asked for them, say whether the uses of a parameter pull the same way (+1), "
