@@ -154,6 +154,14 @@ def disjoint(one: list[float], other: list[float]) -> bool:
     return one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
 
 
+def assert_drawn(card: dict[str, Any], pixels: Any) -> None:
+    """Something is in the plot, if all of the card is on the page: its frame, axes and letters are grey, what is drawn is not."""
+    left, top, right, bottom = map(round, card["box"])
+    if bottom <= len(pixels):
+        plot = pixels[top + 50 : top + 270, left + 20 : right - 20].astype(int)
+        assert (np.ptp(plot, axis=-1) > 20).sum() > 150, card["tag"]
+
+
 @pytest.mark.parametrize("run", ["six", "many"])
 def test_the_first_view_shows_a_whole_model_without_a_click(
     run: str, window: browser.Browser, address: str, screenshots: Path | None, tmp_path: Path
@@ -168,11 +176,7 @@ def test_the_first_view_shows_a_whole_model_without_a_click(
     for i, card in enumerate(cards):
         assert f"{run}/paramwatch" in card["text"]
         assert all(disjoint(card["box"], other["box"]) for other in cards[:i])
-        left, top, right, bottom = map(round, card["box"])
-        if bottom <= len(pixels):
-            # the frame, the axes and the letters of a card are grey; what is in the plot is not
-            plot = pixels[top + 50 : top + 270, left + 20 : right - 20].astype(int)
-            assert (np.ptp(plot, axis=-1) > 20).sum() > 150, card["tag"]
+        assert_drawn(card, pixels)
 
 
 def test_names_are_shown_as_they_are_and_histograms_of_each_are_drawn(
@@ -180,11 +184,13 @@ def test_names_are_shown_as_they_are_and_histograms_of_each_are_drawn(
 ) -> None:
     window.resize(1440, 2400)
     cards = shown(window, f"{address}?smoothing=0&runFilter=^names/&tagFilter=^grad(_norm)?/[^0-9(]#timeseries", cards=2 * len(NAMES))
-    window.screenshot((screenshots or tmp_path) / "names.png")
+    pixels = settled(window, (screenshots or tmp_path) / "names.png")
 
     expected = {f"{statistic}/{name}" for statistic in ("grad", "grad_norm") for name in NAMES}
     seen = {card["tag"]: card for card in cards if "names/paramwatch" in card["text"]}
     assert set(seen) == expected
     # HTML shows a line feed as a space and neighbouring spaces as one
     assert {tag: card["title"] for tag, card in seen.items()} == {tag: "".join(tag.split()) for tag in expected}
-    assert not any(card["empty"] for card in seen.values())
+    for card in seen.values():
+        assert not card["empty"]
+        assert_drawn(card, pixels)
