@@ -14,6 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 import paramwatch.measure as measuring
 from paramwatch.measure import histograms, reading, sampled, scaled
+from paramwatch.uses.contributions import Budget, Contributions
+from paramwatch.uses.reading import SplitReading
+from paramwatch.uses.sites import Site
 
 WAITING = ("_local_scalar_dense", "item", "nonzero", "unique", "masked_select", "equal", "is_nonzero", "bincount", "histc")
 
@@ -115,3 +118,32 @@ def test_numbers_of_the_host_meet_a_factor_on_a_gpu_without_waiting(ring: Sent) 
 
     assert waits.found == []
     assert len(ring.tensors) == 2
+
+
+@pytest.mark.parametrize(("budget", "mode"), [(1 << 30, "full"), (200_000, "stream"), (0, "norms")])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_splitting_a_gradient_by_use_waits_for_nothing(budget: int, mode: str, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors of the meta device, which have no elements: whoever asks for one meets an error."""
+    sent, uses = Sent(), 5
+    monkeypatch.setattr(reading, "ring_of", lambda device: sent)
+
+    def made() -> Tensor:
+        return torch.empty(200, 200, dtype=torch.bfloat16, device="meta")
+
+    row = Contributions((40_000, 2), Budget(budget), always=False)
+    with Waits() as waits:
+        for task in range(passes):
+            row.expected = uses
+            for i in range(uses):
+                row.take(task, Site("call", task, "", i, str(i)), made(), 2**-8)
+            row.deliver(task, made(), made() if task else None, True, None)
+        sums = row.sums()
+        assert sums is not None
+        # products stay where they were made, and those of all rows travel together
+        SplitReading([("weight", sums), ("other", sums)])
+
+    assert sums.mode.split(", ")[0] == mode
+    assert sums.backwards == (passes if mode == "full" else 1)
+    assert waits.seen > 20
+    assert waits.found == []
+    assert [(x.device.type, x.numel()) for x in sent.tensors] == [("meta", 2 * (uses + 2) ** 2)]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from test_no_waiting import Waits
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
 from torch.profiler import ProfilerActivity, profile
-from used_models import Autoencoder, LanguageModel
+from torch.utils._python_dispatch import TorchDispatchMode, _len_torch_dispatch_stack
+from used_models import Autoencoder, LanguageModel, shared_mlp
 
 import paramwatch
 from paramwatch.measure import native
+from paramwatch.uses import gram as gram_module
 from paramwatch.uses import obstacles, watched
 from paramwatch.uses.gram import flat, gram, side_by_side, square
 
@@ -36,6 +41,81 @@ def test_objects_are_searched_for_compiled_forms_only_where_something_was_compil
     compiled(torch.ones(1, 2))
     assert "the model is one" in obstacles.obstacle_to_splitting(net)
     assert looked
+
+
+# ---- operations and hooks ---------------------------------------------------------------------
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def installed(net: nn.Module) -> dict[str, int]:
+    """How much there is in every registry that splitting could use."""
+    found = {name: len(hooks) for name, hooks in vars(torch_modules).items() if name.startswith("_global_") and hasattr(hooks, "__len__")}
+    for module in net.modules():
+        for name, hooks in vars(module).items():
+            if name.endswith("_hooks"):
+                found[name] = found.get(name, 0) + len(hooks)
+    for parameter in net.parameters():
+        for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+            found[name] = found.get(name, 0) + len(getattr(parameter, name) or ())
+    return found | {"filters": len(warnings.filters), "modes": _len_torch_dispatch_stack()}
+
+
+def seen_of(steps: int, uses: int) -> tuple[list[list[str]], list[dict[str, int]], dict[str, int]]:
+    """What each step dispatches; what is installed between its forward and its backward pass, and was before there was a watch."""
+    torch.manual_seed(0)
+    net, loss, _ = shared_mlp(True)
+    before = installed(net)
+    watch = paramwatch.attach(net, uses=uses, update="exact")
+    optimizer, dispatched, hooks = torch.optim.SGD(net.parameters(), lr=0.1), [], []
+    for _ in range(steps):
+        with Operations() as operations:
+            optimizer.zero_grad()
+            value = loss(net)
+            value.backward()
+            optimizer.step()
+        dispatched.append(operations.seen)
+        loss(net)
+        hooks.append(installed(net))
+    watch.close()
+    return dispatched, hooks, before
+
+
+def test_off_a_split_step_nothing_is_installed_and_no_operation_is_dispatched_that_an_unsplit_watch_does_not() -> None:
+    dispatched, hooks, before = seen_of(9, uses=4)
+    plain, _, _ = seen_of(9, uses=0)
+
+    # hooks are looked at after a step: those of the next one
+    assert [i + 1 for i, found in enumerate(hooks) if found != before] == [4, 8]
+    assert [i for i, (one, other) in enumerate(zip(dispatched, plain, strict=True)) if one != other] == [0, 4, 8]
+
+
+@pytest.mark.parametrize("budget", [1 << 30, 0])
+def test_no_operation_of_a_split_step_waits_for_a_device(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that is slower to answer than a CPU each of these would stop the training thread."""
+    monkeypatch.setattr(gram_module, "can_multiply", lambda vectors: False)
+    allow(monkeypatch, budget)
+    net = Repeated(5)
+    watch = paramwatch.attach(net, uses=1, uses_of="*")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with Waits() as waits:
+        for _ in range(2):
+            for _ in range(2):
+                net(X).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    assert len(watch.agreement()) == 2
+    watch.close()
+    assert waits.found == []
 
 
 # ---- bytes ----------------------------------------------------------------------------------
