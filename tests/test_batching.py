@@ -37,7 +37,7 @@ LOOPS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(1, 3)), min_siz
 MOST = st.sampled_from([1, 2, 3, 256])
 
 
-def put_batch_of(rounds: Sequence[Round], most: int = 256) -> Iterator[Record | Batch]:
+def put_together(rounds: Sequence[Round], most: int = 256) -> Iterator[Record | Batch]:
     """As the background thread does it, where so many rounds wait."""
     batching, handed = Batching(), [(done, "exact") for done in fresh(rounds)]
     assembled = one_by_one(rounds)
@@ -77,7 +77,7 @@ def assert_same(got: Record, wanted: Record) -> None:
 def test_many_rounds_at_once_are_the_records_of_each(loop: list[str], detail: Any, update: Any, every: int, raw: bool, most: int) -> None:
     rounds = rounds_of(loop, detail=detail, update=update, every=every, raw=raw)
     wanted = one_by_one(rounds)
-    got = [each for part in put_batch_of(rounds, most) for each in (part if isinstance(part, Batch) else [part])]
+    got = [each for part in put_together(rounds, most) for each in (part if isinstance(part, Batch) else [part])]
 
     assert len(got) == len(wanted)
     for each, expected in zip(got, wanted, strict=True):
@@ -87,7 +87,7 @@ def test_many_rounds_at_once_are_the_records_of_each(loop: list[str], detail: An
 def test_rounds_of_one_form_are_one_batch_and_the_first_of_an_inventory_is_alone() -> None:
     # steps that go the quick way are of another form than the few between them that do not
     rounds = rounds_of(["both"] * 9 + ["grow"] + ["both"] * 5, plans=False)
-    sizes = [len(part) if isinstance(part, Batch) else 0 for part in put_batch_of(rounds)]
+    sizes = [len(part) if isinstance(part, Batch) else 0 for part in put_together(rounds)]
     # other rows are measured at powers of two, and once they are in an optimizer no more
     assert sizes == [0, 0, 0, 1, 0, 3, 0, 0, 5]
 
@@ -145,7 +145,7 @@ def curves_in(folder: Path) -> list[bytes]:
 @example([*["both"] * 6, "nan", "both", "both"], False, 2)
 def test_every_sink_of_ours_does_with_a_batch_what_it_does_with_its_records(loop: list[str], raw: bool, most: int) -> None:
     rounds = rounds_of(loop, raw=raw)
-    parts, records = list(put_batch_of(rounds, most)), one_by_one(rounds)
+    parts, records = list(put_together(rounds, most)), one_by_one(rounds)
     net = records[-1].inventory
 
     tallies = feed(Tally(), parts), feed(Tally(), records)
@@ -170,7 +170,7 @@ def test_an_event_of_a_batch_has_the_bytes_of_the_event_of_its_record(
 ) -> None:
     monkeypatch.setattr("paramwatch.tensorboard.curves.MOST_LINES", most_lines)
     rounds = rounds_of(loop)
-    feed(events.EventFile(tmp_path), list(put_batch_of(rounds))).close()
+    feed(events.EventFile(tmp_path), list(put_together(rounds))).close()
     # of a step that came in parts the last whole one stands; the last record here measures other rows once more
     records = one_by_one(rounds)[:-1]
     wanted = [event(each, Curves.of(each.inventory)) for each in records]
@@ -254,7 +254,7 @@ def test_no_finding_is_lost_by_asking_of_some_records_only(loop: list[str], most
         return [finding for each in records for rule in rules for finding in rule(each)]
 
     asked = []
-    for part in put_batch_of(rounds, most):
+    for part in put_together(rounds, most):
         asked += [part.record(i) for i in worth_reading(part)] if isinstance(part, Batch) else [part]
     findings = said(one_by_one(rounds))
     # what a step that raised may have changed is unsure for as long as anything holds it
