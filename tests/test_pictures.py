@@ -80,3 +80,10 @@ def test_any_names_make_a_picture_with_something_written_beside_it(names: list[s
     pixels = drawn(levels, names)
     assert (pixels[: PLOT_HEIGHT + 4, :40] < 200).any()
     assert (pixels[:, -1] == 255).all()
+
+
+def test_of_more_layers_than_can_be_told_apart_some_are_named() -> None:
+    names = ["embed.weight", *(f"layers.{i}.{j}.weight" for i in range(63) for j in range(20)), "head.weight"]
+    left = drawn(np.full((172, 1), 0.5, np.float32), names)[: PLOT_HEIGHT + 4, :40].min(axis=(1, 2)) < 200
+    lines = np.flatnonzero(np.diff(left.astype(int)) > 0)
+    assert len(lines) >= 10

@@ -93,8 +93,8 @@ def _labels(names: tuple[str, ...], height: int) -> tuple[list[tuple[str, float]
     n, names = len(names), tuple(map(_shown, names))
     blocks = stretches(names, max(1, height // _LEAST_STRETCH))
     cuts = [min(round(block.start * height / n), height - 1) for block in blocks[1:]]
-    if len(blocks) == 1:
-        # too many to be told apart, but not to say where some of them are
+    if len(blocks) < height // _TEXT_HEIGHT:
+        # more would be too many to be told apart, but not to say where some of them are
         blocks = stretches(names, height)
     wanted = [(block.name, (block.start + block.end) / 2, block.end - block.start) for block in blocks]
     if len(blocks) == 1 and n > 1:
