@@ -94,8 +94,9 @@ class UnattributedUse:
         if whole := [row for row in new if not record.uses[row].uses]:
             message = (
                 f"no use of {_listed(whole, 3)} was found in the autograd graph, so the gradient is not split. That is so where the "
-                "forward pass is compiled, scripted, functional (torch.func.functional_call) or run in other threads (nn.DataParallel), or "
-                "where the loss does not come from what the model returned: watch.root(loss) before backward looks from there; "
+                "forward pass is compiled, scripted, functional (torch.func.functional_call) or run in other threads (nn.DataParallel), "
+                "where gradients come from torch.autograd.grad, or the loss not from what the model returned: watch.root(loss) before "
+                "backward looks from there; "
                 "torch.compiler.set_stance('force_eager') from before the step before ends lets a compiled step be split"
             )
             yield Finding(record.step, "unattributed_use", whole[0], message)

@@ -12,7 +12,7 @@ import torch
 from test_lightning import QUIET, watch_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from untied import assert_contributions, multiplied
+from untied import assert_contributions, multiplied, multiplied_for
 from used_models import shared_mlp
 
 from paramwatch.lightning import ParamWatch
@@ -121,9 +121,7 @@ def test_a_fit_is_split_as_a_plain_loop_is_and_trains_the_same(way: Way) -> None
     split = sink.records[0].uses["net.2.weight"]
     assert split.uses == tuple(apart)
     assert (split.mode, split.backwards) == ("full", way.backwards)
-    # a step with a closure is looked at when it is entered, too
-    found, total = next(each for each in seen if torch.equal(each[1], whole.reshape(-1)))
-    assert_contributions(split, found, total, [*apart.values()], whole)
+    assert_contributions(split, *multiplied_for(whole, seen), [*apart.values()], whole)
     assert watch_of(callback).findings.empty
 
 

@@ -31,6 +31,12 @@ def multiplied() -> Iterator[Multiplied]:
         yield found
 
 
+def multiplied_for(gradient: Tensor, seen: Multiplied) -> tuple[list[Tensor], Tensor]:
+    """What was multiplied for the row of this gradient; a step may have been looked at before it was complete."""
+    (found, *_) = [each for each in seen if torch.equal(each[1], gradient.reshape(-1))]
+    return found
+
+
 def assert_contributions(split: Split, found: Sequence[Tensor], total: Tensor, truth: Sequence[Tensor], gradient: Tensor) -> None:
     """What was multiplied are the gradients of the twin and that of the row, bit for bit, and the split is of them."""
     assert len(found) == len(truth)

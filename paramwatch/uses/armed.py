@@ -54,6 +54,8 @@ class Armed:
         self._calls: dict[int, Calls] = {}
         self._turn = 0
         self._segments = Counter[int]()
+        self._ran = set[int]()
+        """Runs of the engine of whose last segment a contribution has come."""
         self._handles: list[Any] = []
         if not blind:
             self._handles = [
@@ -105,24 +107,28 @@ class Armed:
         return self._calls[me]
 
     def _site_in(self, call: Call) -> Callable[[int, str], Site]:
-        task = torch._C._current_graph_task_id()
-        if task != -1:
-            segment = self._segments[task]
-            self._segments[task] += 1
-            return lambda place, label: Site("recompute", segment, call.path, place, label, task)
         turn = self._turn
         self._turn += 1
+        task = torch._C._current_graph_task_id()
+        if task != -1:
+            # what a segment contributes comes before the next one is recomputed
+            self._segments[task] += task in self._ran
+            self._ran.discard(task)
+            segment = self._segments[task]
+            return lambda place, label: Site("recompute", segment, call.path, place, label, task, turn)
         return lambda place, label: Site("call", turn, call.path, place, label)
 
     def _plan(self, calls: Calls, roots: Iterable[Node], floor: int, site: Callable[[int, str], Site]) -> None:
         """Find the uses below, and hook what will compute their contributions."""
         jobs: dict[Node, list[tuple[WatchedRow, Site, Use]]] = defaultdict(list)
         merging: dict[str, list[str]] = {}
-        for leaf, uses in uses_below(roots, floor, calls.deriving()).items():
+        found, recomputes = uses_below(roots, floor, calls.deriving())
+        for leaf, uses in found.items():
             row = self.watched.row_of(leaf.variable)
             if row is None:
                 continue
             self._watch(row, leaf)
+            row.found.recomputed |= recomputes
             for operation in dict.fromkeys(use.operation for use in uses if use.merges):
                 merging.setdefault(operation, []).append(row.name)
                 row.found.always = True
@@ -132,9 +138,9 @@ class Armed:
                 # a graph may be walked again, from a loss
                 if mark not in marks:
                     marks.add(mark)
-                    found = site(place, label)
-                    jobs[use.node].append((row, found, use))
-                    row.found.expected += found.kind != "recompute"
+                    here = site(place, label)
+                    jobs[use.node].append((row, here, use))
+                    row.found.expected += here.kind != "recompute"
         for operation, rows in merging.items():
             self._say(merged(operation, [name for name in self.watched.rows if name in rows]))
         for node, of_node in jobs.items():
@@ -166,15 +172,19 @@ class Armed:
                     for step in way:
                         grad = step(grad)
                     row.found.take(task, site, grad, eps)
+                    if site.kind == "recompute":
+                        self._ran.add(site.origin)
 
         return take
 
     def _watch(self, row: WatchedRow, leaf: Node) -> None:
         """Be told of what is delivered to a parameter."""
         # not by the node itself: it holds the parameter, which would bar torch from swapping it
-        if leaf.metadata.get("paramwatch") == self._serial:
+        # a node may outlive many steps, and another Watch may have marked it as well
+        mine = f"paramwatch {id(self._guard)}"
+        if leaf.metadata.get(mine) == self._serial:
             return
-        leaf.metadata["paramwatch"] = self._serial
+        leaf.metadata[mine] = self._serial
         whole = leaf.variable is row.tensor
 
         def deliver(grad_outputs: Sequence[Tensor | None]) -> None:

@@ -59,7 +59,7 @@ class _Held:
     """Contributions of all backward passes of a step so far, by name of the use."""
 
     grads: dict[str, Tensor]
-    order: dict[str, tuple[int, int, int]]
+    order: dict[str, tuple[int, int, int, int]]
     total: Tensor | None
     """What was delivered; None where that has become the gradient of the parameter,"""
     mark: tuple[int, int]
@@ -102,12 +102,16 @@ class Contributions:
         self._numel, self._size = size[0], size[0] * size[1]
         self._budget = budget
         self.always = always
+        self.recomputed = False
+        """Whether other uses may come in runs of the engine that recompute a part of the forward pass."""
         self.seen = False
         """Whether a use has contributed in this step."""
         self._arrived: dict[int, _Arrived] = {}
         self._held: _Held | None = None
         self._done: Sums | None = None
         self._passes: set[int] = set()
+        self._versions: tuple[int, ...] = ()
+        """Those that the gradient of the parameter may have if nobody but autograd has changed it since."""
 
     @property
     def backwards(self) -> int:
@@ -155,11 +159,16 @@ class Contributions:
         """
         arrived = self._arrived.pop(task, None)
         self._expected_before, self.expected = self.expected or self._expected_before, 0
+        changed = whole and so_far is not None and bool(self._passes) and so_far._version not in self._versions
+        # zeroed before the step, and not set to None; on other devices asking would mean to wait
+        zeroed = changed and so_far is not None and so_far.is_cpu and so_far.layout is torch.strided and not so_far.any()
         afresh = whole and so_far is None
-        if afresh:
+        if afresh or zeroed:
             self.forget()
+        unsure = changed and so_far is not None and not so_far.is_cpu
+        self._versions = (0, total._version) if so_far is None else (so_far._version + 1,)
         self.seen |= arrived is not None
-        recomputed = arrived is not None and any(site.kind == "recompute" for site in arrived.sites)
+        recomputed = self.recomputed or (arrived is not None and any(site.kind == "recompute" for site in arrived.sites))
         if arrived is None or (len(arrived.sites) < 2 and not (self.always or recomputed or self._held)):
             if arrived is not None:
                 self._budget.give_back(arrived.size)
@@ -176,7 +185,7 @@ class Contributions:
         if arrived.mode == "full":
             grads = [arrived.grads[i] for i in order]
             first = self._held is None
-            if keep is not False or recomputed or not first:
+            if not unsure and (keep is not False or recomputed or not first):
                 pass_ = _Pass(names, sites, grads, total, origin, arrived.eps)
                 kept = self._hold(pass_, so_far if whole else None, copy=not afresh or recomputed or keep is True)
             if kept and (keep or recomputed or not first):

@@ -8,10 +8,11 @@ gradients are added in low precision before they reach the parameter; behind the
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import FunctionType, ModuleType
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -22,6 +23,12 @@ Node: TypeAlias = Any
 """A node of the graph, `torch.autograd.graph.Node` with the sequence number that is not in its interface."""
 
 _LEAF = "torch::autograd::AccumulateGrad"
+_CHECKPOINT = "CheckpointFunctionBackward"
+
+_DEEPEST = 6
+"""How far outputs are looked for in what a module returned."""
+
+_NOTHING_INSIDE = (str, bytes, int, float, complex, type, FunctionType, ModuleType, nn.Module)
 
 _FORM = frozenset(
     f"{name}Backward{i}"
@@ -73,8 +80,10 @@ class Use:
     """From there to the parameter."""
 
 
-def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, int]]) -> dict[Node, list[Use]]:
+def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, int]]) -> tuple[dict[Node, list[Use]], bool]:
     """The uses of each parameter in the graph below some nodes, in the order of the forward pass, by `AccumulateGrad` node.
+
+    And whether parts of the forward pass will be recomputed, each in a run of the engine of its own, in which there may be more.
 
     Args:
         roots: Where to begin.
@@ -84,6 +93,7 @@ def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, 
     leaves: dict[Node, list[tuple[Node, int]]] = defaultdict(list)
     readers: dict[Node, list[tuple[Node, int, int]]] = defaultdict(list)
     derived: set[Node] = set()
+    recomputes = False
     todo = list(roots)
     seen = set(todo)
     starts = [start for start, _ in deriving]
@@ -94,6 +104,7 @@ def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, 
             if child is None:
                 continue
             kind = _kind(child.name())
+            recomputes |= kind == "recompute"
             if kind == "leaf":
                 leaves[child].append((node, slot))
                 continue
@@ -110,7 +121,7 @@ def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, 
             if child not in seen:
                 seen.add(child)
                 todo.append(child)
-    return {leaf: _uses(feeding, readers, derived) for leaf, feeding in leaves.items()}
+    return {leaf: _uses(feeding, readers, derived) for leaf, feeding in leaves.items()}, recomputes
 
 
 def _uses(feeding: Sequence[tuple[Node, int]], readers: dict[Node, list[tuple[Node, int, int]]], derived: set[Node]) -> list[Use]:
@@ -134,16 +145,30 @@ def _use(node: Node, slot: int, way: tuple[Step, ...]) -> Use:
 
 @lru_cache(maxsize=4096)
 def _kind(name: str) -> str:
-    return "leaf" if name == _LEAF else "form" if name in _FORM else ""
+    return "leaf" if name == _LEAF else "form" if name in _FORM else "recompute" if name == _CHECKPOINT else ""
 
 
-def outputs_of(found: Any, depth: int = 6) -> Iterable[Tensor]:
+def outputs_of(found: Any) -> Iterator[Tensor]:
     """The tensors in what a module returned: alone, or in containers, dataclasses and plain objects."""
-    if isinstance(found, Tensor):
-        yield found
-    elif depth and found is not None and not isinstance(found, str | bytes | int | float | nn.Module):
-        inside = found.values() if isinstance(found, dict) else found if isinstance(found, list | tuple | set) else ()
-        if not inside and hasattr(found, "__dict__"):
-            inside = vars(found).values()
-        for each in tuple(inside):
-            yield from outputs_of(each, depth - 1)
+    todo, seen = deque([(found, _DEEPEST)]), set[int]()
+    while todo:
+        each, depth = todo.popleft()
+        if isinstance(each, Tensor):
+            yield each
+        elif depth and not isinstance(each, _NOTHING_INSIDE) and id(each) not in seen:
+            # objects lead to others, and in circles
+            seen.add(id(each))
+            todo.extend((inner, depth - 1) for inner in _inside(each))
+
+
+def _inside(found: Any) -> Iterable[Any]:
+    if isinstance(found, list | tuple | set | frozenset):
+        return tuple(found)
+    if isinstance(found, dict):
+        return tuple(found.values())
+    slots = [name for cls in type(found).__mro__ for name in _names_in(vars(cls).get("__slots__", ()))]
+    return (*getattr(found, "__dict__", {}).values(), *(getattr(found, name) for name in slots if hasattr(found, name)))
+
+
+def _names_in(slots: str | Iterable[str]) -> Iterable[str]:
+    return (slots,) if isinstance(slots, str) else slots

@@ -22,13 +22,15 @@ class Site:
     label: str
     origin: int = -1
     """The run of the engine that recomputes it."""
+    within: int = 0
+    """Of a recomputed segment: which of its calls it was."""
 
 
-def forward_order(site: Site) -> tuple[int, int, int]:
+def forward_order(site: Site) -> tuple[int, int, int, int]:
     """Sorts sites in the order of the forward pass; segments are recomputed in the reverse order."""
     if site.kind == "recompute":
-        return 1, -site.turn, site.place
-    return 0 if site.kind == "call" else 2, site.turn, site.place
+        return 1, -site.turn, site.within, site.place
+    return 0 if site.kind == "call" else 2, site.turn, 0, site.place
 
 
 def names_of(sites: Sequence[Site]) -> list[str]:

@@ -1,0 +1,384 @@
+"""Splits under what hostile loops do: each contribution is still that of a twin with a copy of the weight for each use."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
+from torch.utils.checkpoint import checkpoint
+from used_models import other, shared_mlp
+
+import paramwatch
+from paramwatch import ParamWatchError, Watch, attached
+
+X = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+
+
+def mlp(tied: bool = True) -> nn.Sequential:
+    torch.manual_seed(0)
+    return shared_mlp(tied)[0]
+
+
+def sgd(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), lr=0.1)
+
+
+def norms(watch: Watch, row: str = "2.weight", step: int = 0) -> dict[str, float]:
+    """By use, of a gradient that was found in them."""
+    assert not watch.recorder.splits.guard.failed  # type: ignore[union-attr]
+    assert watch.agreement().loc[(step, row), "residual"] < 1e-6
+    return dict(watch.uses().loc[(step, row), "use_norm"])
+
+
+def apart(*losses: Callable[[nn.Module], Tensor]) -> dict[str, float]:
+    """Of the MLP's shared weight by use, summed over some losses."""
+    twin = mlp(tied=False)
+    for loss in losses:
+        loss(twin).backward()
+    return {name: float(twin[int(name)].weight.grad.norm()) for name in "24"}
+
+
+def loss(net: nn.Module, x: Tensor = X) -> Tensor:
+    return net(x).square().mean()
+
+
+def near(truth: dict[str, float]) -> Any:
+    return pytest.approx(truth, rel=1e-5)
+
+
+# ---- what comes between -----------------------------------------------------------------------
+
+
+def forgotten_by_zeros(net: nn.Module, optimizer: Any) -> None:
+    """Batches that were thought better of."""
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for batch in (X[:8], X[:4]):
+        (5 * loss(net, batch)).backward()
+    optimizer.zero_grad(set_to_none=False)
+
+
+def forgotten(net: nn.Module, optimizer: Any) -> None:
+    (5 * loss(net, X[:8])).backward()
+    optimizer.zero_grad()
+
+
+def looked_at(net: nn.Module, optimizer: Any) -> None:
+    with torch.no_grad():
+        net(X)
+    with torch.inference_mode():
+        net(X)
+    net(X)
+
+
+class Raises(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        raise RuntimeError("in the backward pass")
+
+
+def left_by_an_exception(net: nn.Module, optimizer: Any) -> None:
+    with pytest.raises(RuntimeError, match="in the backward pass"):
+        loss(net[4:], Raises.apply(net[:4](X))).backward()
+    with pytest.raises(KeyboardInterrupt):
+        nn.Sequential(net, Interrupts())(X)
+    optimizer.zero_grad()
+
+
+class Interrupts(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+
+def hooked(net: nn.Module, optimizer: Any) -> None:
+    """Others' hooks, which put operations of their own around a module."""
+    net[2].register_full_backward_hook(lambda module, before, after: None)
+    net[4].register_full_backward_pre_hook(lambda module, grads: None)
+    net[2].register_forward_pre_hook(lambda module, inputs: (inputs[0].clone(),))
+    net[2].register_forward_hook(lambda module, inputs, output: output * 1)
+
+
+@pytest.mark.parametrize("before", [forgotten_by_zeros, forgotten, looked_at, left_by_an_exception, hooked])
+def test_what_comes_before_a_backward_pass_is_none_of_its_uses(before: Callable[..., None]) -> None:
+    net = mlp()
+    with paramwatch.attach(net, uses=1) as watch:
+        optimizer = sgd(net)
+        before(net, optimizer)
+        loss(net).backward()
+        optimizer.step()
+
+    assert norms(watch) == near(apart(loss))
+    assert not torch_modules._global_forward_hooks
+
+
+def test_two_losses_are_summed_by_name_and_in_one_backward_pass_told_apart() -> None:
+    net = mlp()
+    with paramwatch.attach(net, uses=1) as watch:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        one, two = net(X[:8]).square().mean(), net(X[8:]).abs().mean()
+        one.backward()
+        two.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        (net(X[:8]).square().mean() + net(X[8:]).abs().mean()).backward()
+        optimizer.step()
+
+    first, second = (lambda net: loss(net, X[:8])), (lambda net: net(X[8:]).abs().mean())
+    assert norms(watch) == near(apart(first, second))
+    called = {f"call{i}:{use}": norm for i, each in enumerate((first, second)) for use, norm in apart(each).items()}
+    assert norms(watch, step=1) == near(called)
+
+
+def test_two_watches_of_one_model_both_see_all_of_its_calls(tmp_path: Path) -> None:
+    net = mlp()
+    one = paramwatch.attach(net, tmp_path / "one", uses=1)
+    with attached.beside([one]), one, paramwatch.attach(net, tmp_path / "two", uses=1) as two:
+        (loss(net, X[:8]) + loss(net, X[8:])).backward()
+        sgd(net).step()
+
+    assert len(norms(one)) == 4
+    assert two.uses().equals(one.uses())
+
+
+def test_optimizers_that_step_in_the_backward_pass_are_split() -> None:
+    net = mlp()
+    with paramwatch.attach(net, uses=1) as watch:
+        for parameter in net.parameters():
+            parameter.register_post_accumulate_grad_hook(Steps(parameter))
+        for _ in range(2):
+            loss(net).backward()
+
+    assert norms(watch) == near(apart(loss))
+    assert len(norms(watch, step=1)) == 2
+
+
+class Steps:
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.optimizer = torch.optim.SGD([parameter], lr=0.1)
+
+    def __call__(self, parameter: Tensor) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+# of a cycle, which is cut by `zero_grad`
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
+def test_backward_passes_that_make_graphs_of_their_own_are_split() -> None:
+    net = mlp()
+    with paramwatch.attach(net, uses=1) as watch:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        for _ in range(2):
+            for batch in X.chunk(2):
+                loss(net, batch).backward(create_graph=True)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    first, second = (lambda net: loss(net, X[:8])), (lambda net: loss(net, X[8:]))
+    # in the first step nobody knows yet that there are several, and what was delivered is not where it was left
+    assert list(watch.uses()["mode"].unique()) == ["full, last backward", "full"]
+    assert norms(watch, step=1) == near(apart(first, second))
+
+
+# ---- what a model may do ----------------------------------------------------------------------
+
+
+class Chain(nn.Module):
+    """Calls a layer many times, by calling itself."""
+
+    def __init__(self, tied: bool, uses: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 4)
+        self.copies = None if tied else nn.ModuleList(copy.deepcopy(self.layer) for _ in range(uses))
+        self.uses = uses
+
+    def forward(self, x: Tensor, i: int = 0) -> Tensor:
+        layer = self.layer if self.copies is None else self.copies[i]
+        x = x + 0.1 * torch.tanh(layer(x))
+        return x if i + 1 == self.uses else self(x, i + 1)
+
+
+@pytest.mark.parametrize("uses", [3, 70])
+def test_a_module_may_call_itself_also_more_often_than_pairs_are_multiplied(uses: int) -> None:
+    net, twin = Chain(True, uses), Chain(False, uses)
+    with paramwatch.attach(net, uses=1, uses_of="*") as watch:
+        loss(net).backward()
+        sgd(net).step()
+    loss(twin).backward()
+
+    assert twin.copies is not None
+    grads = torch.stack([layer.weight.grad.double().flatten() for layer in twin.copies])
+    assert norms(watch, "layer.weight") == near({f"layer@{i}": float(grad.norm()) for i, grad in enumerate(grads)})
+    cosines = torch.corrcoef(torch.cat([grads, -grads], 1))
+    weights = torch.outer(grads.norm(dim=1), grads.norm(dim=1)).fill_diagonal_(0)
+    expected = float((cosines * weights).sum() / weights.sum())
+    assert watch.agreement().loc[(0, "layer.weight"), "agreement"] == pytest.approx(expected, rel=1e-5)
+    if uses > 64:
+        with pytest.raises(ParamWatchError, match="has 70 uses"):
+            watch.use_cosines("layer.weight", 0)
+
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "w + w": lambda w, v, x: x @ (w + v),
+    "w * w": lambda w, v, x: x @ (w * v),
+    "cat": lambda w, v, x: x @ torch.cat([w, v], 1),
+    "slices": lambda w, v, x: x[:, :2] @ w[:2] + x[:, 2:] @ v[2:],
+    "einsum": lambda w, v, x: torch.einsum("bi,ij,jk->bk", x, w, v),
+    "in place": lambda w, v, x: (x @ w).add_(v.sum()),
+    "two forms": lambda w, v, x: x @ w.t().contiguous() + torch.relu(x @ v.view(4, 4).mT),
+}
+
+
+class Operation(nn.Module):
+    def __init__(self, name: str, tied: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.w = nn.Parameter(torch.randn(4, 4))
+        self.v = other(self.w, tied)
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return OPERATIONS[self.name](self.w, self.v, x)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_that_takes_a_weight_twice_has_two_uses(name: str) -> None:
+    net, twin = Operation(name, True), Operation(name, False)
+    with paramwatch.attach(net, uses=1) as watch:
+        loss(net).backward()
+        sgd(net).step()
+    loss(twin).backward()
+
+    assert list(norms(watch, "w").values()) == pytest.approx([float(p.grad.norm()) for p in (twin.w, twin.v)], rel=1e-5)
+
+
+class Recomputed(nn.Module):
+    """A layer that is called twice in each of two checkpoints, with dropout, and once beside them."""
+
+    def __init__(self, tied: bool, reentrant: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.layer, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        self.copies = None if tied else nn.ModuleList(copy.deepcopy(self.layer) for _ in range(5))
+        self.drop, self.reentrant = nn.Dropout(0.5), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = [self.layer] * 5 if self.copies is None else self.copies
+        h = self.first(x)
+        for one, two in ((0, 1), (2, 3)):
+            segment = lambda h, one=one, two=two: self.drop(torch.tanh(layers[two](self.drop(layers[one](h)))))  # noqa: E731
+            h = checkpoint(segment, h, use_reentrant=self.reentrant)
+        return self.last(layers[4](h))
+
+
+@pytest.mark.parametrize(
+    ("reentrant", "uses"),
+    [
+        (False, ["layer@0", "layer@1", "layer@2", "layer@3", "layer@4"]),
+        # what is recomputed has names of its own, the last segment first
+        (True, ["layer@4", "recompute1:layer", "recompute1:layer#1", "recompute0:layer", "recompute0:layer#1"]),
+    ],
+)
+def test_checkpoints_with_dropout_beside_a_plain_call_are_split_and_draw_the_same(reentrant: bool, uses: list[str]) -> None:
+    net, twin, bare = Recomputed(True, reentrant), Recomputed(False, reentrant), Recomputed(True, reentrant)
+    with paramwatch.attach(net, uses=1, uses_of="layer.*") as watch:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        for _ in range(2):
+            optimizer.zero_grad()
+            for each in (net, twin, bare):
+                torch.manual_seed(1)
+                each.zero_grad()
+                loss(each).backward()
+            optimizer.step()
+
+    assert twin.copies is not None
+    truth = [float(layer.weight.grad.norm()) for layer in twin.copies]
+    truth = [truth[4], *truth[:4]] if reentrant else truth
+    for step in range(2):
+        assert norms(watch, "layer.weight", step) == near(dict(zip(uses, truth, strict=True)))
+        assert list(watch.uses().loc[(step, "layer.weight"), "mode"].unique()) == ["full"]
+    assert all(torch.equal(one.grad, other.grad) for one, other in zip(net.parameters(), bare.parameters(), strict=True))
+
+
+@dataclass(slots=True)
+class Output:
+    """What some models return: a dataclass without a `__dict__`, and an object that leads back to itself."""
+
+    hidden: Any
+    me: Any = None
+
+
+class Returns(nn.Module):
+    def __init__(self, wrap: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.inner, self.wrap = mlp(), wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(self.inner(x))
+
+
+def circular(y: Tensor) -> Output:
+    found = Output({"y": [y]})
+    found.me = [found] * 50
+    return found
+
+
+def test_outputs_are_found_in_whatever_holds_them() -> None:
+    net = Returns(circular)
+    with paramwatch.attach(net, uses=1) as watch:
+        net(X).hidden["y"][0].square().mean().backward()
+        sgd(net).step()
+
+    assert norms(watch, "inner.2.weight") == near({f"inner.{use}": norm for use, norm in apart(loss).items()})
+
+
+# ---- what comes after the model ---------------------------------------------------------------
+
+
+def penalised(net: nn.Module) -> Tensor:
+    x = X.clone().requires_grad_()
+    out = net(x)
+    (slope,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    return out.square().mean() + (slope.norm() - 1).square()
+
+
+def smooth(tied: bool) -> nn.Sequential:
+    torch.manual_seed(0)
+    one = nn.Linear(4, 4)
+    return nn.Sequential(one, nn.Tanh(), one if tied else copy.deepcopy(one), nn.Tanh(), nn.Linear(4, 1))
+
+
+def test_the_uses_of_a_gradient_penalty_add_up_to_those_of_the_untied_twin() -> None:
+    net, twin = smooth(True), smooth(False)
+    with paramwatch.attach(net, uses=1) as watch:
+        found = penalised(net)
+        watch.root(found)
+        found.backward()
+        sgd(net).step()
+    penalised(twin).backward()
+
+    uses = norms(watch, "0.weight")
+    cosines = watch.use_cosines("0.weight", 0).to_numpy()
+    each = list(uses.values())
+    products = torch.tensor(cosines * [[a * b for b in each] for a in each])
+    # each use belongs to one of the two: their sum has the norm of a copy's gradient
+    sums = {
+        float(products[list(chosen)][:, list(chosen)].sum().sqrt())
+        for n in range(len(each))
+        for chosen in combinations(range(len(each)), n)
+    }
+    assert len(each) > 3
+    for layer in (twin[0], twin[2]):
+        assert min(abs(total - float(layer.weight.grad.norm())) for total in sums) < 1e-5 * float(layer.weight.grad.norm())
