@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from paramwatch.laws import Law, Numbers
 from paramwatch.rows import Place
-from paramwatch.standards import is_norm_scale, kind_of, scale_range, scales, type_name
+from paramwatch.standards import is_known, is_norm_scale, kind_of, scale_range, scales, type_name
 
 FAR = 10.0
 """A weight this many times larger or smaller than Xavier, Kaiming and PyTorch would make it is called out."""
@@ -41,7 +41,9 @@ def hazards(found: Sequence[Place], shape: tuple[int, ...], trainable: bool, x: 
         fades = bounds is not None or any(is_norm_scale(place.holder, place.key) for place in found)
         return "all zeros: at the first step no gradient passes through to the layers before it" if fades else ""
     if bounds is None:
-        return ""
+        # whoever writes a layer calls its weight what he likes; zeros are where many a thing begins that is added
+        of_units = x.low == x.high and len(shape) == 2 and min(shape) > 1 and not is_known(place.holder)
+        return f"{_CONSTANT}, if inputs are multiplied by it" if of_units else ""
     stuck = _CONSTANT if x.low == x.high and _units(place, shape) > 1 else ""
     far = _scale("its size" if place is found[0] else f"{place.name} as a weight of {type_name(place.holder)}", x, *bounds)
     if far and place is not found[0]:

@@ -267,6 +267,8 @@ def _of_law(seen: Seen) -> Look:
 def _small(seen: Seen) -> Look:
     """Too few elements to tell: what they are compatible with."""
     x = seen.numbers
+    if x.extent == 1 and seen.default is None:
+        return Look(f"{_SMALL}: one element", "small", math.nan)
     known = _named(seen, _EITHER)
     if known:
         return Look(f"{_SMALL}: fits {', '.join(grouped(known, brief=True))}", "small", known[0].law.std)

@@ -246,11 +246,12 @@ def _tree(module: nn.Module, found: Sequence[Place], rows: Sequence[_Row]) -> tu
 
 
 def _ancestor(module: nn.Module, place: Place, depth: int) -> nn.Module | None:
-    """The module that many components down a name; None inside wrappers, whose components names leave out."""
+    """The module that many components down a name; None where components are no modules: names leave out those of wrappers."""
     if place.name != place.real_name:
         return None
     for key in place.name.split(".")[:depth]:
-        child = module._modules[key]
+        # a name may have a dot in it; a scripted module has something less than a dictionary here
+        child = module._modules[key] if key in module._modules else None  # noqa: SIM401
         if child is None:
             return None
         module = child

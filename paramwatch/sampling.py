@@ -14,14 +14,14 @@ from paramwatch.columns import Array
 from paramwatch.initial import Answers, Lines
 from paramwatch.measure import SAMPLE, sample
 from paramwatch.measure.naive import ORDER, as_reals
-from paramwatch.measure.native import available
+from paramwatch.measure.native import available, takes
 
-EXACT = 1 << 20
-"""Elements up to which all of a tensor is measured; of a larger one extremes are exact, the rest a sample's."""
+EXACT, EXACT_TOGETHER = 1 << 20, 1 << 24
+"""Elements up to which all of a tensor is measured (of a larger one extremes are exact, the rest a sample's), and all such tensors together
+(of a model with more the small ones alone, up to the size of a sample)."""
 
-EXACT_TOGETHER, EXACT_COMPILED = 1 << 24, 1 << 28
-"""Elements up to which all such tensors are measured, without and with the compiled kernel; of a model with more the small ones alone, up
-to the size of a sample."""
+EXACT_COMPILED = 1 << 28
+"""Either where the compiled kernel reads them."""
 
 JUDGED_TOGETHER, JUDGED_LEAST = 1 << 23, 1024
 """Elements that all samples have together, and what one of them has at least. It has `SAMPLE` at most."""
@@ -45,8 +45,9 @@ class Limits:
     def of(cls, sizes: Sequence[int]) -> Limits:
         """For tensors of so many elements."""
         judged = min(SAMPLE, max(JUDGED_LEAST, JUDGED_TOGETHER // max(len(sizes), 1)))
-        fits = sum(size for size in sizes if size <= EXACT) <= (EXACT_COMPILED if available() else EXACT_TOGETHER)
-        return cls(EXACT if fits else judged, judged)
+        exact, together = (EXACT_COMPILED, EXACT_COMPILED) if available() else (EXACT, EXACT_TOGETHER)
+        fits = sum(size for size in sizes if size <= exact) <= together
+        return cls(exact if fits else judged, judged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +90,14 @@ def looked(x: Tensor | None, limits: Limits) -> tuple[Tensor | None, Whole | Non
     """
     if x is None:
         return None, None
-    if x.layout not in _SPARSE and (x.numel() <= limits.judged or (is_plain(x) and x.numel() <= limits.exact)):
+    exact = limits.exact if takes(x) else min(limits.exact, EXACT)
+    if x.layout not in _SPARSE and (x.numel() <= limits.judged or (is_plain(x) and x.numel() <= exact)):
         return x, None
     x, n = x.detach(), x.numel() * (2 if x.is_complex() else 1)
     part = stored(x)
     part = part if is_plain(part) else as_reals(part)
     whole = _whole(part, n)
-    few = part.numel() <= limits.exact or not (math.isfinite(whole.low) and math.isfinite(whole.high))
+    few = part.numel() <= exact or not (math.isfinite(whole.low) and math.isfinite(whole.high))
     return (part if few else sample(part, limits.judged)), whole if x.layout in _SPARSE or not few else None
 
 

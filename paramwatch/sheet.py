@@ -5,6 +5,7 @@ from __future__ import annotations
 import html as escaping
 import math
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pandas as pd
 
 from paramwatch.lettering import cut, padded, shortened, sized, visible, width_of
 from paramwatch.record import TieGroup
+from paramwatch.terminal import writable
 
 LINES = 1000
 """Lines of the tree that are printed; the frame has them all."""
@@ -59,7 +61,7 @@ class Totals:
     """Parameters that still wait for their shape."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Summary:
     """What `summary` returns: prints as a table, and is a frame underneath."""
 
@@ -79,7 +81,7 @@ class Summary:
         return dict(found[found != ""])
 
     def __repr__(self) -> str:
-        return text(self)
+        return writable(text(self), sys.stdout)
 
     def _repr_html_(self) -> str:
         return html(self)

@@ -100,6 +100,11 @@ def scales(kind: type[nn.Module], key: str, shape: tuple[int, ...], default: Law
     return min(stds), max(stds)
 
 
+def is_known(module: nn.Module) -> bool:
+    """Whether it is a layer of PyTorch, of which it is known what each parameter is for."""
+    return issubclass(kind_of(module), _KNOWN)
+
+
 def is_norm_scale(module: nn.Module, key: str) -> bool:
     """Whether this is the factor of a normalising layer."""
     return issubclass(kind_of(module), _NORMS) and key == "weight"

@@ -14,7 +14,9 @@ from types import TracebackType
 from typing import TextIO
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31"}
-_PLAIN = str.maketrans({"▁": "_", "▂": ".", "▃": "-", "▄": "=", "▅": "+", "▆": "*", "▇": "%", "█": "#", "×": "x", "…": "~", "─": "-"})
+_PLAIN = str.maketrans({**dict(zip("▁▂▃▄▅▆▇█", "_.-=+*%#", strict=True)), "×": "x", "…": "~", "─": "-", "±": "+-"})
+    {"▁": "_", "▂": ".", "▃": "-", "▄": "=", "▅": "+", "▆": "*", "▇": "%", "█": "#", "×": "x", "…": "~", "─": "-", "±": "+-"}
+)
 _PATIENCE_SECONDS = 2.0
 _REDRAW_SECONDS = 0.1
 
@@ -31,9 +33,6 @@ class Terminal:
         self.live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         """It is a terminal in which lines can be drawn again."""
         self._coloured = self.live and not os.environ.get("NO_COLOR")
-        # a stream of text alone has no encoding, and no limits
-        encoding = (getattr(self._stream, "encoding", None) or "utf-8").lower()
-        self._all_signs = encoding.startswith("utf")
 
     @property
     def width(self) -> int:
@@ -71,10 +70,14 @@ class Terminal:
         self._stream.flush()
 
     def _write(self, text: str) -> None:
-        if not self._all_signs:
-            encoding = getattr(self._stream, "encoding", None) or "ascii"
-            text = text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding)
-        self._stream.write(text)
+        self._stream.write(writable(text, self._stream))
+
+
+def writable(text: str, stream: TextIO | None) -> str:
+    """A text in signs that a stream can take: one of another encoding than Unicode's raises at all others."""
+    # a stream of text alone has no encoding, and no limits
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text if encoding.lower().startswith("utf") else text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding)
 
 
 class Progress:

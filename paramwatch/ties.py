@@ -64,7 +64,7 @@ def _one_tensor(names: Sequence[str], tensor: torch.Tensor) -> TieGroup:
 
 def _span(name: str, tensor: torch.Tensor) -> _Span | None:
     """Where a tensor is, None where that question has no answer (lazy, meta, sparse, subclasses without storage)."""
-    if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.numel() == 0 or tensor.is_meta:
+    if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.numel() == 0 or tensor.is_meta or hasattr(tensor, "fake_mode"):
         return None
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     # wrapper subclasses report address 0: they hold other tensors, not memory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import random
 import re
 import unicodedata
@@ -24,11 +25,12 @@ from models import (
     shared_mlp,
 )
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from truth import reals
 
 import paramwatch
 from paramwatch import ParamWatchError, sampling, summary
-from paramwatch.measure.native import available
+from paramwatch.measure import native
 from paramwatch.sampling import EXACT, EXACT_COMPILED, EXACT_TOGETHER, Limits
 
 Golden = Callable[[str, str], None]
@@ -130,6 +132,14 @@ def test_lazy_and_meta_parameters_say_so() -> None:
     assert found.warnings == {}
 
 
+@pytest.fixture
+def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (sampling, native):
+        monkeypatch.setattr(module, "available", lambda: False)
+    monkeypatch.setattr(sampling, "takes", lambda x: False)
+
+
+@pytest.mark.usefixtures("no_kernel")
 def test_a_large_tensor_is_looked_at_through_a_sample_and_says_so() -> None:
     torch.manual_seed(0)
     net = nn.Linear(1024, EXACT // 1024 + 1)
@@ -140,6 +150,7 @@ def test_a_large_tensor_is_looked_at_through_a_sample_and_says_so() -> None:
     assert row["std"] == pytest.approx(reals(net.weight).std(), rel=0.03)
 
 
+@pytest.mark.usefixtures("no_kernel")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_extremes_and_constants_of_a_large_tensor_are_exact(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -157,15 +168,21 @@ def test_extremes_and_constants_of_a_large_tensor_are_exact(dtype: torch.dtype) 
     assert not frame["exact"].any()
 
 
-def test_the_compiled_kernel_measures_more_of_a_model_whole() -> None:
-    sizes = [EXACT] * (EXACT_TOGETHER // EXACT + 1)
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler: there is no kernel")
+def test_the_compiled_kernel_measures_large_tensors_whole() -> None:
+    net = nn.Linear(2048, EXACT // 1024)
+    with torch.no_grad():
+        net.weight[5, 7] = 42
+    row = summary(net).frame.loc["weight"]
 
-    assert (Limits.of(sizes).exact == EXACT) == available()
-    assert Limits.of(sizes * (EXACT_COMPILED // EXACT_TOGETHER)).exact < EXACT
+    assert row["exact"]
+    assert row["std"] == pytest.approx(reals(net.weight).std(), rel=1e-9)
+    assert Limits.of([EXACT] * (EXACT_COMPILED // EXACT)).exact == EXACT_COMPILED
+    assert Limits.of([EXACT] * (EXACT_COMPILED // EXACT + 1)).exact < EXACT
 
 
-def test_of_a_large_model_only_small_tensors_are_measured_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "EXACT_COMPILED", EXACT_TOGETHER)
+@pytest.mark.usefixtures("no_kernel")
+def test_of_a_large_model_only_small_tensors_are_measured_whole() -> None:
     torch.manual_seed(0)
     rows = EXACT_TOGETHER // (1024 * 1000) + 1
     net = nn.ModuleList([nn.Linear(1024, 1000) for _ in range(rows)])
@@ -196,6 +213,7 @@ def test_more_rows_are_judged_on_fewer_elements_each() -> None:
     assert judged == {0: 4096, 1: 4096, 2048: 4096, 4096: 2048, 15_000: 1024}
 
 
+@pytest.mark.usefixtures("no_kernel")
 def test_what_is_estimated_from_a_sample_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     torch.manual_seed(0)
@@ -423,3 +441,54 @@ def test_html_shows_every_name_and_what_is_tied() -> None:
 
     assert "= embed.weight" in html
     assert all(name.replace("\n", "\\n") in summary(OddNames())._repr_html_() for name in ODD_NAMES)
+
+
+def test_a_child_may_have_a_dot_in_its_name() -> None:
+    net = nn.Module()
+    net._modules["block.0"] = nn.Linear(4, 4)
+
+    assert "block.0.weight" in summary(net).frame.index
+    assert "weight" in str(summary(net))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_it_prints_where_not_every_sign_can_be_written(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    net = nn.ModuleDict({"déjà": nn.Linear(16, 16), "層": nn.Linear(2, 2)})
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", out)
+        print(summary(net))
+        out.flush()
+
+    said = out.buffer.getvalue().decode(encoding)
+    assert "PyTorch default (uniform" in said
+    assert "-" * 40 in said
+
+
+def test_a_fake_model_is_summed_up_without_a_warning() -> None:
+    with FakeTensorMode():
+        net = nn.Linear(3, 3)
+
+    assert "fake: no values" in str(summary(net))
+
+
+def test_a_constant_matrix_of_a_layer_of_ones_own_is_warned_of_and_zeros_are_not() -> None:
+    net = nn.Module()
+    net.W, net.position, net.scale = (nn.Parameter(torch.full(*args)) for args in (((4, 4), 0.1), ((4, 4), 0.0), ((1, 4), 1.0)))
+
+    assert list(summary(net).warnings) == ["W"]
+    assert "symmetry is not broken" in summary(net).warnings["W"]
+
+
+def test_of_one_element_no_law_is_said_to_fit() -> None:
+    net = nn.ParameterList([nn.Parameter(torch.tensor(2.5))])
+
+    assert summary(net).frame["looks_like"].tolist() == ["too small to tell: one element"]
+
+
+def test_a_summary_is_equal_to_itself_alone_and_can_be_hashed() -> None:
+    one = summary(nn.Linear(2, 2))
+
+    assert one == one
+    assert one != summary(nn.Linear(2, 2))
+    assert hash(one)
