@@ -236,6 +236,27 @@ def test_many_uses_take_what_their_mode_says(budget: float, mode: str, more: int
     assert all(peak <= plain + more * size + 8 * KIB for peak in split), [(peak - plain) / size for peak in split]
 
 
+class Cast(Repeated):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x).float()
+
+
+@needs_kernel
+@pytest.mark.parametrize(("budget", "mode", "more"), [(3, "full", 1), (0.9, "norms", 0)])
+def test_under_autocast_contributions_stay_in_half_precision_and_are_within_the_budget(
+    budget: float, mode: str, more: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autograd adds them before it casts the sum, and does not hold them any more when that arrives."""
+    size = 256 * 256 * 4
+    allow(monkeypatch, int(budget * size))
+    (plain, *_), _ = peaks_of(lambda: Cast(2), X)
+    split, modes = peaks_of(lambda: Cast(2), X, uses=1)
+
+    assert modes == [mode]
+    assert all(peak <= plain + more * size + 8 * KIB for peak in split), [(peak - plain) / size for peak in split]
+
+
 def test_sums_of_squares_are_made_without_a_copy_in_float64() -> None:
     x = torch.randn(3 << 20)
     true = x.double().square().sum()

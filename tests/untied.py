@@ -24,7 +24,7 @@ def multiplied() -> Iterator[Multiplied]:
     gram = contributions.gram
 
     def listening(grads: Sequence[Tensor], total: Tensor) -> Tensor:
-        found.append(([grad.clone() for grad in grads], total.clone()))
+        found.append(([grad.clone().to(total.dtype) for grad in grads], total.clone()))
         return gram(grads, total)
 
     with patch.object(contributions, "gram", listening):

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from paramwatch.guard import Guard
 from paramwatch.rows import module_names
 from paramwatch.uses.calls import Call, Calls, Names, numbered
-from paramwatch.uses.graph import Node, Use, outputs_of, uses_below
+from paramwatch.uses.graph import Node, Use, arrived, outputs_of, uses_below
 from paramwatch.uses.obstacles import SEVERAL_THREADS, merged, no_warning_of_hooks
 from paramwatch.uses.sites import Site
 from paramwatch.uses.watched import Watched, WatchedRow
@@ -141,6 +141,7 @@ class Armed:
                     here = site(place, label)
                     jobs[use.node].append((row, here, use))
                     row.found.expected += here.kind != "recompute"
+                    row.found.copied += any(step.copies for step in use.way)
         for operation, rows in merging.items():
             self._say(merged(operation, [name for name in self.watched.rows if name in rows]))
         for node, of_node in jobs.items():
@@ -168,10 +169,9 @@ class Armed:
                     if grad is None or not row.open:
                         continue
                     eps = torch.finfo(grad.dtype).eps
-                    grad = grad.detach()
-                    for step in way:
-                        grad = step(grad)
-                    row.found.take(task, site, grad, eps)
+                    mine = arrived(grad.detach(), way, row.tensor)
+                    if mine is not None:
+                        row.found.take(task, site, mine, eps)
                     if site.kind == "recompute":
                         self._ran.add(site.origin)
 

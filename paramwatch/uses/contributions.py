@@ -98,7 +98,10 @@ class Contributions:
 
     def __init__(self, size: tuple[int, int], budget: Budget, always: bool) -> None:
         self.expected = 0
-        self._expected_before = 0
+        """How many contributions the next backward pass brings,"""
+        self.copied = 0
+        """and of how many autograd itself holds something else: a cast or computed parameter's gradient."""
+        self._before = (0, 0)
         self._numel, self._size = size[0], size[0] * size[1]
         self._budget = budget
         self.always = always
@@ -129,7 +132,7 @@ class Contributions:
         """
         arrived = self._arrived.get(task)
         if arrived is None:
-            arrived = self._arrived[task] = self._begin(self.expected or self._expected_before)
+            arrived = self._arrived[task] = self._begin(*self._coming())
         arrived.sites.append(site)
         arrived.eps = max(arrived.eps, eps)
         if arrived.mode == "full":
@@ -158,7 +161,7 @@ class Contributions:
             keep: Whether more is to come in this step; None where nobody knows.
         """
         arrived = self._arrived.pop(task, None)
-        self._expected_before, self.expected = self.expected or self._expected_before, 0
+        self._before, self.expected, self.copied = self._coming(), 0, 0
         changed = whole and so_far is not None and bool(self._passes) and so_far._version not in self._versions
         # zeroed before the step, and not set to None; on other devices asking would mean to wait
         zeroed = changed and so_far is not None and so_far.is_cpu and so_far.layout is torch.strided and not so_far.any()
@@ -221,10 +224,14 @@ class Contributions:
         for arrived in self._arrived.values():
             self._budget.give_back(arrived.size)
         self._arrived.clear()
-        self.expected = 0
+        self.expected = self.copied = 0
 
-    def _begin(self, expected: int) -> _Arrived:
-        needed = max(expected - 2, 0) * self._size
+    def _coming(self) -> tuple[int, int]:
+        """Of a graph that is gone through again nothing new is known."""
+        return (self.expected, self.copied) if self.expected else self._before
+
+    def _begin(self, expected: int, copied: int) -> _Arrived:
+        needed = min(max(expected - 2, 0) + copied, expected) * self._size
         if needed:
             needed += workspace(expected, self._numel)
         if self._budget.take(needed):
@@ -256,7 +263,7 @@ class Contributions:
             return True
         for name, grad in mine.items():
             # out of place: two uses may have been given one tensor
-            held.grads[name] = held.grads[name] + grad if name in held.grads else grad
+            held.grads[name] = held.grads[name] + grad.to(total.dtype) if name in held.grads else grad
         before = so_far if held.total is None else held.total
         assert before is not None
         held.total = _dense(total) + before.detach()

@@ -15,6 +15,7 @@ from functools import lru_cache
 from types import FunctionType, ModuleType
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from paramwatch.uses.obstacles import WAYS
@@ -51,6 +52,16 @@ class Step:
     slot: int | None
     """Which of its gradients is the parameter's; None where there is one."""
 
+    @property
+    def casts(self) -> bool:
+        """Whether it may change the type."""
+        return self.slot is None and self.node.name() == "ToCopyBackward0"
+
+    @property
+    def copies(self) -> bool:
+        """Whether a gradient on its way takes memory there that autograd would not take for it."""
+        return self.slot is not None or self.casts
+
     def __call__(self, grad: Tensor) -> Tensor | None:
         if self.slot is None:
             found: Tensor | None = self.node(grad)
@@ -60,6 +71,20 @@ class Step:
         made: Any = self.node(*given)
         mine: Tensor | None = made[self.slot] if isinstance(made, tuple) else made
         return mine
+
+
+def arrived(grad: Tensor, way: Sequence[Step], at: Tensor) -> Tensor | None:
+    """What a gradient of an operation is as one of its parameter.
+
+    Where that only widens the type (autocast) it stays in its own: the values are the same, and take half of the memory.
+    """
+    widens = grad.dtype != at.dtype and grad.device == at.device and torch.promote_types(grad.dtype, at.dtype) == at.dtype
+    widens = widens and sum(step.casts for step in way) == 1 and all(step.slot is None for step in way)
+    found: Tensor | None = grad
+    for step in way:
+        if found is not None and not (widens and step.casts):
+            found = step(found)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
