@@ -15,8 +15,6 @@ from typing import TextIO
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31"}
 _PLAIN = str.maketrans({**dict(zip("▁▂▃▄▅▆▇█", "_.-=+*%#", strict=True)), "×": "x", "…": "~", "─": "-", "±": "+-"})
-    {"▁": "_", "▂": ".", "▃": "-", "▄": "=", "▅": "+", "▆": "*", "▇": "%", "█": "#", "×": "x", "…": "~", "─": "-", "±": "+-"}
-)
 _PATIENCE_SECONDS = 2.0
 _REDRAW_SECONDS = 0.1
 
