@@ -16,7 +16,8 @@ import pyarrow as pa
 from store import noisy
 
 from paramwatch.batch import Batch
-from paramwatch.run import Run, load
+from paramwatch.loading import load
+from paramwatch.run import Run
 from paramwatch.store import DiskFolder, Store
 
 QUESTIONS: dict[str, Callable[[Run], object]] = {

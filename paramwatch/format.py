@@ -51,23 +51,44 @@ def column_of(kind: str, part: str) -> str:
     return f"{kind}.{part}"
 
 
-def rows_batch(batches: Sequence[Batch], schema: Any) -> Any:
-    """The rows of some steps; what was not measured is null."""
-    inventory = batches[0].inventory
+class RowsWriter:
+    """Makes the rows of some steps of one inventory, in memory that is used again: what it gave is good until it is asked for the next.
 
-    def column(kind: str, part: str) -> Array:
-        return np.concatenate([batch.values[part][:, inventory.kinds.index(kind)] for batch in batches])
+    New memory of megabytes is most of the cost of a batch: the system fills it with zeros page by page.
+    """
 
-    lr, state = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("lr", "grad_state"))
-    stepped = np.concatenate([np.broadcast_to(batch.stepped, batch.lr.shape) for batch in batches])
-    absent = {kind: column(kind, "count") < 0 for kind in inventory.kinds}
-    lists = [(column(*pair), absent[pair[0]]) for pair in inventory.layout]
-    lists += [(stepped, np.zeros_like(stepped)), (lr, np.isnan(lr)), (state, state < 0)]
-    columns = [pa.array([step for batch in batches for step in batch.step], pa.int64())]
-    for field, (array, null) in zip(list(schema)[1:], lists, strict=True):
-        items = pa.array(array.ravel(), field.type.value_type, mask=null.ravel() if null.any() else None)
-        columns.append(pa.FixedSizeListArray.from_arrays(items, len(inventory.rows)))
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+    def __init__(self, inventory: Inventory) -> None:
+        self.schema = rows_schema(inventory)
+        self._inventory = inventory
+        self._room: dict[str, Array] = {}
+
+    def batch(self, batches: Sequence[Batch]) -> Any:
+        """The rows of some steps; what was not measured is null."""
+        inventory, n = self._inventory, sum(map(len, batches))
+
+        def column(kind: str, part: str) -> Array:
+            axis = inventory.kinds.index(kind)
+            return self._together(column_of(kind, part), n, [batch.values[part][:, axis] for batch in batches])
+
+        lr, state = (self._together(name, n, [getattr(batch, name) for batch in batches]) for name in ("lr", "grad_state"))
+        stepped = self._together("stepped", n, [np.broadcast_to(batch.stepped, batch.lr.shape) for batch in batches])
+        absent = {kind: column(kind, "count") < 0 for kind in inventory.kinds}
+        lists: list[tuple[Array, Array | None]] = [
+            (self._room[column_of(*pair)][:n] if pair[1] == "count" else column(*pair), absent[pair[0]]) for pair in inventory.layout
+        ]
+        lists += [(stepped, None), (lr, np.isnan(lr)), (state, state < 0)]
+        columns = [pa.array([step for batch in batches for step in batch.step], pa.int64())]
+        for field, (array, null) in zip(list(self.schema)[1:], lists, strict=True):
+            items = pa.array(array.ravel(), field.type.value_type, mask=null.ravel() if null is not None and null.any() else None)
+            columns.append(pa.FixedSizeListArray.from_arrays(items, len(inventory.rows)))
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+    def _together(self, name: str, n: int, pieces: Sequence[Array]) -> Array:
+        """One after the other."""
+        room = self._room.get(name)
+        if room is None or len(room) < n:
+            room = self._room[name] = np.empty((n, len(self._inventory.rows)), pieces[0].dtype)
+        return np.concatenate(pieces, out=room[:n])
 
 
 def steps_schema(types: Mapping[str, Any]) -> Any:

@@ -27,7 +27,7 @@ from paramwatch.epoch import FULL_RATE
 from paramwatch.folder import DiskFolder as DiskFolder
 from paramwatch.folder import Folder as Folder
 from paramwatch.folder import MemoryFolder as MemoryFolder
-from paramwatch.format import rows_batch, rows_schema, steps_batch, steps_schema, widened
+from paramwatch.format import RowsWriter, steps_batch, steps_schema, widened
 from paramwatch.latest import Alarm, Latest
 from paramwatch.record import Finding, Inventory, Record
 from paramwatch.schedule import Schedule
@@ -149,7 +149,7 @@ class Store(BatchSink):
         self._hold_dropped()
         self._close("rows", "steps")
         self._inventory, self._types, self._epoch = inventory, types, self._epoch + 1
-        self._schemas = rows_schema(inventory), steps_schema(types)
+        self._rows, self._steps_schema = RowsWriter(inventory), steps_schema(types)
         # a batch is written as soon as it holds that many bytes
         self._most_steps = max(1, min(BATCH_STEPS, -(-BATCH_BYTES // max(1, _raw_bytes(inventory)))))
 
@@ -221,27 +221,25 @@ class Store(BatchSink):
 
     def _write_records(self) -> None:
         if (batches := self._kept_steps.taken()) and self.schedule is not None:
-            rows, steps = self._schemas
-            self._append_steps(rows_batch(batches, rows), steps_batch(batches, steps, self.schedule.full_rate))
+            self._append_steps(self._rows.batch(batches), steps_batch(batches, self._steps_schema, self.schedule.full_rate))
 
     def _hold_dropped(self) -> None:
         if batches := self._dropped_steps.taken():
-            rows, steps = self._schemas
-            self._latest.add(rows_batch(batches, rows), steps_batch(batches, steps, lambda step: True))
+            self._latest.add(self._rows.batch(batches), steps_batch(batches, self._steps_schema, lambda step: True))
 
     def _write_latest(self) -> None:
         """The steps that were dropped: from their first one on, none is missing."""
         if self.schedule is not None:
             self._write_records()
             self._hold_dropped()
-            for first, rows, steps in self._latest.taken(self._schemas[1]):
+            for first, rows, steps in self._latest.taken(self._steps_schema):
                 self._append_steps(rows, steps, {FULL_RATE: f"{first} {self._seen}"})
 
     def _append_steps(self, rows: Any, steps: Any, note: Mapping[str, str] | None = None) -> None:
         name, label = f"{self.session}.{self._epoch}", {"epoch": str(self._epoch)}
         # a reader believes what both have
-        self._append("rows", f"{name}.rows", rows, self._schemas[0], label)
-        self._append("steps", f"{name}.steps", steps, self._schemas[1], label, note)
+        self._append("rows", f"{name}.rows", rows, self._rows.schema, label)
+        self._append("steps", f"{name}.steps", steps, self._steps_schema, label, note)
 
     def _write_lines(self) -> None:
         for name, lines in self._lines.taken():
