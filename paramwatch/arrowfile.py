@@ -28,7 +28,7 @@ _ZEROS = 16
 """With so many at its end, a batch that cannot be read is torn rather than damaged: one that is whole ends with fewer, nearly always."""
 
 _CONTINUATION = b"\xff\xff\xff\xff"
-_BAD = (pa.ArrowException, OSError, EOFError, ValueError, KeyError, MemoryError)
+_BAD = (pa.ArrowException, OSError, EOFError, ValueError, LookupError, MemoryError)
 """What pyarrow raises at bytes that make no sense."""
 
 
@@ -50,7 +50,7 @@ class ArrowWriter:
         """Write a batch, which any process can read from then on, with something to know about it."""
         self._torn = True
         try:
-            self._stream.write_batch(batch, custom_metadata={**(note or {}), _SUM: _sums(batch)})
+            self._stream.write_batch(batch, custom_metadata={**(note or {}), _SUM: f"{_sums(batch)} {_sum_of_note(note or {})}"})
         except OSError:
             self._file.undo()
             raise
@@ -141,8 +141,8 @@ class ArrowFile:
                 batch, note = stream.read_next_batch_with_custom_metadata()
                 batch.validate()
                 note = _text(note)
-                sums = dict(enumerate(note.pop(_SUM).split()))
-                if [sums.get(field) for field in fields] != _sums(batch).split():
+                *sums, beside = note.pop(_SUM).split()
+                if [sums[field] for field in fields] != _sums(batch).split() or beside != _sum_of_note(note):
                     raise ValueError("it has changed since it was written")
                 read += 1
                 yield Batch(batch, note)
@@ -240,6 +240,10 @@ def _sum(column: Any) -> int:
         if buffer is not None and buffer.size:
             found = google_crc32c.extend(found, buffer)
     return found
+
+
+def _sum_of_note(note: Mapping[str, str]) -> str:
+    return f"{google_crc32c.value(repr(sorted(note.items())).encode()):08x}"
 
 
 def _sum_of_schema(schema: Any) -> str:

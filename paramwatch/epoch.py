@@ -5,7 +5,8 @@ Between the files of the store and frames: which batches and columns a question 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -24,6 +25,10 @@ PER_ROW = {"stepped": (np.bool_, False), "lr": (np.float64, np.nan), "grad_state
 
 FULL_RATE = "full_rate"
 """The note of a batch that was written late: `first last`, two steps between which none is missing."""
+
+SAME = "same"
+"""The note of a batch of steps on the batch of rows beside it: JSON, the columns that hold the same line throughout, with a number for the
+line. Where two batches have the same number, the lines are the same."""
 
 _Places: TypeAlias = Array | slice
 
@@ -57,7 +62,9 @@ class Epoch:
         self._rows, self._steps = rows, steps
         self.session = rows.metadata["session"]
         self.number, self.first_step = int(rows.metadata["epoch"]), int(rows.metadata["first_step"])
-        read = [batch.columns for batch in steps.batches(["step", "time"], range(min(len(rows), len(steps))))]
+        noted = list(steps.batches(["step", "time"], range(min(len(rows), len(steps)))))
+        read = [batch.columns for batch in noted]
+        self._same: list[dict[str, int]] = [json.loads(batch.note.get(SAME, "{}")) for batch in noted]
         self._step, self._time = (_joined([batch[name].to_numpy() for batch in read]) for name in ("step", "time"))
         self._ends = np.cumsum([batch.num_rows for batch in read], dtype=np.int64)
 
@@ -95,9 +102,13 @@ class Epoch:
         in_parts = (np.diff(self._step[lines]) == 0).any()
         # the parts of a step are put together by who stepped in each
         wanted = {name for name in PER_ROW if name in per_row or (in_parts and name == "stepped")}
-        out = _Arrays(pairs, wanted, len(lines), len(inventory.rows) if rows is None else len(rows))
-        for batch, source, target in self._batches(self._rows, [*(column_of(*pair) for pair in pairs), *wanted], lines):
-            out.fill(batch.columns, source, target, None if rows is None else as_range(np.asarray(rows, np.intp)))
+        names = [*(column_of(*pair) for pair in pairs), *wanted]
+        chosen = slice(None) if rows is None else as_range(np.asarray(rows, np.intp))
+        fixed = {name: line[chosen] for name, line in self._fixed(names, lines).items()}
+        out = _Arrays(pairs, wanted, len(lines), len(inventory.rows) if rows is None else len(rows), fixed)
+        if others := [name for name in names if name not in fixed]:
+            for batch, source, target in self._batches(self._rows, others, lines):
+                out.fill(batch.columns, source, target, chosen)
         found = Block(
             inventory=replace(inventory, layout=pairs),
             step=self._step[lines],
@@ -113,6 +124,18 @@ class Epoch:
         """Where the lines are that count: by step, and the parts of one step by time."""
         visible = np.flatnonzero(self._step < self.until)
         return visible[np.lexsort((self._time[visible], self._step[visible]))]
+
+    def _fixed(self, names: Sequence[str], lines: Array) -> dict[str, Array]:
+        """Those of some columns that hold the same line throughout, as it is found in the first batch: the others need not be looked at."""
+        which = np.unique(np.searchsorted(self._ends, lines, side="right")).tolist()
+        if len(which) == 0:
+            return {}
+        first, *rest = (self._same[i] for i in which)
+        same = [name for name in names if name in first and all(first[name] == each.get(name) for each in rest)]
+        if not same:
+            return {}
+        (batch,) = self._rows.batches(same, which[:1])
+        return {name: lists_of(batch.columns[name].slice(0, 1), _null(name))[0] for name in same}
 
     def _of_steps(self, lines: Array, keys: Collection[str] | None) -> dict[str, Any]:
         names = [name for name in self._steps.schema.names if name not in ("step", "time") and (keys is None or name in keys)]
@@ -166,34 +189,59 @@ class NoSteps:
     ) -> Block:
         """As that of an `Epoch`."""
         pairs = tuple(pair for pair in self.inventory.layout if layout is None or pair in layout)
-        out = _Arrays(pairs, PER_ROW, 0, len(self.inventory.rows) if rows is None else len(rows))
+        out = _Arrays(pairs, PER_ROW, 0, len(self.inventory.rows) if rows is None else len(rows), {})
         nothing = np.empty(0)
         return Block(replace(self.inventory, layout=pairs), self.step, nothing, out.values, **out.per_row, steps={})
 
 
 class _Arrays:
-    """What is read of rows, filled batch by batch."""
+    """What is read of rows, filled batch by batch.
 
-    def __init__(self, pairs: Sequence[Pair], per_row: Collection[str], n: int, width: int) -> None:
+    Args:
+        pairs: Parts of kinds.
+        per_row: Which of `PER_ROW`.
+        n: Lines.
+        width: Rows.
+        fixed: Columns that hold one line throughout, and are not filled. Where all kinds of a part do, its array is a view of that line.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], per_row: Collection[str], n: int, width: int, fixed: Mapping[str, Array]) -> None:
         kinds = kinds_of(pairs)
         self._places = {column_of(*pair): (pair[1], kinds.index(pair[0])) for pair in pairs}
-        self.values = {part: np.empty((n, len(kinds), width), PARTS[part].dtype) for _, part in pairs}
-        for part, array in self.values.items():
-            for i, kind in enumerate(kinds):
-                if (kind, part) not in pairs:
-                    array[:, i] = null_of(part)
+        self.values: dict[str, Array] = {}
+        for part in dict.fromkeys(part for _, part in pairs):
+            lines = np.full((len(kinds), width), null_of(part), PARTS[part].dtype)
+            varied = []
+            for name, (each, axis) in self._places.items():
+                if each == part and name in fixed:
+                    lines[axis] = fixed[name]
+                elif each == part:
+                    varied.append(axis)
+            array = np.broadcast_to(lines, (n, *lines.shape))
+            if varied:
+                # the lines of one kind lie together
+                array = np.empty((len(kinds), n, width), lines.dtype).swapaxes(0, 1)
+                for axis in set(range(len(kinds))).difference(varied):
+                    array[:, axis] = lines[axis]
+            self.values[part] = array
         self.per_row: dict[str, Array] = {
-            name: np.empty((n, width), kind) if name in per_row else np.broadcast_to(np.array(null, kind), (n, width))
+            name: np.empty((n, width), kind)
+            if name in per_row and name not in fixed
+            else np.broadcast_to(fixed.get(name, np.array(null, kind)), (n, width))
             for name, (kind, null) in PER_ROW.items()
         }
 
-    def fill(self, batch: Any, source: _Places, target: _Places, rows: _Places | None) -> None:
+    def fill(self, batch: Any, source: _Places, target: _Places, rows: _Places) -> None:
         """Take lines from a batch."""
         for name in batch.schema.names:
             part, axis = self._places.get(name, ("", 0))
             out = self.values[part][:, axis] if part else self.per_row[name]
-            found = lists_of(batch[name], null_of(part) if part else PER_ROW[name][1])[source]
-            out[target] = found if rows is None else found[:, rows]
+            out[target] = lists_of(batch[name], _null(name))[source][:, rows]
+
+
+def _null(column: str) -> Any:
+    """What stands for a null in a column of rows."""
+    return PER_ROW[column][1] if column in PER_ROW else null_of(column.rpartition(".")[2])
 
 
 def as_range(places: Array) -> _Places:

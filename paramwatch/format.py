@@ -57,10 +57,15 @@ class RowsWriter:
     New memory of megabytes is most of the cost of a batch: the system fills it with zeros page by page.
     """
 
+    same: dict[str, int]
+    """Of the latest batch, the columns that hold the same line in each of its steps, with a number for that line: a later batch has the
+    same number if its line is the same too. Counts, rates and states nearly always are, and a reader looks at one of many batches."""
+
     def __init__(self, inventory: Inventory) -> None:
         self.schema = rows_schema(inventory)
         self._inventory = inventory
         self._room: dict[str, Array] = {}
+        self._known: dict[str, tuple[Array, int | None, int]] = {}
 
     def batch(self, batches: Sequence[Batch]) -> Any:
         """The rows of some steps; what was not measured is null."""
@@ -78,10 +83,29 @@ class RowsWriter:
         ]
         lists += [(stepped, None), (lr, np.isnan(lr)), (state, state < 0)]
         columns = [pa.array([step for batch in batches for step in batch.step], pa.int64())]
+        self.same = {}
+        for kind in inventory.kinds:
+            self._compare(column_of(kind, "count"), self._room[column_of(kind, "count")][:n], None)
         for field, (array, null) in zip(list(self.schema)[1:], lists, strict=True):
+            kind = (field.metadata or {}).get(b"kind", b"").decode()
+            # where a count says that nothing was measured there is a null
+            beside = self.same.get(column_of(kind, "count")) if kind else -1
+            if beside is not None:
+                self._compare(field.name, array, beside)
             items = pa.array(array.ravel(), field.type.value_type, mask=null.ravel() if null is not None and null.any() else None)
             columns.append(pa.FixedSizeListArray.from_arrays(items, len(inventory.rows)))
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+    def _compare(self, name: str, array: Array, beside: int | None) -> None:
+        """Look whether a column holds one line throughout, and whether that is known."""
+        lines = array.view(f"i{array.itemsize}") if array.dtype.kind == "f" else array
+        if name in self.same or not np.array_equal(lines[0], lines[-1]) or not (lines == lines[0]).all():
+            return
+        line, also, number = self._known.get(name, (None, None, -1))
+        if line is None or also != beside or not np.array_equal(line, lines[0]):
+            number += 1
+            self._known[name] = lines[0].copy(), beside, number
+        self.same[name] = number
 
     def _together(self, name: str, n: int, pieces: Sequence[Array]) -> Array:
         """One after the other."""

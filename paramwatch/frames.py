@@ -208,7 +208,9 @@ def compute(block: Block, statistics: Sequence[Statistic], finite: bool) -> dict
     """Statistic -> float64 [n, labels]."""
     out = {statistic.name: np.empty(block.stepped.shape) for statistic in statistics}
     for lines in runs(block):
-        get = cache(getter({part: array[lines] for part, array in block.values.items()}, block.inventory.kinds))
+        # of one line that is seen many times, once is enough
+        values = {part: array[:1] if array.strides[0] == 0 else array[lines] for part, array in block.values.items()}
+        get = cache(getter(values, block.inventory.kinds))
         # infinities of both signs meet where a part was held as infinite
         with np.errstate(invalid="ignore", over="ignore"):
             for statistic in statistics:
@@ -217,8 +219,10 @@ def compute(block: Block, statistics: Sequence[Statistic], finite: bool) -> dict
 
 
 def _tidy(table: Table, statistics: Sequence[Statistic], extra: Collection[str], level: str, finite: bool) -> pd.DataFrame:
-    block, there = table.block, table.exists.ravel()
+    block = table.block
     n, width = table.exists.shape
+    # a view where every row was there at every step
+    there: Any = slice(None) if table.exists.all() else table.exists.ravel()
     codes: list[Any] = [np.repeat(np.arange(n), width)[there], np.tile(np.arange(width), n)[there]]
     levels: list[Any] = [pd.Index(block.step), pd.Index(list(table.labels))]
     index = pd.MultiIndex(levels, codes, names=["step", level])
@@ -251,7 +255,8 @@ def _wide(table: Table, name: str, statistic: Statistic | None, level: str, fini
 def _whole(column: Array) -> Any:
     """float64 with NaN -> nullable Int64."""
     unknown = np.isnan(column)
-    return pd.arrays.IntegerArray(np.where(unknown, 0, column).astype(np.int64), unknown)
+    known = np.where(unknown, 0, column) if unknown.any() else column
+    return pd.arrays.IntegerArray(known.astype(np.int64), unknown)
 
 
 def _column(block: Block, key: str) -> Any:

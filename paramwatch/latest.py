@@ -27,6 +27,7 @@ class _Held:
     """The number of its first step."""
     pair: tuple[Any, Any]
     """Rows and steps, each an IPC stream of one batch."""
+    note: dict[str, str]
 
     @property
     def size(self) -> int:
@@ -41,11 +42,11 @@ class Latest:
         self._held: deque[_Held] = deque()
         self._bytes = 0
 
-    def add(self, rows: Any, steps: Any) -> None:
-        """Take some steps, as batches of both files."""
+    def add(self, rows: Any, steps: Any, note: dict[str, str]) -> None:
+        """Take some steps, as batches of both files, with something to know about them."""
         if not self._max_bytes:
             return
-        held = _Held(steps["step"][0].as_py(), (_packed(rows), _packed(steps)))
+        held = _Held(steps["step"][0].as_py(), (_packed(rows), _packed(steps)), note)
         self._held.append(held)
         self._bytes += held.size
         while self._bytes > self._max_bytes:
@@ -56,12 +57,13 @@ class Latest:
         self._held.clear()
         self._bytes = 0
 
-    def taken(self, steps_schema: Any) -> Iterator[tuple[int, Any, Any]]:
-        """Give up everything, in order: the first of all its steps, then rows and steps, these with the columns of a schema."""
+    def taken(self, steps_schema: Any) -> Iterator[tuple[int, Any, Any, dict[str, str]]]:
+        """Give up everything, in order: the first of all its steps; rows; steps, with the columns of a schema; the note."""
         first = self._held[0].first if self._held else 0
         while self._held:
-            rows, steps = (_unpacked(packed) for packed in self._held.popleft().pair)
-            yield first, rows, _with_columns(steps, steps_schema)
+            held = self._held.popleft()
+            rows, steps = map(_unpacked, held.pair)
+            yield first, rows, _with_columns(steps, steps_schema), held.note
         self._bytes = 0
 
 

