@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from torch import Tensor
-
 from paramwatch.columns import Detail
 from paramwatch.guard import ParamWatchError
 from paramwatch.record import Sink
@@ -182,11 +180,6 @@ def without_groups(optimizer: object) -> ParamWatchError:
     )
 
 
-def check_loss(loss: object) -> None:
-    """Refuse what `Watch.root` cannot look below.
-
-    Raises:
-        ParamWatchError: It is no tensor.
-    """
-    if not isinstance(loss, Tensor):
-        raise ParamWatchError(f"root takes the loss, a tensor, not {type(loss).__name__}")
+def not_a_loss(loss: object) -> ParamWatchError:
+    """What to say of something that `Watch.root` cannot look below, since it is no tensor."""
+    return ParamWatchError(f"root takes the loss, a tensor, not {type(loss).__name__}")

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from paramwatch import attached, clipping, steps
 from paramwatch.absence import Absence
-from paramwatch.arguments import Options, check_folder, check_loss, check_options, without_groups
+from paramwatch.arguments import Options, check_folder, check_options, not_a_loss, without_groups
 from paramwatch.columns import LAYOUTS, Detail
 from paramwatch.folder import DiskFolder, MemoryFolder, Until
 from paramwatch.guard import Guard, ParamWatchError
@@ -194,19 +194,19 @@ class Watch(Run):
         return steps.explicit(self.recorder, self._all_rows if optimizer is None else optimizer)  # type: ignore[arg-type]  # stands for one
 
     def root(self, loss: Tensor) -> None:
-        """Name the uses between the outputs of the model and the loss as well: a penalty on a weight, a head outside the model.
-
-        To be called before `backward`. Off a split step it does nothing; in Lightning the callback calls it.
+        """Before `backward`, name the uses between the outputs of the model and the loss as well: a penalty on a weight, a head outside.
 
         Args:
-            loss: What `backward` will be called on.
+            loss: What `backward` will be called on. Off a split step nothing is done; in Lightning the callback does it.
 
         Raises:
             ParamWatchError: It is no tensor.
         """
-        check_loss(loss)
+        if not isinstance(loss, Tensor):
+            raise not_a_loss(loss)
         if self.recorder.splits is not None and not self._closed and not self._guard.failed:
-            self.recorder.splits.root(loss)
+            with self.recorder.splits.guard.contain("looking for the uses below a loss"):
+                self.recorder.splits.root(loss)
 
     def __enter__(self) -> Watch:
         return self

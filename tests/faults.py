@@ -187,6 +187,21 @@ def written_to_disk(run: Run) -> None:
     run.close()
 
 
+def split_by_use(run: Run) -> None:
+    optimizer = sgd(run.net)
+    run.attach(uses=1, uses_of="*")
+    for i in run.passes():
+        optimizer.zero_grad()
+        one, two = (run.net(x) for x in torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(i)))
+        loss = (one - two).square().mean() + run.net[0].weight.square().sum()
+        if run.watch is not None:
+            run.watch.root(loss)
+        loss.backward()
+        run.losses.append(loss.item())
+        optimizer.step()
+    run.close()
+
+
 def a_model_that_is_gone(run: Run) -> None:
     optimizer = sgd(run.net)
     run.attach()
@@ -198,7 +213,7 @@ def a_model_that_is_gone(run: Run) -> None:
     run.forget()
 
 
-LOOPS = (clipping, closures, own_hooks_and_two_optimizers, explicit_steps, written_to_disk, a_model_that_is_gone)
+LOOPS = (clipping, closures, own_hooks_and_two_optimizers, explicit_steps, written_to_disk, split_by_use, a_model_that_is_gone)
 
 
 def run_of(loop: Callable[[Run], None], injector: Injector | None, folder: Path) -> Run:

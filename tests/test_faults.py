@@ -24,6 +24,7 @@ import torch.optim.optimizer as torch_optimizer
 from faults import LOOPS, Injector, Pair, Run, run_of
 from loops import sgd
 from torch import nn
+from torch.nn.modules import module as torch_modules
 from torch.nn.utils import clip_grad
 
 import paramwatch
@@ -81,6 +82,11 @@ ENTRY_POINTS = (
     "explicit",
     "Watch.close",
     "Watch._module_is_gone",
+    "Armed._enter",
+    "Armed._leave",
+    "Armed._taking.<locals>.take",
+    "Armed._watch.<locals>.deliver",
+    "Watch.root",
 )
 """What torch, the user's loop, the thread and the collector call; each of them does nothing before it enters the guard."""
 
@@ -146,7 +152,10 @@ def what_is_left() -> list[str]:
     net = nn.Linear(1, 1)
     sgd(net).step()
     registries = torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks
-    left = [f"{len(registry)} hooks" for registry in registries if registry]
+    of_modules = torch_modules._global_forward_hooks, torch_modules._global_forward_pre_hooks
+    left = [f"{len(registry)} hooks" for registry in (*registries, *of_modules) if registry]
+    for registry in of_modules:
+        registry.clear()
     if not clip_grad._group_tensors_by_device_and_dtype.__module__.startswith("torch."):
         left.append("torch's helper for clipping is still wrapped")
     return left

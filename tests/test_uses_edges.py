@@ -191,6 +191,24 @@ def test_backward_passes_that_make_graphs_of_their_own_are_split() -> None:
     assert norms(watch, step=1) == near(apart(first, second))
 
 
+def test_a_validation_before_a_split_step_is_not_kept() -> None:
+    net = mlp()
+    with paramwatch.attach(net, uses=1) as watch:
+        loss(net[:3]).backward()
+        (calls,) = watch.recorder.splits._armed._calls.values()  # type: ignore[union-attr]
+        noted = len(calls._calls)
+        with torch.no_grad():
+            for _ in range(5):
+                net(X)
+                net[:3](X)
+        assert len(calls._calls) == len(calls._outermost) == noted == 3
+        net.zero_grad()
+        loss(net).backward()
+        sgd(net).step()
+
+    assert norms(watch) == near(apart(loss))
+
+
 # ---- what a model may do ----------------------------------------------------------------------
 
 

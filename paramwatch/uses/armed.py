@@ -27,7 +27,7 @@ _serials = itertools.count()
 
 
 class Armed:
-    """Gathers what the uses of some rows contribute, until it is removed.
+    """Gathers what the uses of some rows contribute, from `install` to `remove`.
 
     Args:
         module: The model, which is not held.
@@ -57,12 +57,13 @@ class Armed:
         self._ran = set[int]()
         """Runs of the engine of whose last segment a contribution has come."""
         self._handles: list[Any] = []
-        if not blind:
-            self._handles = [
-                register_module_forward_pre_hook(self._enter),
-                register_module_forward_hook(self._leave, always_call=True),
-                no_warning_of_hooks(),
-            ]
+
+    def install(self) -> None:
+        """Begin; what fails half-way can still be removed."""
+        if not self.blind:
+            self._handles.append(no_warning_of_hooks())
+            self._handles.append(register_module_forward_pre_hook(self._enter))
+            self._handles.append(register_module_forward_hook(self._leave, always_call=True))
 
     def remove(self) -> None:
         """Take everything away."""
@@ -81,19 +82,24 @@ class Armed:
     def _enter(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling() or self.over:
             return
-        names = self._names.of(module)
-        if names is not None:
-            with self._guard.contain("noting a module call"):
+        with self._guard.contain("noting a module call"):
+            names = self._names.of(module)
+            if names is not None:
                 self._calls_here().enter(module, names)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or self.over or self._names.of(module) is None:
+        if torch.compiler.is_compiling() or self.over:
             return
         with self._guard.contain("looking for uses in the autograd graph"):
+            if self._names.of(module) is None:
+                return
             calls = self._calls_here()
             call = calls.leave(module)
             self.watched.adopt(module)
-            if call is not None and output is not None and torch.is_grad_enabled():
+            if call is not None and not torch.is_grad_enabled():
+                # as in validation, which may be long
+                calls.forget_outermost()
+            elif call is not None and output is not None:
                 roots = [tensor.grad_fn for tensor in outputs_of(output) if tensor.grad_fn is not None]
                 if roots:
                     self._plan(calls, roots, call.enter, self._site_in(call))

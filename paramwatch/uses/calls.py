@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -59,9 +59,9 @@ class Calls:
         self._names = names
         self._calls: list[Call] = []
         self._stack: list[tuple[int, nn.Module]] = []
-        self._counts: dict[tuple[int, str], int] = defaultdict(int)
+        self._counts: dict[int, Counter[str]] = {}
         self._outermost: list[int] = []
-        self._turns: dict[tuple[int, int], int] = defaultdict(int)
+        self._turns = Counter[tuple[int, int]]()
 
     @property
     def inside(self) -> bool:
@@ -72,9 +72,10 @@ class Calls:
         """A module is called."""
         if not self._stack:
             self._outermost.append(len(self._calls))
+            self._counts[len(self._calls)] = Counter()
         path, around = self._path(module, names), self._outermost[-1]
-        k = self._counts[around, path]
-        self._counts[around, path] += 1
+        k = self._counts[around][path]
+        self._counts[around][path] += 1
         parent = self._stack[-1][0] if self._stack else -1
         self._stack.append((len(self._calls), module))
         number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # private, looked for before arming
@@ -90,7 +91,15 @@ class Calls:
             return None
         call = self._calls[self._stack.pop()[0]]
         call.exit = number
-        return None if self._stack else call
+        if self._stack:
+            return None
+        self._turns.clear()
+        return call
+
+    def forget_outermost(self) -> None:
+        """The outermost call that was left last made nothing that has a gradient."""
+        at = self._outermost.pop()
+        del self._calls[at:], self._counts[at]
 
     def where(self, number: int) -> Call | None:
         """The innermost call in which the operation of this number was made."""
@@ -120,7 +129,7 @@ class Calls:
         label = call.path or "(root)"
         if call.identity not in holders:
             label += f":{operation}"
-        return f"{label}@{call.k}" if self._counts[self._around(number), call.path] > 1 else label
+        return f"{label}@{call.k}" if self._counts[self._around(number)][call.path] > 1 else label
 
     def _around(self, number: int) -> int:
         """Position of the outermost call of an operation."""

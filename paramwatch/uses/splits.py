@@ -71,6 +71,7 @@ class Splits:
             watched = Watched(self._live, module, self._uses_of, number, names)
             if any(row.open for row in watched.rows.values()):
                 self._armed = Armed(module, watched, number, self._several, bool(obstacle), self.guard, self._say)
+                self._armed.install()
 
     def used(self, names: Collection[str], evaluation: bool, awaited: bool = False) -> SplitReading | None:
         """The gradients of these rows are complete, as far as is known; the last call before the end of the step is right.
@@ -123,15 +124,14 @@ class Splits:
 
     def disarm(self) -> None:
         """Take everything away."""
-        armed, self._armed = self._armed, None
-        if armed is not None:
-            armed.remove()
+        if self._armed is not None:
+            self._armed.remove()
+            self._armed = None
 
     def root(self, loss: Tensor) -> None:
         """Look for uses between the outputs of the model and the loss as well."""
         if self._armed is not None and not self._armed.over and loss.grad_fn is not None:
-            with self.guard.contain("looking for the uses below a loss"):
-                self._armed.root(loss)
+            self._armed.root(loss)
 
     # ---- pieces ------------------------------------------------------------------------------------
 
