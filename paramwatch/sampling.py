@@ -90,8 +90,10 @@ def looked(x: Tensor | None, limits: Limits) -> tuple[Tensor | None, Whole | Non
     """
     if x is None:
         return None, None
-    exact = limits.exact if takes(x) else min(limits.exact, EXACT)
+    exact = min(limits.exact, EXACT)
     if x.layout not in _SPARSE and (x.numel() <= limits.judged or (is_plain(x) and x.numel() <= exact)):
+        return x, None
+    if x.numel() <= limits.exact and takes(x):
         return x, None
     x, n = x.detach(), x.numel() * (2 if x.is_complex() else 1)
     part = stored(x)

@@ -1,4 +1,4 @@
-"""The suite's own flags: `--update-golden` writes printed output anew, `--screenshots` keeps pictures, for a human to look at."""
+"""What several test files need, and the suite's own flags: `--update-golden` writes printed output anew, `--screenshots` keeps pictures, for a human to look at."""
 
 from __future__ import annotations
 
@@ -39,3 +39,14 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text + "\n" == file.read_text(encoding="utf-8")
 
     return compare
+
+
+@pytest.fixture
+def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`summary` measures as where the compiled kernel is not."""
+    from paramwatch import sampling
+    from paramwatch.measure import native
+
+    for module in (sampling, native):
+        monkeypatch.setattr(module, "available", lambda: False)
+    monkeypatch.setattr(sampling, "takes", lambda x: False)

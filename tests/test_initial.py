@@ -307,6 +307,7 @@ def test_what_is_cut_near_its_centre_is_uniform_or_truncated_and_no_cut_is_said_
     assert not frame["looks_like"].str.contains(r"cut at 0\.[0-4]").any()
 
 
+@pytest.mark.usefixtures("no_kernel")
 @pytest.mark.parametrize("cut", [3.0, 3.5, 4.0, 4.5])
 def test_a_cut_far_out_is_told_in_a_sample_by_the_extremes_of_the_whole(cut: float) -> None:
     far = 0.02 * cut
@@ -387,6 +388,7 @@ def test_an_identity_with_one_element_too_many_is_none() -> None:
     assert "identity" not in summary(linear).frame["looks_like"]["weight"]
 
 
+@pytest.mark.usefixtures("no_kernel")
 @pytest.mark.parametrize(
     ("layer", "looks_like"),
     [(nn.Linear(1300, 1200, bias=False), "identity"), (nn.Conv2d(400, 420, 3), "Dirac (identity)")],

@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from truth import reals
 
 import paramwatch
-from paramwatch import ParamWatchError, sampling, summary
+from paramwatch import ParamWatchError, summary
 from paramwatch.measure import native
 from paramwatch.sampling import EXACT, EXACT_COMPILED, EXACT_TOGETHER, Limits
 
@@ -130,13 +130,6 @@ def test_lazy_and_meta_parameters_say_so() -> None:
     assert (found.totals.lazy, found.totals.parameters) == (4, 12)
     assert found.frame["shape"].tolist()[:1] == [None]
     assert found.warnings == {}
-
-
-@pytest.fixture
-def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (sampling, native):
-        monkeypatch.setattr(module, "available", lambda: False)
-    monkeypatch.setattr(sampling, "takes", lambda x: False)
 
 
 @pytest.mark.usefixtures("no_kernel")
