@@ -1,4 +1,4 @@
-"""What several test files need, and the suite's own flags: `--update-golden` writes printed output anew, `--screenshots` keeps pictures, for a human to look at."""
+"""What several test files need, and flags: `--update-golden` writes printed output anew, `--screenshots` keeps pictures to look at."""
 
 from __future__ import annotations
 
