@@ -37,7 +37,8 @@ def lines_of(record: Record) -> dict[str, list[Any]] | None:
         return None
     lines: dict[str, list[Any]] = {name: [] for name in SCHEMA.names if name != "step"}
     for row, split in record.uses.items():
-        for use, products in zip((*split.uses, GRADIENT, UNATTRIBUTED), split.products.tolist(), strict=True):
+        # as arrays: of lists Arrow asks each number, and of hundreds of uses there are many
+        for use, products in zip((*split.uses, GRADIENT, UNATTRIBUTED), split.products, strict=True):
             told = (row, use, split.mode, split.backwards, split.rounding, split.unit, products)
             for name, value in zip(lines, told, strict=True):
                 lines[name].append(value)
@@ -50,10 +51,10 @@ def splits_of(lines: Any) -> Iterator[tuple[int, str, Split]]:
     backwards, rounding, unit = (lines[name].to_numpy() for name in ("backwards", "rounding", "unit"))
     products, start = lines["products"], 0
     while start < len(step):
-        size = len(products[start].as_py())
+        size = len(products[start])
         end = start + size
         if end <= len(step) and use[end - 1] == UNATTRIBUTED:
-            table = np.array(products.slice(start, size).to_pylist(), dtype=np.float64)
+            table = np.array(products.slice(start, size).combine_chunks().flatten(), dtype=np.float64).reshape(size, size)
             names = tuple(use[start : end - 2])
             yield (
                 int(step[start]),
