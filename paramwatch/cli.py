@@ -73,11 +73,15 @@ def _failed(message: str) -> int:
 
 
 def _summary(given: argparse.Namespace) -> int:
-    from paramwatch.digest import sections
+    from paramwatch.digest import SECTIONS, sections
     from paramwatch.lettering import visible
-    from paramwatch.terminal import Terminal
+    from paramwatch.terminal import Progress, Terminal
 
-    found = list(sections(_run(given.run)))
+    found = []
+    with Progress("reading") as progress:
+        for section in sections(_run(given.run).still()):
+            found.append(section)
+            progress.at(len(found) / len(SECTIONS))
     if given.json:
         return _print_json({section.key: section.data for section in found})
     terminal = Terminal()
@@ -96,7 +100,7 @@ def _show(given: argparse.Namespace) -> int:
     chosen = {"parameters": given.parameters, "steps": given.steps, "by": given.by, "finite": given.finite, "order": given.sort}
     # drawing a million lines would take minutes
     drawn = None if given.json or not given.limit else given.limit
-    lines = listing(_run(given.run), given.statistic, **chosen, drawn=drawn)
+    lines = listing(_run(given.run).still(), given.statistic, **chosen, drawn=drawn)
     if given.json:
         return _print_json({"statistic": given.statistic, "lines": lines})
     terminal = Terminal()
@@ -134,7 +138,7 @@ def _export(given: argparse.Namespace) -> int:
     from paramwatch.output import check
     from paramwatch.terminal import Progress, Terminal
 
-    run, to = _run(given.run), given.to
+    run, to = _run(given.run).still(), given.to
     target = Path(given.output) if given.output else Path(f"{_title(run)}.{to}")
     to_stdout = given.output == "-"
     if to_stdout and sys.stdout.isatty() and to == "parquet":
@@ -155,7 +159,7 @@ def _report(given: argparse.Namespace) -> int:
     from paramwatch.report import report
     from paramwatch.terminal import Progress, Terminal
 
-    run, target = _run(given.run), None if given.output == "-" else Path(given.output)
+    run, target = _run(given.run).still(), None if given.output == "-" else Path(given.output)
     if target:
         check(target, given.force)
     with Progress("reading") as progress:

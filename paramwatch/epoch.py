@@ -76,7 +76,8 @@ class Epoch:
     @cached_property
     def step(self) -> Array:
         """int64: the numbers of the steps, in order, each once."""
-        return np.unique(self._step[self._order])
+        step = self._step[self._order]
+        return step[np.diff(step, prepend=step[:1] - 1) > 0]
 
     def block(
         self,

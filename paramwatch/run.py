@@ -156,6 +156,10 @@ class Run:
         """What the rules said: step, rule, parameter, message."""
         return frames.findings_frame(self._read().findings)
 
+    def still(self) -> Run:
+        """This run as it is now, for many questions at once: what is written later is not seen, and the files are looked through once."""
+        return _Still(self)
+
     def __repr__(self) -> str:
         """Where it is, what was recorded of it, and what was missing: rows without a gradient or an optimizer, skipped steps.
 
@@ -211,3 +215,14 @@ class Run:
 
     def _epochs(self) -> Sequence[Source]:
         return self._read().epochs or [NoSteps(self._inventory())]
+
+
+class _Still(Run):
+    """A run that was read."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run.path)
+        self._contents = run._read()
+
+    def _read(self) -> Contents:
+        return self._contents

@@ -102,7 +102,8 @@ def recorded_steps(run: Run) -> Array:
     Raises:
         ParamWatchError: Nothing whole was written yet.
     """
-    return np.unique(np.concatenate([epoch.step for epoch in run._epochs()]))
+    first, *rest = (epoch.step for epoch in run._epochs())
+    return np.unique(np.concatenate([first, *rest])) if rest else first
 
 
 def of_each(values: Array, of: Callable[..., Array]) -> Array:

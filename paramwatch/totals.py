@@ -32,13 +32,13 @@ def totals_of(values: Mapping[str, Array], kinds: Sequence[str], stepped: Array,
     """The same for any number of steps at once.
 
     Args:
-        values: Part -> [..., kinds, rows].
+        values: Part -> [..., kinds, rows]; one step may stand for all of them.
         kinds: The kinds of that axis.
         stepped: bool [..., rows].
         lr: float64 [..., rows].
 
     Returns:
-        Name -> float64 [...].
+        Name -> float64 [...], or what can be broadcast to it.
     """
     axis = {kind: i for i, kind in enumerate(kinds)}
     count, nan = values["count"], values["nan"]
@@ -51,7 +51,7 @@ def totals_of(values: Mapping[str, Array], kinds: Sequence[str], stepped: Array,
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.add.reduce(n * np.square(values["rms"], dtype=np.float64), -1, where=used & (n > 0))
     norms = np.where(nans > 0, np.nan, np.where(infinities > 0, np.inf, np.sqrt(squares)))
-    norms[~used.any(-1)] = np.nan
+    norms = np.where(used.any(-1), norms, np.nan)
     nothing = np.full(norms.shape[:-1], np.nan)
     out = {name: norms[..., axis[kind]] if kind in axis else nothing for name, kind in _NORMS.items()}
     out["clip_coef"] = ratio(out["grad_norm"], out["grad_raw_norm"])

@@ -50,6 +50,18 @@ class InMemory(Run):
 # ---- one run --------------------------------------------------------------------------------
 
 
+def test_a_run_that_stands_still_is_what_it_was_and_looks_through_its_files_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(DiskFolder(tmp_path), max_bytes=10**9)
+    store.write(random_record(0, inventory("a")))
+    store.flush()
+    still = load(tmp_path).still()
+    store.write(random_record(1, inventory("a")))
+    store.close()
+    monkeypatch.setattr(DiskFolder, "names", lambda self: pytest.fail("looked again"))
+
+    assert list(still.frame("lr").index) == list(still.steps.index) == [0]
+
+
 def test_a_run_is_found_by_its_log_dir_its_own_folder_and_a_folder_above(log_dir: Path) -> None:
     for path in (log_dir, str(log_dir), log_dir / "paramwatch", log_dir.parent):
         assert load(path).path == log_dir / "paramwatch"
