@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
@@ -42,22 +41,35 @@ class Norms:
         kinds = [kind for kind in batch.inventory.kinds if kind in drawn]
         # they come first in every layout
         values = {part: column[:, : len(kinds)] for part, column in batch.values.items()}
-        measured = values["count"] >= 0
-        parts = {"count": np.where(measured, values["count"], np.nan), "rms": values["rms"].astype(np.float64)}
+        count = values["count"]
+        if batch.finite and (count == count[:1]).all():
+            # then all that follows from counts alone is the same in every step
+            count = count[:1]
+        measured = count >= 0
+        parts = {"count": np.where(measured, count, np.nan), "rms": values["rms"].astype(np.float64)}
         # most batches are finite, and then a zero does for a whole part
         parts |= {part: np.zeros(()) if batch.finite else values[part].astype(np.float64) for part in ("nan", "posinf", "neginf")}
         # a norm follows from its parts in the same way for every kind; so one call does for all of them
         norm = STATISTICS["param_norm"].compute(lambda kind, part: parts[part], False)
         spoilt = np.broadcast_to(parts["nan"] + parts["posinf"] + parts["neginf"] > 0, norm.shape)
-        return cls(kinds, norm, measured, spoilt)
+        return cls(kinds, norm, np.broadcast_to(measured, norm.shape), spoilt)
 
-    def of_blocks(self, blocks: Sequence[Sequence[int]], among: Array) -> Norms:
-        """The same of blocks of the rows, of which those count that are `among`, bool [n or 1, rows]: squares add up."""
-        order = np.fromiter(chain.from_iterable(blocks), np.intp)
-        starts = np.cumsum([0, *(len(block) for block in blocks[:-1])])
+    def of_blocks(self, order: Array, starts: Array, among: Array) -> Norms:
+        """The same of blocks of rows: squares add up.
+
+        Args:
+            order: The rows of all blocks, one block behind the other,
+            starts: and where in it each block begins.
+            among: The rows that count, bool [n or 1, rows].
+        """
         measured = (self.measured & among[:, None])[..., order]
-        squares = np.add.reduceat(np.where(measured, np.square(self.norm[..., order]), 0.0), starts, axis=-1)
-        some = np.logical_or.reduceat(measured, starts, axis=-1)
+        squares = np.square(self.norm[..., order])
+        if measured.all():
+            some = np.broadcast_to(True, (*squares.shape[:-1], len(starts)))
+        else:
+            some = np.logical_or.reduceat(measured, starts, axis=-1)
+            squares = np.where(measured, squares, 0.0)
+        squares = np.add.reduceat(squares, starts, axis=-1)
         spoilt = np.broadcast_to(False, some.shape)
         if self.spoilt.any():
             spoilt = np.logical_or.reduceat(measured & self.spoilt[..., order], starts, axis=-1)
