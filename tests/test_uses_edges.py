@@ -330,6 +330,55 @@ def test_checkpoints_with_dropout_beside_a_plain_call_are_split_and_draw_the_sam
     assert all(torch.equal(one.grad, other.grad) for one, other in zip(net.parameters(), bare.parameters(), strict=True))
 
 
+class Nested(nn.Module):
+    """A checkpoint in a checkpoint."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.layer = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.copies = None if tied else nn.ModuleList(copy.deepcopy(self.layer) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two, three = [self.layer] * 3 if self.copies is None else self.copies
+
+        def outer(h: Tensor) -> Tensor:
+            inner = checkpoint(lambda h: torch.tanh(two(h)), torch.tanh(one(h)), use_reentrant=True)
+            return torch.tanh(three(inner))
+
+        return checkpoint(outer, self.first(x), use_reentrant=True)
+
+
+# the part that is run first has nothing to compute a gradient for yet
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
+def test_a_checkpoint_in_a_checkpoint_has_uses_of_its_own() -> None:
+    net, twin = Nested(True), Nested(False)
+    with paramwatch.attach(net, uses=1, uses_of="layer.*") as watch:
+        loss(net).backward()
+        sgd(net).step()
+    loss(twin).backward()
+
+    assert twin.copies is not None
+    one, two, three = (float(layer.weight.grad.norm()) for layer in twin.copies)
+    assert norms(watch, "layer.weight") == near({"recompute1:layer": two, "recompute0:layer": one, "recompute0:layer#1": three})
+
+
+@pytest.mark.parametrize("kind", ["spectral_norm", "orthogonal"])
+def test_a_weight_that_enters_what_it_is_computed_from_twice_has_one_use_in_each_call(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = getattr(nn.utils.parametrizations, kind)(nn.Linear(4, 4))
+    # without power iterations, which would differ from copy to copy
+    net, twin = (nn.Sequential(layer, nn.Tanh(), other).eval() for other in (layer, copy.deepcopy(layer)))
+    loss(twin).backward()
+    truth = {name: float(twin[int(name)].parametrizations.weight.original.grad.norm()) for name in "02"}
+    twin.zero_grad()
+    with paramwatch.attach(net, uses=1) as watch:
+        loss(net).backward()
+        sgd(net).step()
+
+    assert norms(watch, "0.parametrizations.weight.original") == near(truth)
+
+
 @dataclass(slots=True)
 class Output:
     """What some models return: a dataclass without a `__dict__`, and an object that leads back to itself."""

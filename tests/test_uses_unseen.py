@@ -27,7 +27,7 @@ Forward = Callable[[nn.Module], Tensor]
 pytestmark = [
     # what dynamo does to itself
     pytest.mark.filterwarnings("ignore:.*script_method` is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.(trace|script).* is deprecated:DeprecationWarning"),
 ]
 
 
@@ -160,6 +160,13 @@ def test_a_fused_lstm_is_one_use_and_without_the_fusion_it_is_one_at_each_moment
         apart = train(net, lambda net: net(x).square().mean(), steps=1, uses_of="layer.weight_hh*")
     assert list(apart.uses().loc[(0, "layer.weight_hh_l0")].index) == [f"layer#{t}" for t in range(7)]
     assert sentence(caplog) == said
+
+
+def test_a_scripted_model_is_one_operation_once_it_is_compiled(caplog: pytest.LogCaptureFixture) -> None:
+    watch = train(torch.jit.script(mlp()), lambda net: net(X).square().mean())
+
+    assert "the uses of '2.weight', '2.bias' inside 'differentiablegraph' cannot be told apart" in sentence(caplog)
+    assert "(root):differentiablegraph [merged in differentiablegraph]" in str(list(watch.uses().loc[2].index))
 
 
 @pytest.mark.parametrize("operation", WAYS)

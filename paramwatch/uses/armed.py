@@ -54,6 +54,8 @@ class Armed:
         self._calls: dict[int, Calls] = {}
         self._turn = 0
         self._segments = Counter[int]()
+        self._roots: dict[int, int] = {}
+        """Of runs that compute what a segment contributes: the run that has recomputed it."""
         self._ran = set[int]()
         """Runs of the engine of whose last segment a contribution has come."""
         self._handles: list[Any] = []
@@ -117,6 +119,8 @@ class Armed:
         self._turn += 1
         task = torch._C._current_graph_task_id()
         if task != -1:
+            # a segment in a segment is of the run that recomputes that one
+            task = self._roots.get(task, task)
             # what a segment contributes comes before the next one is recomputed
             self._segments[task] += task in self._ran
             self._ran.discard(task)
@@ -140,18 +144,18 @@ class Armed:
                 row.found.always = True
             for place, (use, label) in enumerate(zip(uses, self._labels(calls, uses, row), strict=True)):
                 marks = use.node.metadata.setdefault("paramwatch", set())
-                mark = (self._serial, row.name, use.slot, tuple((step.output, step.slot) for step in use.way))
+                mark = (self._serial, row.name, use.slot, tuple((step.output, step.slot) for way in use.ways for step in way))
                 # a graph may be walked again, from a loss
                 if mark not in marks:
                     marks.add(mark)
                     here = site(place, label)
                     jobs[use.node].append((row, here, use))
                     row.found.expected += here.kind != "recompute"
-                    row.found.copied += any(step.copies for step in use.way)
+                    row.found.copied += any(step.copies for way in use.ways for step in way)
         for operation, rows in merging.items():
             self._say(merged(operation, [name for name in self.watched.rows if name in rows]))
         for node, of_node in jobs.items():
-            self._on_nodes.append(node.register_hook(self._taking([(row, found, use.slot, use.way) for row, found, use in of_node])))
+            self._on_nodes.append(node.register_hook(self._taking([(row, found, use.slot, use.ways) for row, found, use in of_node])))
 
     def _labels(self, calls: Calls, uses: Sequence[Use], row: WatchedRow) -> list[str]:
         labels = []
@@ -170,16 +174,17 @@ class Armed:
                 return
             with self._guard.contain("taking what a use contributes"), torch.no_grad():
                 task = torch._C._current_graph_task_id()
-                for row, site, slot, way in jobs:
+                for row, site, slot, ways in jobs:
                     grad = grad_inputs[slot]
                     if grad is None or not row.open:
                         continue
                     eps = torch.finfo(grad.dtype).eps
-                    mine = arrived(grad.detach(), way, row.tensor)
+                    mine = arrived(grad.detach(), ways, row.tensor)
                     if mine is not None:
                         row.found.take(task, site, mine, eps)
                     if site.kind == "recompute":
                         self._ran.add(site.origin)
+                        self._roots[task] = site.origin
 
         return take
 

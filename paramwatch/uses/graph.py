@@ -73,17 +73,30 @@ class Step:
         return mine
 
 
-def arrived(grad: Tensor, way: Sequence[Step], at: Tensor) -> Tensor | None:
-    """What a gradient of an operation is as one of its parameter.
+Way: TypeAlias = tuple[Step, ...]
+"""From an operation to a parameter that it uses."""
+
+
+def arrived(grad: Tensor, ways: Sequence[Way], at: Tensor) -> Tensor | None:
+    """What a gradient of an operation is as one of its parameter, by all ways together.
 
     Where that only widens the type (autocast) it stays in its own: the values are the same, and take half of the memory.
     """
+    found = [mine for way in ways if (mine := _along(grad, way, at)) is not None]
+    return None if not found else found[0] if len(found) == 1 else torch.stack(found).sum(0)
+
+
+def _along(grad: Tensor, way: Way, at: Tensor) -> Tensor | None:
     widens = grad.dtype != at.dtype and grad.device == at.device and torch.promote_types(grad.dtype, at.dtype) == at.dtype
     widens = widens and sum(step.casts for step in way) == 1 and all(step.slot is None for step in way)
     found: Tensor | None = grad
-    for step in way:
+    for i, step in enumerate(way):
         if found is not None and not (widens and step.casts):
             found = step(found)
+            if found is not None and step.slot is not None:
+                # between two nodes the engine sums over what was broadcast
+                last = i + 1 == len(way)
+                found = found.sum_to_size(at.shape if last else way[i + 1].node._input_metadata[way[i + 1].output].shape)
     return found
 
 
@@ -101,8 +114,8 @@ class Use:
     """The operation. What comes after it on the way to the parameter may be shared: by other uses, or later by a penalty on gradients."""
     slot: int
     """Which of the gradients that the node computes is the one."""
-    way: tuple[Step, ...]
-    """From there to the parameter."""
+    ways: tuple[Way, ...]
+    """From there to the parameter: several where that from which the weight is computed enters twice (spectral norm)."""
 
 
 def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, int]]) -> tuple[dict[Node, list[Use]], bool]:
@@ -150,22 +163,22 @@ def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, 
 
 
 def _uses(feeding: Sequence[tuple[Node, int]], readers: dict[Node, list[tuple[Node, int, int]]], derived: set[Node]) -> list[Use]:
-    found: list[tuple[Node, int, tuple[Step, ...]]] = []
-    todo: list[tuple[Node, int, tuple[Step, ...]]] = [(node, slot, ()) for node, slot in feeding]
+    found: dict[tuple[Node, int], list[Way]] = defaultdict(list)
+    todo: list[tuple[Node, int, Way]] = [(node, slot, ()) for node, slot in feeding]
     while todo:
         node, slot, way = todo.pop()
         behind = readers.get(node, ())
         for reader, its_slot, output in behind:
             todo.append((reader, its_slot, (Step(node, output, slot if node in derived else None), *way)))
         if not behind:
-            found.append((node, slot, way))
-    return sorted((_use(*each) for each in found), key=lambda use: (use.number, use.slot))
+            found[node, slot].append(way)
+    return sorted((_use(*at, tuple(ways)) for at, ways in found.items()), key=lambda use: (use.number, use.slot))
 
 
-def _use(node: Node, slot: int, way: tuple[Step, ...]) -> Use:
+def _use(node: Node, slot: int, ways: tuple[Way, ...]) -> Use:
     name: str = node.name()
     operation = name.rpartition("::")[2].partition("Backward")[0].lower()
-    return Use(node._sequence_nr(), operation, operation in WAYS, node, slot, way)
+    return Use(node._sequence_nr(), operation, operation in WAYS, node, slot, ways)
 
 
 @lru_cache(maxsize=4096)

@@ -15,7 +15,7 @@ from paramwatch.guard import ParamWatchError
 from paramwatch.inventory import LiveInventory
 from paramwatch.measure.room import share_of_device
 from paramwatch.record import Inventory
-from paramwatch.rows import places
+from paramwatch.rows import held_under, places
 from paramwatch.uses.contributions import Budget, Contributions
 
 TIED = "tied"
@@ -92,7 +92,7 @@ class Watched:
                 self._held_by.setdefault(id(place.holder), []).append((place.key, row))
         for parent in module.modules():
             # what a weight is computed from is held beside the layer that uses it
-            for derived in (parent._modules.get("parametrizations") or nn.Module()).children():
+            for derived in (getattr(parent, "parametrizations", None) or nn.Module()).children():
                 if isinstance(derived, ParametrizationList):
                     for _, row in self._held_by.get(id(derived), ()):
                         row.holders.add(id(parent))
@@ -105,7 +105,7 @@ class Watched:
     def adopt(self, module: nn.Module) -> None:
         """A sharded parameter (FSDP2) has a whole one in its place while its module runs: it stands for the same row."""
         for key, row in self._held_by.get(id(module), ()):
-            here = module._parameters.get(key)
+            here = held_under(module, key)
             if here is not None and id(here) not in self._of:
                 self._of[id(here)] = row
                 self._stand_ins.append(here)
