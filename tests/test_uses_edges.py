@@ -379,6 +379,30 @@ def test_a_weight_that_enters_what_it_is_computed_from_twice_has_one_use_in_each
     assert norms(watch, "0.parametrizations.weight.original") == near(truth)
 
 
+class Powers(nn.Module):
+    """Enters what is computed from it in 2^30 ways."""
+
+    def forward(self, w: Tensor) -> Tensor:
+        for _ in range(30):
+            w = w @ w / (w.norm() + 1) + 0.1 * w
+        return w
+
+
+def test_a_weight_that_enters_in_very_many_ways_takes_no_longer_than_in_one() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Powers())
+    net, twin = (nn.Sequential(layer, nn.Tanh(), other) for other in (layer, copy.deepcopy(layer)))
+    loss(twin).backward()
+    truth = {name: float(twin[int(name)].parametrizations.weight.original.grad.norm()) for name in "02"}
+    twin.zero_grad()
+    with paramwatch.attach(net, uses=1) as watch:
+        loss(net).backward()
+        sgd(net).step()
+
+    assert norms(watch, "0.parametrizations.weight.original") == near(truth)
+
+
 @dataclass(slots=True)
 class Output:
     """What some models return: a dataclass without a `__dict__`, and an object that leads back to itself."""

@@ -144,18 +144,18 @@ class Armed:
                 row.found.always = True
             for place, (use, label) in enumerate(zip(uses, self._labels(calls, uses, row), strict=True)):
                 marks = use.node.metadata.setdefault("paramwatch", set())
-                mark = (self._serial, row.name, use.slot, tuple((step.output, step.slot) for way in use.ways for step in way))
+                mark = (self._serial, row.name, use.slot)
                 # a graph may be walked again, from a loss
                 if mark not in marks:
                     marks.add(mark)
                     here = site(place, label)
                     jobs[use.node].append((row, here, use))
                     row.found.expected += here.kind != "recompute"
-                    row.found.copied += any(step.copies for way in use.ways for step in way)
+                    row.found.copied += any(step.copies for step in use.way)
         for operation, rows in merging.items():
             self._say(merged(operation, [name for name in self.watched.rows if name in rows]))
         for node, of_node in jobs.items():
-            self._on_nodes.append(node.register_hook(self._taking([(row, found, use.slot, use.ways) for row, found, use in of_node])))
+            self._on_nodes.append(node.register_hook(self._taking([(row, found, use.slot, use.way) for row, found, use in of_node])))
 
     def _labels(self, calls: Calls, uses: Sequence[Use], row: WatchedRow) -> list[str]:
         labels = []
@@ -174,12 +174,12 @@ class Armed:
                 return
             with self._guard.contain("taking what a use contributes"), torch.no_grad():
                 task = torch._C._current_graph_task_id()
-                for row, site, slot, ways in jobs:
+                for row, site, slot, way in jobs:
                     grad = grad_inputs[slot]
                     if grad is None or not row.open:
                         continue
                     eps = torch.finfo(grad.dtype).eps
-                    mine = arrived(grad.detach(), ways, row.tensor)
+                    mine = arrived(grad.detach(), way, row.tensor)
                     if mine is not None:
                         row.found.take(task, site, mine, eps)
                     if site.kind == "recompute":

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from types import FunctionType, ModuleType
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from paramwatch.uses.obstacles import WAYS
 
 Node: TypeAlias = Any
 """A node of the graph, `torch.autograd.graph.Node` with the sequence number that is not in its interface."""
+Readers: TypeAlias = dict[Node, list[tuple[Node, int, int]]]
+"""Of a node: who uses what it made, as which of its inputs, and which of its outputs that is."""
 
 _LEAF = "torch::autograd::AccumulateGrad"
 _CHECKPOINT = "CheckpointFunctionBackward"
@@ -43,60 +45,77 @@ _FORM = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One node between a use and its parameter, which maps a gradient of what it made to one of what it was made from."""
+class Form:
+    """A change of form between a use and its parameter, which maps a gradient of what it made to one of what it was made from."""
 
     node: Node
-    output: int
-    """Which of its outputs the use took."""
-    slot: int | None
-    """Which of its gradients is the parameter's; None where there is one."""
 
     @property
     def casts(self) -> bool:
         """Whether it may change the type."""
-        return self.slot is None and self.node.name() == "ToCopyBackward0"
+        found: bool = self.node.name() == "ToCopyBackward0"
+        return found
 
     @property
     def copies(self) -> bool:
         """Whether a gradient on its way takes memory there that autograd would not take for it."""
-        return self.slot is not None or self.casts
+        return self.casts
 
     def __call__(self, grad: Tensor) -> Tensor | None:
-        if self.slot is None:
-            found: Tensor | None = self.node(grad)
-            return found
-        given: list[Tensor | None] = [None] * len(self.node._input_metadata)
-        given[self.output] = grad
-        made: Any = self.node(*given)
-        mine: Tensor | None = made[self.slot] if isinstance(made, tuple) else made
-        return mine
+        found: Tensor | None = self.node(grad)
+        return found
 
 
-Way: TypeAlias = tuple[Step, ...]
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """All that is between a use and a parameter from which what is used was computed, which may enter there in several places."""
+
+    node: Node
+    """Made what is used."""
+    output: int
+    """Which of its outputs that is."""
+    leaf: Node
+    inner: Set[Node]
+    """What lies between."""
+    casts: ClassVar[bool] = False
+    copies: ClassVar[bool] = True
+
+    def __call__(self, grad: Tensor) -> Tensor | None:
+        total: Tensor | None = None
+        pending: dict[Node, dict[int, Tensor]] = {self.node: {self.output: grad}}
+        while pending:
+            # what was made later comes first, as in the engine
+            node = max(pending, key=lambda node: node._sequence_nr())
+            given = pending.pop(node)
+            made: Any = node(*(given.get(i) for i in range(len(node._input_metadata))))
+            for (below, output), mine in zip(node.next_functions, made if isinstance(made, tuple) else (made,), strict=True):
+                if mine is None or (below is not self.leaf and below not in self.inner):
+                    continue
+                # between two nodes the engine sums over what was broadcast
+                mine = mine.sum_to_size(below._input_metadata[output].shape)
+                if below is self.leaf:
+                    total = mine if total is None else total + mine
+                else:
+                    so_far = pending.setdefault(below, {})
+                    so_far[output] = so_far[output] + mine if output in so_far else mine
+        return total
+
+
+Way: TypeAlias = tuple[Form, ...] | tuple[Derivation]
 """From an operation to a parameter that it uses."""
 
 
-def arrived(grad: Tensor, ways: Sequence[Way], at: Tensor) -> Tensor | None:
-    """What a gradient of an operation is as one of its parameter, by all ways together.
+def arrived(grad: Tensor, way: Way, at: Tensor) -> Tensor | None:
+    """What a gradient of an operation is as one of its parameter.
 
     Where that only widens the type (autocast) it stays in its own: the values are the same, and take half of the memory.
     """
-    found = [mine for way in ways if (mine := _along(grad, way, at)) is not None]
-    return None if not found else found[0] if len(found) == 1 else torch.stack(found).sum(0)
-
-
-def _along(grad: Tensor, way: Way, at: Tensor) -> Tensor | None:
     widens = grad.dtype != at.dtype and grad.device == at.device and torch.promote_types(grad.dtype, at.dtype) == at.dtype
-    widens = widens and sum(step.casts for step in way) == 1 and all(step.slot is None for step in way)
+    widens = widens and sum(step.casts for step in way) == 1
     found: Tensor | None = grad
-    for i, step in enumerate(way):
+    for step in way:
         if found is not None and not (widens and step.casts):
             found = step(found)
-            if found is not None and step.slot is not None:
-                # between two nodes the engine sums over what was broadcast
-                last = i + 1 == len(way)
-                found = found.sum_to_size(at.shape if last else way[i + 1].node._input_metadata[way[i + 1].output].shape)
     return found
 
 
@@ -114,8 +133,8 @@ class Use:
     """The operation. What comes after it on the way to the parameter may be shared: by other uses, or later by a penalty on gradients."""
     slot: int
     """Which of the gradients that the node computes is the one."""
-    ways: tuple[Way, ...]
-    """From there to the parameter: several where that from which the weight is computed enters twice (spectral norm)."""
+    way: Way
+    """From there to the parameter."""
 
 
 def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, int]]) -> tuple[dict[Node, list[Use]], bool]:
@@ -129,7 +148,7 @@ def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, 
         deriving: Intervals of operations that compute parameters from others, in order.
     """
     leaves: dict[Node, list[tuple[Node, int]]] = defaultdict(list)
-    readers: dict[Node, list[tuple[Node, int, int]]] = defaultdict(list)
+    readers: Readers = defaultdict(list)
     derived: set[Node] = set()
     recomputes = False
     todo = list(roots)
@@ -159,26 +178,37 @@ def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, 
             if child not in seen:
                 seen.add(child)
                 todo.append(child)
-    return {leaf: _uses(feeding, readers, derived) for leaf, feeding in leaves.items()}, recomputes
+    return {leaf: _uses(leaf, feeding, readers, derived) for leaf, feeding in leaves.items()}, recomputes
 
 
-def _uses(feeding: Sequence[tuple[Node, int]], readers: dict[Node, list[tuple[Node, int, int]]], derived: set[Node]) -> list[Use]:
-    found: dict[tuple[Node, int], list[Way]] = defaultdict(list)
-    todo: list[tuple[Node, int, Way]] = [(node, slot, ()) for node, slot in feeding]
+def _uses(leaf: Node, feeding: Sequence[tuple[Node, int]], readers: Readers, derived: Set[Node]) -> list[Use]:
+    inner, todo = set[Node](), [node for node, _ in feeding]
     while todo:
-        node, slot, way = todo.pop()
-        behind = readers.get(node, ())
-        for reader, its_slot, output in behind:
-            todo.append((reader, its_slot, (Step(node, output, slot if node in derived else None), *way)))
-        if not behind:
-            found[node, slot].append(way)
-    return sorted((_use(*at, tuple(ways)) for at, ways in found.items()), key=lambda use: (use.number, use.slot))
+        node = todo.pop()
+        if node in readers and node not in inner:
+            inner.add(node)
+            todo += [reader for reader, _, _ in readers[node]]
+    found = [_use(node, slot, ()) for node, slot in feeding if node not in inner]
+    computed = not inner.isdisjoint(derived)
+    for node in inner:
+        for reader, slot, output in readers[node]:
+            if reader not in inner:
+                found.append(_use(reader, slot, (Derivation(node, output, leaf, inner),) if computed else _forms(node, leaf)))
+    return sorted(found, key=lambda use: (use.number, use.slot))
 
 
-def _use(node: Node, slot: int, ways: tuple[Way, ...]) -> Use:
+def _forms(node: Node, leaf: Node) -> Way:
+    way: tuple[Form, ...] = ()
+    while node is not leaf:
+        way = (*way, Form(node))
+        ((node, _),) = node.next_functions
+    return way
+
+
+def _use(node: Node, slot: int, way: Way) -> Use:
     name: str = node.name()
     operation = name.rpartition("::")[2].partition("Backward")[0].lower()
-    return Use(node._sequence_nr(), operation, operation in WAYS, node, slot, ways)
+    return Use(node._sequence_nr(), operation, operation in WAYS, node, slot, way)
 
 
 @lru_cache(maxsize=4096)
