@@ -13,7 +13,8 @@ from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
 
-from paramwatch.laws import Kind, Law, Numbers, drawn_within
+from paramwatch.drawn import Kind, Law, Numbers
+from paramwatch.laws import drawn_within
 from paramwatch.shapes import LEVEL, SURE
 from paramwatch.standards import DEFAULT, Standard, standards
 

@@ -147,6 +147,13 @@ def variance_within(cut: float) -> float:
     return 1 - 2 * cut * density / math.erf(cut / math.sqrt(2))
 
 
+def variance_between(low: float, high: float) -> float:
+    """Variance of a standard normal law between two ends."""
+    share = (math.erfc(-high / math.sqrt(2)) - math.erfc(-low / math.sqrt(2))) / 2
+    at_low, at_high = (math.exp(-(end**2) / 2) / math.sqrt(2 * math.pi) / share for end in (low, high))
+    return 1 + low * at_low - high * at_high - (at_low - at_high) ** 2
+
+
 def cut_of(ratio: float) -> float:
     """The cut of a normal law whose mean square over squared reach is this."""
     i = min(max(bisect_right(_RATIOS, -ratio), 1), len(_RATIOS) - 1)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from paramwatch.laws import Law, Numbers
+from paramwatch.drawn import Law, Numbers
 from paramwatch.rows import Place
 from paramwatch.standards import is_known, is_norm_scale, kind_of, scale_range, scales, type_name
 

@@ -14,9 +14,10 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from paramwatch.columns import Array
+from paramwatch.drawn import NO_TESTS, Kind, Law, Numbers, Tests
 from paramwatch.fitting import agrees, named
 from paramwatch.formulas import COARSE, gain_of_row, gain_of_rows, spread
-from paramwatch.laws import NO_TESTS, Kind, Law, Numbers, Tests, law_of, two_sided
+from paramwatch.laws import law_of, two_sided
 from paramwatch.standards import DEFAULT, Standard
 from paramwatch.wording import grouped, not_smooth, per_cent, rounded, standing_apart, words
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from paramwatch.columns import Array
+from paramwatch.drawn import Law, Numbers, Sketch
 from paramwatch.formulas import below, cut_of, gain_over_normal, gain_over_uniform, is_bell, variance_within
+from paramwatch.lopsided import lopsided
 from paramwatch.shapes import LEVEL, SURE, are_cut, are_two_sided, are_uniform
-
-Kind: TypeAlias = Literal["constant", "uniform", "normal", "truncated", "two-sided"]
 
 _NATS = -math.log(LEVEL)
 """A cut at the largest of n normal numbers gains Exp(1) nats in likelihood, so that more than this comes in `LEVEL` of cases."""
@@ -42,94 +40,6 @@ NEAR_CUT = 1.0
 """Standard deviations: what is cut nearer is hardly curved, and is not told from a uniform law."""
 
 
-class Law(NamedTuple):
-    """A distribution that weights are drawn from."""
-
-    kind: Kind
-    centre: float
-    scale: float
-    """Half the width of a uniform law, the standard deviation of a normal one before any cut, the outer edge of a two-sided one."""
-    cut: float = math.inf
-    """In standard deviations, for a truncated one; the inner edge, for a two-sided one."""
-
-    @property
-    def std(self) -> float:
-        """Its standard deviation."""
-        if self.kind == "uniform":
-            return self.scale / math.sqrt(3)
-        if self.kind == "truncated":
-            return self.scale * math.sqrt(variance_within(self.cut))
-        if self.kind == "two-sided":
-            return math.sqrt((self.scale**2 + self.scale * self.cut + self.cut**2) / 3)
-        return self.scale if self.kind == "normal" else 0.0
-
-
-class Sketch(NamedTuple):
-    """A normal law with a cut, as the extremes and the spread of some numbers give it."""
-
-    cut: Law
-    ratio: float
-    """Root mean square over reach, about its centre."""
-    gain: float
-    """Nats over a normal law without a cut."""
-
-
-class Tests(NamedTuple):
-    """What is known before of elements in ascending order; None where it is found out when it is asked for."""
-
-    even: bool | None = None
-    """Whether they are evenly spread between the extremes."""
-    normal: bool | None = None
-    cut: tuple[Law, bool] | None = None
-    """Whether they follow a truncated law, for one such law."""
-    two_sided: bool | None = None
-    sketch: Sketch | None = None
-
-
-NO_TESTS = Tests()
-
-
-class Numbers(NamedTuple):
-    """What is looked at of a tensor: numbers over all elements, and some elements in ascending order."""
-
-    n: int
-    mean: float
-    std: float
-    low: float
-    high: float
-    grain: float
-    """Distance from 1 to the next number of their dtype: nothing finer can be told."""
-    some: Array | None = None
-    total: int = 0
-    """How many elements the extremes are those of, if more than n; mean and spread are those of n."""
-    tests: Tests = NO_TESTS
-    """Of `some`."""
-
-    @property
-    def extent(self) -> int:
-        """How many elements the extremes are those of."""
-        return max(self.total, self.n)
-
-    @classmethod
-    def of(cls, elements: Array, grain: float) -> Numbers:
-        """Of elements that are all at hand; at least one."""
-        some = np.sort(elements)
-        return cls(len(some), float(some.mean()), float(some.std()), float(some[0]), float(some[-1]), grain, some)
-
-    def beside(self, some: Array, tests: Tests = NO_TESTS) -> Numbers:
-        """These numbers beside some elements in ascending order, and what is known of those."""
-        return Numbers(self.n, self.mean, self.std, self.low, self.high, self.grain, some, self.total, tests)
-
-    def square(self, centre: float) -> float:
-        """Mean square of the distance from a centre."""
-        # products: a power that is too large raises
-        return self.std * self.std + (self.mean - centre) * (self.mean - centre)
-
-    def reach(self, centre: float) -> float:
-        """Largest distance from a centre."""
-        return max(self.high - centre, centre - self.low)
-
-
 def law_of(x: Numbers, bound_known: bool = False) -> Sequence[Law]:
     """The laws that the numbers look drawn from, the likeliest first: none, one, or two that cannot be told apart.
 
@@ -144,6 +54,9 @@ def law_of(x: Numbers, bound_known: bool = False) -> Sequence[Law]:
     normal = Law("normal", cut.centre, math.sqrt(x.square(cut.centre)))
     two = _cut_at_two(x, cut) if _may_be_cut_at_two(x, cut.centre) else None
     may_be_normal = gain <= _CLOSED and _is_normal(x) and x.extent * math.erfc(1 / ratio / math.sqrt(2)) > LEVEL
+    askew = lopsided(x, max(gain + _LEANS, _OPEN))
+    if askew is not None:
+        return [askew.law] if not may_be_normal or askew.gain > _CLOSED else [normal, askew.law]
     if gain <= _NATS:
         if may_be_normal and two is not None:
             return [two, normal] if x.n * gain_over_normal(2.0, ratio) > _FOR_A_CUT else [normal, two]

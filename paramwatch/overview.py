@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from paramwatch.columns import ABSENT, STATISTICS, Array, getter
+from paramwatch.drawn import Law, Numbers
 from paramwatch.guard import ParamWatchError
 from paramwatch.hazards import hazards
 from paramwatch.initial import NOTHING, Answers, Look, Seen, look
-from paramwatch.laws import Law, Numbers
 from paramwatch.measure import is_supported, measure
 from paramwatch.measure.naive import ORDER
 from paramwatch.record import TieGroup

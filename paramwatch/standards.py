@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from paramwatch.laws import Law
+from paramwatch.drawn import Law
 from paramwatch.rows import held_under, is_lazy
 
 DEFAULT = "PyTorch default"

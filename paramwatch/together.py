@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from paramwatch.columns import Array
+from paramwatch.drawn import Law, Numbers, Sketch, Tests
 from paramwatch.formulas import few_values, have_tied_ends, is_bell, may_be_orthogonal, spread
 from paramwatch.initial import ENOUGH, Answers
-from paramwatch.laws import BOX, Law, Numbers, Sketch, Tests, asked
+from paramwatch.laws import BOX, asked
 from paramwatch.measure.sampled import positions
 from paramwatch.measure.scaled import stream_of
 from paramwatch.sampling import AS_IT_IS, READABLE, Limits, Whole, is_plain, looked

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from paramwatch.columns import Array
+from paramwatch.drawn import Law, Numbers
 from paramwatch.formulas import few_values, tied_ends
-from paramwatch.laws import Law, Numbers
 from paramwatch.standards import DEFAULT, Standard
 
 _NEAR = 1.5
@@ -27,6 +27,8 @@ def words(law: Law) -> str:
     if law.kind == "constant":
         return f"constant {law.centre:.6g}"
     text = f"normal({law.centre:.3g}, {law.scale:.3g})"
+    if law.ends is not None:
+        return f"truncated {text}, between {law.ends[0]:.3g} and {law.ends[1]:.3g}"
     return f"truncated {text}, cut at {law.cut:.3g} std" if law.kind == "truncated" else text
 
 
@@ -86,6 +88,9 @@ def per_cent(share: float) -> str:
 def rounded(x: Numbers, law: Law) -> Law:
     """A law whose parameters are not known, with the roundest ones that the numbers allow."""
     n, most = x.n, x.extent
+    if law.ends is not None:
+        off = 8 * (x.high - x.low) / most
+        return law._replace(ends=(roundest(x.low - off, x.low), roundest(x.high, x.high + off)))
     if law.kind in ("normal", "truncated"):
         off = 3 * law.scale / math.sqrt(2 * n)
         scale = roundest(law.scale - off, law.scale + off)

@@ -7,11 +7,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from torch import nn
 
+import paramwatch
+from paramwatch.drawn import Law, Numbers
 from paramwatch.fitting import agrees
-from paramwatch.laws import Law, Numbers, law_of
+from paramwatch.formulas import variance_between, variance_within
+from paramwatch.laws import law_of
 from paramwatch.wording import per_cent, roundest
 
 ROOT = Path(__file__).parents[1]
@@ -130,3 +135,29 @@ def test_the_tables_in_the_docs_are_what_the_command_prints() -> None:
     some = {law: command["OWN"][law] for law in ("uniform ±0.07", "normal(0, 0.02)", "cut at 1 std")}
     rows = [line.removesuffix(" |").split(" | ") for line in command["table"](some, (16,), 1000)[2:]]
     assert all(row in [line[:2] for line in stated] for row in rows)
+
+
+@pytest.mark.parametrize(("mean", "low", "high"), [(0.5, -2, 2), (1.0, -2, 2), (0.0, -2, 3), (0.0, -1, 2)])
+def test_a_normal_law_that_is_not_cut_as_far_on_both_sides_is_named_by_its_ends(mean: float, low: float, high: float) -> None:
+    def frame(width: int) -> pd.DataFrame:
+        torch.manual_seed(0)
+        layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(100))
+        for layer in layers:
+            nn.init.trunc_normal_(layer.weight, mean=mean, a=low, b=high)
+        return paramwatch.summary(layers).frame
+
+    found = frame(64)
+    assert (found["family"] == "truncated").mean() >= 0.99
+    assert frame(32)["family"].str.contains("truncated").mean() >= 0.99
+    stated = found["looks_like"].str.extract(r"truncated normal\((\S+), (\S+)\), between (\S+) and (\S+)").astype(float)
+    assert stated.mean().to_numpy() == pytest.approx([mean, 1, low, high], abs=0.05)
+    assert found["theoretical_std"].to_numpy() == pytest.approx(found["std"].to_numpy(), rel=0.02)
+
+
+def test_the_spread_between_two_ends_is_that_of_the_integral() -> None:
+    at = np.linspace(-1.5, 2.5, 400_001)
+    weights = np.exp(-(at**2) / 2)
+    mean = np.average(at, weights=weights)
+
+    assert variance_between(-1.5, 2.5) == pytest.approx(np.average((at - mean) ** 2, weights=weights), rel=1e-5)
+    assert variance_between(-2.0, 2.0) == pytest.approx(variance_within(2.0), rel=1e-12)
