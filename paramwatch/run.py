@@ -6,6 +6,7 @@ The reading half of what `attach` returns. It also reads a run that is going on:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,22 @@ class _Still(Run):
     def __init__(self, run: Run) -> None:
         super().__init__(run.path)
         self._contents = run._read()
+
+    @property
+    def parameters(self) -> pd.DataFrame:
+        return self._parameters.copy()
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        return self._steps.copy()
+
+    @cached_property
+    def _parameters(self) -> pd.DataFrame:
+        return super().parameters
+
+    @cached_property
+    def _steps(self) -> pd.DataFrame:
+        return super().steps
 
     def _read(self) -> Contents:
         return self._contents

@@ -187,3 +187,9 @@ def test_a_killed_training_leaves_all_that_it_flushed_and_the_resumed_one_goes_o
             first = len(steps) - 3
         training.stdin.close()
     assert len({file.name.partition(".")[0] for file in (folder / "paramwatch").glob("*.rows.arrow")}) == 2
+
+
+def test_what_is_asked_for_besides_the_rows_has_its_share_of_the_bytes() -> None:
+    """The schedule keeps fewer steps where histograms and splits are to be kept as well."""
+    kept = [paramwatch.attach(mlp(), histograms=histograms, uses=uses)._store._budget for histograms, uses in ((0, 0), (9, 0), (9, 9))]
+    assert kept[0] > kept[1] > kept[2] > 0
