@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# no test is timed: a machine with other work would fail it
+settings.register_profile("untimed")
+settings.load_profile("untimed")
 
 # several workers share the cores, and so do the processes that tests start; read when torch is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")

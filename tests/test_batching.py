@@ -63,7 +63,7 @@ def assert_same(got: Record, wanted: Record) -> None:
         assert (array.dtype, array.flags.writeable) == (expected.dtype, False)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     LOOPS,
     st.sampled_from(["default", "full", "cheap"]),
@@ -138,7 +138,7 @@ def curves_in(folder: Path) -> list[bytes]:
     return found
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(LOOPS, st.booleans(), MOST)
 @example([*["both"] * 5, "first", "read", "both"], False, 256)
 @example(["both", "both", "first", "read", "read", "read", "both"], False, 1)
@@ -189,7 +189,7 @@ def test_one_step_of_a_batch_may_draw_other_curves_than_the_next(tmp_path: Path)
     assert curves_in(tmp_path) == [event(each, Curves.of(net)) for each in records]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(5, 7), st.integers(0, 300), st.integers(1, 3))
 def test_the_store_keeps_of_a_batch_what_its_schedule_keeps_and_what_would_vanish(
     sizes: list[int], base: int, first: int, stride: int
@@ -244,7 +244,7 @@ def test_the_batches_that_are_written_hold_as_many_steps_however_they_came(monke
 # ---- the rules ----------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(LOOPS, MOST)
 def test_no_finding_is_lost_by_asking_of_some_records_only(loop: list[str], most: int) -> None:
     rounds = rounds_of(["both", *loop, "both", "both", "outside", "both"])

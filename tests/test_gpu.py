@@ -151,7 +151,7 @@ def test_only_a_chunk_that_float32_is_not_enough_for_is_read_twice(run: Run, nam
 
 
 @pytest.mark.thorough
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(n=st.integers(1, 1500), offset=st.integers(0, 9), chunk=st.sampled_from([512, 1024, 8192]), lanes=st.sampled_from([32, 64]))
 def test_any_way_to_cut_a_tensor_into_chunks_gives_the_same_parts(run: Run, n: int, offset: int, chunk: int, lanes: int) -> None:
     x = (1 + noise(3000))[offset : offset + n]
@@ -160,7 +160,7 @@ def test_any_way_to_cut_a_tensor_into_chunks_gives_the_same_parts(run: Run, n: i
 
 
 @pytest.mark.thorough
-@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(n=st.integers(0, 1200), cuts=st.lists(st.integers(0, 1200), max_size=3).map(tuple))
 def test_pieces_of_a_tensor_merge_to_the_whole(run: Run, n: int, cuts: tuple[int, ...]) -> None:
     whole, found = run(gpu_trials.pieces, n, cuts)

@@ -81,7 +81,7 @@ def same(found: dict[str, pd.DataFrame], wanted: dict[str, pd.DataFrame]) -> Non
         pd.testing.assert_frame_equal(found[question], frame, check_exact=True, obj=question)
 
 
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=2)
 @example(loop=[("step", 140), ("spoil", 60), ("grow", 40)], steps=slice(50, 190, 3))
 @given(loop=LOOPS, steps=st.slices(200).filter(lambda each: min(each.start or 0, each.stop or 0) >= 0 and (each.step or 1) > 0))
 def test_every_frame_of_a_live_watch_is_that_of_the_loaded_run(loop: list[tuple[str, int]], steps: slice) -> None:

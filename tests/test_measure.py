@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -355,7 +355,6 @@ def merged(pieces: list[Tensor]) -> dict[str, float]:
     return {part: float(column[0]) for part, column in merge(columns, [range(len(pieces))]).items() if part != "dot"}
 
 
-@settings(deadline=None)
 @given(elements, st.lists(st.integers(0, 40), max_size=5))
 def test_any_split_of_a_tensor_measured_and_merged_equals_the_whole(values: list[float], cuts: list[int]) -> None:
     whole = torch.tensor(values, dtype=torch.float32)
@@ -367,7 +366,6 @@ def test_any_split_of_a_tensor_measured_and_merged_equals_the_whole(values: list
         assert found == pytest.approx(expected[part], rel=1e-9, abs=1e-9 * scale if part in ("mean", "std") else 0.0, nan_ok=True), part
 
 
-@settings(deadline=None)
 @given(st.lists(elements, min_size=1, max_size=6))
 def test_tensors_packed_together_have_the_numbers_each_has_alone(many: list[list[float]]) -> None:
     tensors = [torch.tensor(values, dtype=torch.float32) for values in many]

@@ -82,7 +82,7 @@ def test_an_update_is_counted_by_its_exact_difference() -> None:
     assert np.isnan(update_histograms([torch.zeros(3)], [torch.zeros(4)]).numpy()).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     numbers=st.lists(st.floats(width=16) | st.sampled_from([0.0, -0.0, 6e-8, NAN, INF]), max_size=60),
     cuts=st.lists(st.integers(0, 60), max_size=4),

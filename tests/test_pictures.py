@@ -17,7 +17,7 @@ from paramwatch.tensorboard.picture import HEIGHT, PLOT_HEIGHT, WIDTH, picture
 from paramwatch.tensorboard.strip import Strip
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 30), st.booleans()), min_size=1, max_size=8), st.integers(1, 4), st.integers(0, 5))
 def test_a_strip_holds_of_the_steps_of_each_column_the_greatest(batches: list[tuple[int, bool]], rows: int, first: int) -> None:
     rng, kept, step = np.random.default_rng(rows), {}, first

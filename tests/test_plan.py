@@ -92,7 +92,7 @@ def test_a_loop_of_the_harness_has_equal_records_both_ways(loop: Callable[[Lab],
         assert_same(quick, general)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(ACTIONS, st.sampled_from(["exact", "off"]), st.sampled_from([1, 1, 2]), st.booleans(), st.sampled_from([2, 256]))
 def test_whatever_happens_the_records_are_equal_both_ways(actions: list[str], update: Any, every: int, raw: bool, most: int) -> None:
     quick = rounds_of(actions, update=update, every=every, raw=raw)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from models import CASES, ODD_NAMES, Case, OddNames, TiedHead, shared_mlp
 from torch import nn
@@ -178,7 +178,6 @@ def test_a_name_is_a_pattern_for_itself_whatever_it_is_made_of(name: str) -> Non
 
 
 @given(st.text(), st.text(alphabet="*?[]!a.-\n"))
-@settings(deadline=None)
 def test_a_pattern_fits_itself_and_what_the_shell_says(name: str, pattern: str) -> None:
     assert fitting([name])(name)
     assert fitting(["*"])(name)

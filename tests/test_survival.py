@@ -194,7 +194,7 @@ HAPPENS: dict[str, dict[str, object]] = {
 """Ways in which steps differ from those before."""
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(parts=st.lists(st.tuples(st.sampled_from(sorted(HAPPENS)), st.integers(1, 9)), min_size=1, max_size=6))
 @example(parts=[("ordinary", 8), ("garbage", 8)])
 def test_what_is_read_once_is_what_each_batch_holds(parts: list[tuple[str, int]]) -> None:

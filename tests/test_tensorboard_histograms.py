@@ -32,7 +32,7 @@ def histogram_of(x: Any) -> Any:
     return of_elements(counts_of(x), parts["min"], parts["max"], parts["mean"], parts["rms"])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(F32)
 def test_every_finite_element_is_in_its_bucket(x: np.ndarray[Any, Any]) -> None:
     finite = x[np.isfinite(x)].astype(np.float64)
@@ -59,7 +59,7 @@ def test_a_histogram_has_a_width_everywhere_and_few_empty_buckets(x: list[float]
     assert not ((counts[:-1] == 0) & (counts[1:] == 0)).any()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(arrays(np.float64, st.integers(0, 60), elements=st.floats(min_value=0)))
 def test_a_distribution_is_of_the_logarithms_that_there_are(values: np.ndarray[Any, Any]) -> None:
     logs = np.log10(values[(values > 0) & np.isfinite(values)])
