@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 
 import torch
@@ -122,8 +123,14 @@ def hooks() -> int:
 
 def peak_bytes(step: Step) -> int:
     """The most that torch's allocator had given out during a step, more than when it began; gradients are gone by then."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step()
+    # what an earlier model had is not to be given back meanwhile
+    gc.collect()
+    gc.disable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            step()
+    finally:
+        gc.enable()
     assert profiled.profiler is not None
     events = [each for each in profiled.profiler.kineto_results.events() if each.name() == "[memory]"]
     given = most = 0
