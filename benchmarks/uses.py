@@ -8,7 +8,8 @@ what was paired in the same round. `between` is watched with `uses=10**9`, so th
 Memory: the largest number of bytes that torch's allocator had given out at any moment of a step, above what it had given out when the step
 began, as torch's own profiler reports each allocation: gradients, activations, temporaries and what autograd holds while it adds. Not
 counted: the parameters, which are there before; what is no tensor (128 KiB a thread while inner products are made, and Python objects).
-In units of the bytes of the largest shared parameter. Nothing else is watched (`update="off"`), so that the difference is the split's.
+The profiler loses an
+event now and then, so the later steps are told by their median. In units of the bytes of the largest shared parameter. Nothing else is watched (`update="off"`), so that the difference is the split's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import statistics
 from collections.abc import Callable, Iterator
 
 import torch
@@ -182,13 +184,13 @@ def peaks(make: Callable[[], nn.Module], loss: Callable[[nn.Module], torch.Tenso
             stack.enter_context(budget(None if allowed is None else int(allowed * unit)))
             watch = stack.enter_context(paramwatch.attach(net, update="off", uses=1, uses_of="*")) if split else None
             found[split] = []
-            for _ in range(3):
+            for _ in range(8):
                 net.zero_grad()
                 found[split].append(peak_bytes(step))
             if watch is not None:
                 modes = sorted(watch.uses()["mode"].unique())
-    plain, (first, *later) = max(found[False]), found[True]
-    return f"{plain / unit:.2f}", f"{first / unit:.2f}", f"{max(later) / unit:.2f}", ", ".join(f"`{mode}`" for mode in modes)
+    plain, (first, *later) = statistics.median(found[False]), found[True]
+    return f"{plain / unit:.2f}", f"{first / unit:.2f}", f"{statistics.median(later) / unit:.2f}", ", ".join(f"`{mode}`" for mode in modes)
 
 
 def memory() -> Iterator[str]:
