@@ -8,8 +8,8 @@ what was paired in the same round. `between` is watched with `uses=10**9`, so th
 Memory: the largest number of bytes that torch's allocator had given out at any moment of a step, above what it had given out when the step
 began, as torch's own profiler reports each allocation: gradients, activations, temporaries and what autograd holds while it adds. Not
 counted: the parameters, which are there before; what is no tensor (128 KiB a thread while inner products are made, and Python objects).
-The profiler loses an
-event now and then, so the later steps are told by their median. In units of the bytes of the largest shared parameter. Nothing else is watched (`update="off"`), so that the difference is the split's.
+The profiler loses an event now and then, so the later steps are told by their median. In units of the bytes of the largest shared
+parameter. Nothing else is watched (`update="off"`), so that the difference is the split's.
 """
 
 from __future__ import annotations
