@@ -110,6 +110,7 @@ def wandb_watch(net: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) 
 @contextlib.contextmanager
 def torchlens_watch(net: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> Iterator[After]:
     from torchlens import trackers
+    from torchlens.observability import WatchSettings
 
     numbers, current = itertools.count(1), [0]
 
@@ -117,9 +118,11 @@ def torchlens_watch(net: nn.Module, optimizer: torch.optim.Optimizer, folder: Pa
         current[0] = next(numbers)
 
     signals, sink = ("gradients", "parameters", "updates"), trackers.JSONLSink(str(folder / "log.jsonl"))
+    # its history in memory holds 256 steps, and raises at the next one
+    kept = WatchSettings(output_dir=str(folder / "history"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names that may change
-        session = trackers.watch(net, to=sink, signals=signals, optimizer=optimizer, step=lambda: current[0], every=1)
+        session = trackers.watch(net, to=sink, signals=signals, optimizer=optimizer, step=lambda: current[0], every=1, settings=kept)
     yield after
     session.close()
 
