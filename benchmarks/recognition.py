@@ -31,6 +31,8 @@ OWN: dict[str, Draw] = {
     "cut at 1.5 std": cut(1.5),
     "cut at 1 std": cut(1.0),
     "cut at 0.5 std": cut(0.5),
+    "cut at -2 and 3 std": lambda w: init.trunc_normal_(w, std=0.02, a=-0.04, b=0.06),
+    "cut at -1 and 2 std": lambda w: init.trunc_normal_(w, std=0.02, a=-0.02, b=0.04),
 }
 """Laws that are tried."""
 

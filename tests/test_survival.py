@@ -203,7 +203,7 @@ def test_what_is_read_once_is_what_each_batch_holds(parts: list[tuple[str, int]]
         patch.setattr(store_module, "BATCH_STEPS", 4)
         store = Store(folder, max_bytes=1)
         for step, how in enumerate(how for how, times in parts for _ in range(times)):
-            store.write(differing(step, net, **HAPPENS[how]))  # type: ignore[arg-type]
+            store.write(differing(step, net, **HAPPENS[how]))  # type: ignore[arg-type]  # of several types
         store.close()
     (once,), (each,) = read(folder).epochs, read(folder).epochs
     each._same = [{} for _ in each._same]

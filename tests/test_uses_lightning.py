@@ -112,7 +112,7 @@ def test_a_fit_is_split_as_a_plain_loop_is_and_trains_the_same(way: Way) -> None
     bare = fit(way)
     apart, whole = truth(way)
 
-    assert not watch_of(callback).recorder.splits.guard.failed  # type: ignore[union-attr]
+    assert not watch_of(callback).recorder.splits.guard.failed  # type: ignore[union-attr]  # with `uses` there are splits
     assert watched.losses == bare.losses
     assert all(torch.equal(one, other) for one, other in zip(watched.parameters(), bare.parameters(), strict=True))
     steps = 6 // way.backwards

@@ -43,7 +43,7 @@ def train(net: nn.Module, forward: Forward, steps: int = 3, **options: Any) -> W
             optimizer.zero_grad()
             forward(net).backward()
             optimizer.step()
-    assert not watch.recorder.splits.guard.failed  # type: ignore[union-attr]
+    assert not watch.recorder.splits.guard.failed  # type: ignore[union-attr]  # with `uses` there are splits
     assert not torch_modules._global_forward_hooks
     return watch
 
