@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -242,6 +243,38 @@ def test_the_graphs_are_the_same_watched_or_not(compiling: Compiling, make: Call
     assert watched_later.breaks.total() <= bare.breaks.total() + 1
     # torch's wrapper of `step`, which has a hook to call now, and a step that is given another closure are traced once more
     assert watched_later.traced[0] <= bare.traced[0] + 3
+
+
+def explained(compiling: Compiling, attach_at: int | None, make: Callable[[nn.Module], Optimizer]) -> list[tuple[int, int, int, list[str]]]:
+    """What `torch._dynamo.explain` says of two passes, the second after a pass as it is: graphs, breaks between them, operations, reasons."""
+    torch._dynamo.reset()
+    said = []
+
+    def explaining(what: Any, **_: Any) -> Any:
+        def called(*args: Any) -> Any:
+            found = torch._dynamo.explain(what)(*args)
+            said.append((found.graph_count, found.graph_break_count, found.op_count, [each.reason for each in found.break_reasons]))
+            return what(*args)
+
+        return called
+
+    net = mlp()
+    iterate = compiling(net, make(net), explaining)
+    with contextlib.ExitStack() as watched:
+        for i in range(2):
+            if i == attach_at:
+                watched.enter_context(paramwatch.attach(net))
+            iterate(batch(i))
+    return said
+
+
+@pytest.mark.parametrize(("compiling", "make"), KINDS.values(), ids=KINDS)
+def test_torchs_own_count_of_graph_breaks_is_the_same_watched_or_not(compiling: Compiling, make: Callable[[nn.Module], Optimizer]) -> None:
+    bare, watched, watched_later = (explained(compiling, attach_at, make) for attach_at in (None, 0, 1))
+
+    assert bare[0][0] > 0
+    assert watched == bare
+    assert watched_later == bare
 
 
 def test_a_compiled_model_is_one_graph_without_a_break() -> None:
