@@ -37,6 +37,9 @@ Compiling = Callable[[nn.Module, Optimizer, Compile], Iterate]
 
 STEPS = 4
 
+RECOMPILE_LIMIT = getattr(torch._dynamo.config, "recompile_limit", 8)
+"""How often dynamo traces a function before it gives up; before torch 2.7 it has another name and is 8."""
+
 
 def batch(i: int) -> Tensor:
     return torch.randn(5, 3, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
@@ -209,7 +212,11 @@ def compiled_run(compiling: Compiling, attach_at: int | None, make: Callable[[nn
 
 def of_others(breaks: Counter[str]) -> Counter[str]:
     """Without the breaks inside `Optimizer.step`: unwatched torch's own, watched those at what it calls of ours."""
-    inside = ("torch._dynamo.graph_break()", "wrapped with `torch.compiler.disable`")
+    inside = (
+        *("torch._dynamo.graph_break()", "wrapped with `torch.compiler.disable`"),
+        # in the words of torch 2.6
+        *("'skip function graph_break in file", "call torch._dynamo.disable() wrapped function"),
+    )
     return Counter({reason: n for reason, n in breaks.items() if not any(each in reason for each in inside)})
 
 
@@ -246,7 +253,7 @@ def test_the_graphs_are_the_same_watched_or_not(compiling: Compiling, make: Call
 
 
 def explained(compiling: Compiling, attach_at: int | None, make: Callable[[nn.Module], Optimizer]) -> list[tuple[int, int, int, list[str]]]:
-    """What `torch._dynamo.explain` says of two passes, the second after a pass as it is: graphs, breaks between them, operations, reasons."""
+    """What `torch._dynamo.explain` says of two passes: graphs, breaks between them, operations, reasons."""
     torch._dynamo.reset()
     said = []
 
@@ -305,7 +312,7 @@ def test_attaching_again_and_again_compiles_nothing_anew() -> None:
 
         def attached(x: Tensor) -> None:
             # more often than dynamo traces a function before it gives up
-            for _ in range(torch._dynamo.config.recompile_limit // STEPS + 1):
+            for _ in range(RECOMPILE_LIMIT // STEPS + 1):
                 with paramwatch.attach(net):
                     iterate(x)
 
