@@ -26,8 +26,8 @@ from paramwatch.initial import NOTHING, Answers, Look, Seen, look
 from paramwatch.measure import is_supported, measure
 from paramwatch.measure.naive import ORDER
 from paramwatch.record import TieGroup
-from paramwatch.rows import Place, is_lazy, places, shape_of
-from paramwatch.sampling import Source, completed, has_values, held, stored
+from paramwatch.rows import Place, has_values, is_lazy, places, shape_of
+from paramwatch.sampling import Source, completed, held, stored
 from paramwatch.sheet import Line, Summary, Totals
 from paramwatch.standards import default_of, type_name
 from paramwatch.ties import find_ties

@@ -93,6 +93,11 @@ def is_lazy(tensor: torch.Tensor) -> bool:
     return type(tensor) is not nn.Parameter and isinstance(tensor, UninitializedParameter)
 
 
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether there are any to look at: on the meta device and in a fake tensor there are none."""
+    return not tensor.is_meta and not hasattr(tensor, "fake_mode")
+
+
 def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
     """The shape; of a tensor of tensors -1 stands for what differs among them."""
     if not tensor.is_nested:

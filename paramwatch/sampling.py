@@ -76,11 +76,6 @@ def stored(x: Tensor) -> Tensor:
     return (x.detach().coalesce() if x.layout is torch.sparse_coo else x.detach()).values()
 
 
-def has_values(tensor: Tensor) -> bool:
-    """Whether there are any to look at: on the meta device and in a fake tensor there are none."""
-    return not tensor.is_meta and not hasattr(tensor, "fake_mode")
-
-
 def looked(x: Tensor | None, limits: Limits) -> tuple[Tensor | None, Whole | None]:
     """What is measured: all of a tensor, or a sample beside what is known of all; all of it where something is not finite.
 

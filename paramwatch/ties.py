@@ -11,7 +11,7 @@ from torch import nn
 
 from paramwatch.guard import ParamWatchError
 from paramwatch.record import TieGroup
-from paramwatch.rows import Place, is_lazy, places
+from paramwatch.rows import Place, has_values, is_lazy, places
 
 
 class _Span(NamedTuple):
@@ -64,7 +64,7 @@ def _one_tensor(names: Sequence[str], tensor: torch.Tensor) -> TieGroup:
 
 def _span(name: str, tensor: torch.Tensor) -> _Span | None:
     """Where a tensor is, None where that question has no answer (lazy, meta, sparse, subclasses without storage)."""
-    if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.numel() == 0 or tensor.is_meta or hasattr(tensor, "fake_mode"):
+    if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.numel() == 0 or not has_values(tensor):
         return None
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     # wrapper subclasses report address 0: they hold other tensors, not memory
