@@ -85,6 +85,7 @@ ENTRY_POINTS = (
     "Armed._enter",
     "Armed._leave",
     "Armed._taking.<locals>.take",
+    "Armed._run.<locals>.over",
     "Armed._watch.<locals>.deliver",
     "Watch.root",
 )

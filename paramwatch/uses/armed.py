@@ -58,6 +58,8 @@ class Armed:
         """Of runs that compute what a segment contributes: the run that has recomputed it."""
         self._ran = set[int]()
         """Runs of the engine of whose last segment a contribution has come."""
+        self._running = set[int]()
+        """Runs of the engine in which something has come."""
         self._handles: list[Any] = []
 
     def install(self) -> None:
@@ -174,6 +176,7 @@ class Armed:
                 return
             with self._guard.contain("taking what a use contributes"), torch.no_grad():
                 task = torch._C._current_graph_task_id()
+                self._run(task)
                 for row, site, slot, way in jobs:
                     grad = grad_inputs[slot]
                     if grad is None or not row.open:
@@ -187,6 +190,20 @@ class Armed:
                         self._roots[task] = site.origin
 
         return take
+
+    def _run(self, task: int) -> None:
+        """Something comes in this run of the engine: what is not delivered in it is let go when it is over."""
+        if task in self._running:
+            return
+        self._running.add(task)
+
+        def over() -> None:
+            with self._guard.contain("ending a backward pass"):
+                self._running.discard(task)
+                for row in self.watched.rows.values():
+                    row.found.left(task)
+
+        torch.autograd.Variable._execution_engine.queue_callback(over)
 
     def _watch(self, row: WatchedRow, leaf: Node) -> None:
         """Be told of what is delivered to a parameter."""
@@ -202,8 +219,11 @@ class Armed:
             total = grad_outputs[0]
             if self.over or total is None or not row.open:
                 return
+            makes_graph = torch.is_grad_enabled()
             with self._guard.contain("adding up what uses contribute"), torch.no_grad():
                 task = torch._C._current_graph_task_id()
-                row.found.deliver(task, total.detach(), row.tensor.grad, whole, self.several)
+                # it becomes the gradient itself only where no graph of it is made, and where it lies as the parameter does
+                apart = makes_graph or (total.layout is torch.strided and total.stride() != leaf.variable.stride())
+                row.found.deliver(task, total.detach(), row.tensor.grad, whole, self.several, apart)
 
         row.gates.append(leaf.register_prehook(deliver))

@@ -113,6 +113,7 @@ class Contributions:
         self._held: _Held | None = None
         self._done: Sums | None = None
         self._passes: set[int] = set()
+        self._evaluated = False
         self._versions: tuple[int, ...] = ()
         """Those that the gradient of the parameter may have if nobody but autograd has changed it since."""
 
@@ -150,7 +151,7 @@ class Contributions:
         else:
             add(arrived.summed, x)
 
-    def deliver(self, task: int, total: Tensor, so_far: Tensor | None, whole: bool, keep: bool | None) -> None:
+    def deliver(self, task: int, total: Tensor, so_far: Tensor | None, whole: bool, keep: bool | None, apart: bool = False) -> None:
         """What autograd delivers to the parameter: the contributions of this run are complete.
 
         Args:
@@ -159,16 +160,18 @@ class Contributions:
             so_far: What was accumulated so far.
             whole: Whether `so_far` tells, as it does where the parameter does not stand for a sharded one.
             keep: Whether more is to come in this step; None where nobody knows.
+            apart: Whether autograd will make a copy of what it delivers.
         """
         arrived = self._arrived.pop(task, None)
         self._before, self.expected, self.copied = self._coming(), 0, 0
         changed = whole and so_far is not None and bool(self._passes) and so_far._version not in self._versions
-        # zeroed before the step, and not set to None; on other devices asking would mean to wait
-        zeroed = changed and so_far is not None and so_far.is_cpu and so_far.layout is torch.strided and not so_far.any()
+        # zeroed before the step, and not set to None; on other devices asking would mean to wait, and a closure is taken to do so
+        asked = changed and so_far is not None and so_far.is_cpu and so_far.layout is torch.strided
+        zeroed = not so_far.any() if asked and so_far is not None else changed and self._evaluated
         afresh = whole and so_far is None
         if afresh or zeroed:
             self.forget()
-        unsure = changed and so_far is not None and not so_far.is_cpu
+        unsure = changed and not zeroed and so_far is not None and not so_far.is_cpu
         self._versions = (0, total._version) if so_far is None else (so_far._version + 1,)
         self.seen |= arrived is not None
         recomputed = self.recomputed or (arrived is not None and any(site.kind == "recompute" for site in arrived.sites))
@@ -190,7 +193,7 @@ class Contributions:
             first = self._held is None
             if not unsure and (keep is not False or recomputed or not first):
                 pass_ = _Pass(names, sites, grads, total, origin, arrived.eps)
-                kept = self._hold(pass_, so_far if whole else None, copy=not afresh or recomputed or keep is True)
+                kept = self._hold(pass_, so_far if whole else None, copy=not afresh or apart or recomputed or keep is True)
             if kept and (keep or recomputed or not first):
                 self._done = None
                 return
@@ -210,13 +213,21 @@ class Contributions:
             names = sorted(held.grads, key=held.order.__getitem__)
             assert held.total is not None
             *grads, total = side_by_side([*(held.grads[name] for name in names), held.total])
-            found = Sums(names, "full", len(held.passes), held.eps, gram(grads, total))
-            if more:
-                return found
-            self._done = found
+            self._done = Sums(names, "full", len(held.passes), held.eps, gram(grads, total))
         if not more:
             self._drop()
         return self._done
+
+    def evaluated(self) -> None:
+        """A closure has just computed the gradient; if it does so again that is added, or begins anew where it was zeroed in between."""
+        self._evaluated = True
+
+    def left(self, task: int) -> None:
+        """A run of the engine is over: what has come in it and was not delivered went to the caller of `torch.autograd.grad`."""
+        arrived = self._arrived.pop(task, None)
+        if arrived is not None:
+            self._budget.give_back(arrived.size)
+            self._before, self.expected, self.copied = self._coming(), 0, 0
 
     def reset(self) -> None:
         """Begin another step."""
@@ -275,7 +286,7 @@ class Contributions:
     def forget(self) -> None:
         """Drop what was delivered; what is on its way stays."""
         self._drop()
-        self._done, self._passes, self.seen = None, set(), False
+        self._done, self._passes, self.seen, self._evaluated = None, set(), False, False
 
     def _drop(self) -> None:
         if self._held is not None:

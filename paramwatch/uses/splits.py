@@ -78,7 +78,7 @@ class Splits:
 
         Args:
             names: Of the rows.
-            evaluation: Whether a closure has just computed them, anew if it does so again.
+            evaluation: Whether a closure has just computed them, and may do so again.
             awaited: Whether a closure may still add to them.
         """
         if self._armed is None or self._off:
@@ -86,15 +86,13 @@ class Splits:
         found: list[tuple[str, Sums]] = []
         with self.guard.contain("multiplying the contributions of uses"), torch.no_grad():
             for row in self._armed.watched.still_open(names):
-                sums = row.found.sums(awaited) or self._unseen(row)
+                sums = row.found.sums(awaited or evaluation) or self._unseen(row)
                 if sums is not None:
                     row.passes = row.found.backwards
-                    # asked again, it is the same
                     mode = f"{sums.mode} (this rank)" if is_one_of_several() else sums.mode
                     found.append((row.name, replace(sums, mode=mode)))
                 if evaluation:
-                    # the next evaluation begins anew
-                    row.found.forget()
+                    row.found.evaluated()
         return SplitReading(found) if found else None
 
     def ended(self, names: Collection[str], number: int, again: bool) -> None:
