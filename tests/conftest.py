@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 # no test is timed: a machine with other work would fail it
-settings.register_profile("untimed")
+settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 # several workers share the cores, and so do the processes that tests start; read when torch is imported

@@ -18,6 +18,7 @@
 #endif
 
 #include "elements.h"
+#include "lanes.h"
 #include "sums.h"
 
 namespace {
@@ -28,47 +29,7 @@ constexpr int AHEAD = 4096;         // bytes to prefetch ahead: memory is slower
 constexpr int64_t WORTH_A_THREAD = 1 << 18;
 constexpr int64_t PAST_THE_CACHE = 1 << 22;  // elements of which copies are gone from the caches before they are read again
 
-#if defined(__AVX512F__)
-constexpr int BYTES = 64;
-#elif defined(__AVX2__)
-constexpr int BYTES = 32;
-#else
-constexpr int BYTES = 16;
-#endif
-
-typedef double Wide __attribute__((vector_size(BYTES)));
-constexpr int HALF = BYTES / 8;
-
-template <class T> struct Lanes;
-
-template <> struct Lanes<float> {
-  typedef float V __attribute__((vector_size(BYTES)));
-  typedef int32_t I __attribute__((vector_size(BYTES)));
-  typedef float Narrow __attribute__((vector_size(BYTES / 2)));
-  typedef int32_t Int;
-  static constexpr int N = BYTES / 4;
-  static constexpr Int MAGNITUDE = 0x7fffffff, INFINITE = 0x7f800000;
-};
-
-template <> struct Lanes<double> {
-  typedef double V __attribute__((vector_size(BYTES)));
-  typedef int64_t I __attribute__((vector_size(BYTES)));
-  typedef int64_t Int;
-  static constexpr int N = BYTES / 8;
-  static constexpr Int MAGNITUDE = 0x7fffffffffffffff, INFINITE = 0x7ff0000000000000;
-};
-
-template <class T> typename Lanes<T>::Int magnitude(T x) {
-  typename Lanes<T>::Int bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits & Lanes<T>::MAGNITUDE;
-}
-
-template <class V> V load(const void* at) {
-  V v;
-  std::memcpy(&v, at, sizeof v);
-  return v;
-}
+constexpr int HALF = Lanes<double>::N;
 
 // What is read: the elements of a tensor.
 template <class T> struct Elements {
@@ -143,17 +104,17 @@ template <class Source> bool read_finite(const Source& source, int n, Sums& sums
     }
   }
   first += first_high, second += second_high;
-  typename L::Int top = 0;
-  double added = 0, squares = 0;
-  for (int i = 0; i < N; i++) top = largest[i] > top ? largest[i] : top;
-  for (int i = 0; i < HALF; i++) added += first[i], squares += second[i];
-  if (Source::SQUARES_STAY_FINITE ? !std::isfinite(squares) : top >= L::INFINITE) return false;
-  sums.first += added, sums.second += squares;
-  for (int i = 0; i < N; i++) {
-    sums.zero += double(zero[i]);
-    if (least[i] < sums.least) sums.least = least[i];
-    if (most[i] > sums.most) sums.most = most[i];
+  typedef typename Source::Type T;
+  const double added = folded<Sum, double, HALF>(first), squares = folded<Sum, double, HALF>(second);
+  if constexpr (Source::SQUARES_STAY_FINITE) {
+    if (!std::isfinite(squares)) return false;
+  } else {
+    if (folded<Most, typename L::Int, N>(largest) >= L::INFINITE) return false;
   }
+  sums.first += added, sums.second += squares;
+  sums.zero += double(folded<Sum, typename L::Int, N>(zero));
+  sums.least = Least::of(double(folded<Least, T, N>(least)), sums.least);
+  sums.most = Most::of(double(folded<Most, T, N>(most)), sums.most);
   sums.finite += n;
   return true;
 }
@@ -179,9 +140,9 @@ struct Row {
 
 struct Job {
   const Row* row;
-  int64_t start, n;
+  int64_t start;
   bool past;
-  Found found, after;
+  Sums found, after;
 };
 
 // Written past the caches, memory is not read before it is written, and what the training step needs stays where it is.
@@ -215,35 +176,37 @@ template <class T> void read(const Row& row, const T* x, const T* before, int64_
   add_product(moved, reinterpret_cast<const char*>(row.grad) + at * SIZE[row.grad_type], row.grad_type, n, sums);
 }
 
-void work(Job& job, bool itself) {
-  const Row& row = *job.row;
-  Sums sums, after;
+// A chunk. It fills what it is given: to hand a dozen numbers on costs as much as to read a small tensor.
+void work(const Row& row, int64_t start, int64_t end, bool past, bool itself, Sums& sums, Sums& after) {
   float room[BLOCK], old_room[BLOCK];
-  const int64_t size = SIZE[row.type], end = job.start + job.n;
-  for (int64_t at = job.start; at < end; at += BLOCK) {
+  const int64_t size = SIZE[row.type];
+  for (int64_t at = start; at < end; at += BLOCK) {
     const int n = int(end - at < BLOCK ? end - at : BLOCK);
     const char* x = reinterpret_cast<const char*>(row.x) + at * size;
     const char* old = row.before ? reinterpret_cast<const char*>(row.before) + at * size : nullptr;
-    if (row.copy_to) copy(reinterpret_cast<char*>(row.copy_to) + at * size, x, n * size, job.past);
+    if (row.copy_to) copy(reinterpret_cast<char*>(row.copy_to) + at * size, x, n * size, past);
     if (row.type == FLOAT64)
       read(row, reinterpret_cast<const double*>(x), reinterpret_cast<const double*>(old), at, n, itself, sums, after);
     else
       read(row, as_floats(x, row.type, n, room), old ? as_floats(old, row.type, n, old_room) : nullptr, at, n, itself, sums, after);
   }
 #if defined(__AVX2__)
-  if (job.past) _mm_sfence();
+  if (past) _mm_sfence();
 #endif
-  job.found = sums.close();
-  job.after = after.close();
+  sums.close();
+  if (itself) after.close();
 }
 
-Job job_at(const Row& row, int64_t start, bool past) { return {&row, start, row.n - start < CHUNK ? row.n - start : CHUNK, past, {}, {}}; }
+int64_t end_of(const Row& row, int64_t start) { return row.n - start < CHUNK ? row.n : start + CHUNK; }
 
 // Several threads take chunks as they come.
 void do_all(std::vector<Job>& jobs, bool itself, int64_t threads) {
   std::atomic<size_t> next{0};
   const auto take = [&] {
-    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < jobs.size();) work(jobs[i], itself);
+    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < jobs.size();) {
+      Job& job = jobs[i];
+      work(*job.row, job.start, end_of(*job.row, job.start), job.past, itself, job.found, job.after);
+    }
   };
   std::vector<std::thread> others;
   try {
@@ -268,7 +231,7 @@ extern "C" void paramwatch_measure(const int64_t* table, int64_t rows, double* p
   if (most > 1) {
     jobs.reserve(chunks);
     for (int64_t i = 0; i < rows; i++)
-      for (int64_t start = 0; row[i].type >= 0 && start < row[i].n; start += CHUNK) jobs.push_back(job_at(row[i], start, past));
+      for (int64_t start = 0; row[i].type >= 0 && start < row[i].n; start += CHUNK) jobs.push_back({&row[i], start, past, {}, {}});
     do_all(jobs, after != nullptr, most);
   }
   size_t done = 0;
@@ -278,11 +241,19 @@ extern "C" void paramwatch_measure(const int64_t* table, int64_t rows, double* p
       for (int part = 0; part < PARTS; part++) to[part] = NAN;
       continue;
     }
-    Found found, itself;
-    for (int64_t start = 0; start < row[i].n; start += CHUNK) {
-      Job alone = most > 1 ? jobs[done++] : job_at(row[i], start, past);
-      if (most <= 1) work(alone, after != nullptr);
-      found.add(alone.found), itself.add(alone.after);
+    Sums found, itself;
+    if (most <= 1 && row[i].n <= CHUNK) {
+      work(row[i], 0, row[i].n, past, after != nullptr, found, itself);
+    } else {
+      for (int64_t start = 0; start < row[i].n; start += CHUNK) {
+        if (most > 1) {
+          found.add(jobs[done].found), itself.add(jobs[done++].after);
+          continue;
+        }
+        Sums chunk, chunk_after;
+        work(row[i], start, end_of(row[i], start), past, after != nullptr, chunk, chunk_after);
+        found.add(chunk), itself.add(chunk_after);
+      }
     }
     found.write(to, double(row[i].n), row[i].grad_type >= 0);
     if (after) itself.write(to_after, double(row[i].n), false);

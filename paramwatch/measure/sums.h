@@ -47,17 +47,18 @@ struct Sums : Found {
   double pivot = 0, first = 0, second = 0;  // sums of x - pivot, and of its square
   bool pivoted = false;
 
-  Found close() {
-    if (finite > 0) {
-      const double shift = first / finite;
-      mean = pivot + shift;
-      // squares of float64 beyond 1e154 are infinite, and so are their differences here
-      const bool held = std::isfinite(second);
-      apart = held ? std::fmax(second - shift * first, 0) : INF;
-      squares = held ? std::fmax(second + 2 * pivot * first + finite * pivot * pivot, 0) : INF;
-    }
-    return *this;
+  // No more elements come: what folds follows.
+  void close() {
+    if (!(finite > 0)) return;
+    const double shift = first / finite;
+    mean = pivot + shift;
+    // squares of float64 beyond 1e154 are infinite, and so are their differences here
+    const bool held = std::isfinite(second);
+    apart = held ? above_zero(second - shift * first) : INF;
+    squares = held ? above_zero(second + 2 * pivot * first + finite * pivot * pivot) : INF;
   }
+
+  static double above_zero(double x) { return x > 0 ? x : 0; }
 };
 
 }  // namespace
