@@ -32,8 +32,7 @@ def assemble(done: Round, update_mode: str) -> Record:
     outside: dict[str, int] = {}
     histograms: dict[str, Array] = {}
     for measured in done.others:
-        _fill(wide, measured, inventory)
-        _fill_histograms(histograms, measured, inventory)
+        _fill(wide, histograms, measured, inventory)
     for folded in done.optimizer_steps:
         step = folded.unfolded()
         amp = step.amp.numpy() if step.amp is not None else np.full(2, np.nan)
@@ -42,8 +41,7 @@ def assemble(done: Round, update_mode: str) -> Record:
         scale = scale if np.isnan(amp[SCALE]) else float(amp[SCALE])
         for measured in step.measured:
             if not (inf_found and measured.kind == "update"):
-                _fill(wide, measured, inventory)
-                _fill_histograms(histograms, measured, inventory)
+                _fill(wide, histograms, measured, inventory)
         kept, here = rows_of(step.names, inventory)
         stepped[here] = True
         lr[here] = step.rates.numpy()[kept] if step.rates is not None else np.nan
@@ -82,21 +80,17 @@ def _uses(done: Round, values: Mapping[str, Array]) -> dict[str, Split]:
     return found
 
 
-def _fill(wide: Array, measured: Measured, inventory: Inventory) -> None:
-    if measured.kind in inventory.kinds:
-        known, rows = rows_of(measured.names, inventory)
-        wide[:, inventory.kinds.index(measured.kind), rows] = measured.reading.numpy()[known].T
-
-
-def _fill_histograms(histograms: dict[str, Array], measured: Measured, inventory: Inventory) -> None:
-    if measured.histograms is None:
-        return
+def _fill(wide: Array, histograms: dict[str, Array], measured: Measured, inventory: Inventory) -> None:
     known, rows = rows_of(measured.names, inventory)
-    counts = measured.histograms.numpy()[known]
-    counted = ~np.isnan(counts[:, 0])
-    if counted.any():
-        all_rows = histograms.setdefault(measured.kind, np.full((len(inventory.rows), BINS), ABSENT, np.int64))
-        all_rows[rows[counted]] = counts[counted]
+    if measured.kind in inventory.kinds:
+        wide[:, inventory.kinds.index(measured.kind), rows] = measured.reading.numpy()[known].T
+    if measured.histograms is not None:
+        counts = measured.histograms.numpy()
+        counted = ~np.isnan(counts[known, 0])
+        if counted.any():
+            all_rows = histograms.setdefault(measured.kind, np.full((len(inventory.rows), BINS), ABSENT, np.int64))
+            # most often all of them, which need no copy
+            all_rows[rows[counted]] = counts if counted.all() and len(known) == len(counts) else counts[known[counted]]
 
 
 def rows_of(names: Sequence[str], inventory: Inventory) -> tuple[Array, Array]:

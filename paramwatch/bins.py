@@ -46,8 +46,17 @@ def positions(numbers: Array) -> Array:
     return np.where(np.isfinite(wide), ZERO + signed, BINS)
 
 
-def merged(counts: Array) -> Array:
-    """Several histograms as one, [..., n, bins] -> [..., bins]: of the elements of all that were measured; `ABSENT` where none was."""
-    measured = counts[..., :1] >= 0
-    total: Array = np.where(measured, counts, 0).sum(axis=-2)
-    return np.where(measured.any(axis=-2), total, ABSENT)
+def merged(counts: Array, order: Array, starts: Array) -> Array:
+    """Histograms of groups of rows, [rows, bins] -> [groups, bins]: of the elements of all that were measured; `ABSENT` where none was.
+
+    Args:
+        counts: Negative where a row was not measured.
+        order: The rows of all groups, one group behind the other,
+        starts: and where in it each group begins.
+    """
+    counts = counts[order]
+    measured = counts[:, :1] >= 0
+    if not measured.all():
+        counts = np.where(measured, counts, 0)
+    total: Array = np.add.reduceat(counts, starts, axis=0)
+    return np.where(np.logical_or.reduceat(measured, starts, axis=0), total, ABSENT)

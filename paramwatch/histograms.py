@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paramwatch.columns import KINDS, Array
+from paramwatch.globs import text
 from paramwatch.record import Record
 
 SCHEMA = pa.schema(
@@ -28,16 +29,25 @@ SCHEMA = pa.schema(
 """`bin` holds positions in `bins`, rising, `count` how many elements are in each. A tensor without finite elements has empty lists."""
 
 
-def lines_of(record: Record) -> dict[str, list[Any]] | None:
-    """The columns of a record's lines without `step`; None where it has no histogram."""
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names[1:]}
-    for kind, counts in record.histograms.items():
-        for i in np.flatnonzero(counts[:, 0] >= 0):
-            filled = np.flatnonzero(counts[i])
-            line = (record.inventory.rows[i].name, kind, filled.astype(np.uint8), counts[i, filled])
-            for column, value in zip(columns.values(), line, strict=True):
-                column.append(value)
-    return columns if columns["kind"] else None
+def lines_of(record: Record) -> dict[str, Any] | None:
+    """The columns of a record's lines without `step`, in Arrow; None where it has no histogram."""
+    names = pa.array([text(row.name) for row in record.inventory.rows], pa.string())
+    rows, kinds, sizes, bins, counts = [], [], [], [], []
+    for kind, of_rows in record.histograms.items():
+        made = np.flatnonzero(of_rows[:, 0] >= 0)
+        if len(made):
+            some = of_rows if len(made) == len(of_rows) else of_rows[made]
+            line, place = some.nonzero()
+            rows.append(names.take(pa.array(made)))
+            kinds.append(pa.repeat(pa.scalar(kind), len(made)))
+            sizes.append(np.bincount(line, minlength=len(made)))
+            bins.append(place.astype(np.uint8))
+            counts.append(some[line, place])
+    if not rows:
+        return None
+    offsets = pa.array(np.cumsum(np.concatenate([[0], *sizes])), pa.int32())
+    lists = (pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(numbers))) for numbers in (bins, counts))
+    return dict(zip(SCHEMA.names[1:], (pa.concat_arrays(rows), pa.concat_arrays(kinds), *lists), strict=True))
 
 
 @dataclass(frozen=True)

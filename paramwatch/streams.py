@@ -19,7 +19,7 @@ from paramwatch.record import Record
 from paramwatch.schedule import Schedule
 
 Columns: TypeAlias = Mapping[str, Sequence[Any] | Any]
-"""Name -> values, a list or an array, all of one length: the columns of some lines without `step`."""
+"""Name -> values, a list or an array, of NumPy or of Arrow, all of one length: the columns of some lines without `step`."""
 
 
 def _nothing(_: Record) -> Columns | None:
@@ -110,6 +110,8 @@ class _Thinned:
 
 
 def _array(values: Any, kind: Any) -> Any:
+    if isinstance(values, pa.Array):
+        return values
     if pa.types.is_string(kind):
         values = [None if value is None else text(value) for value in values]
     return pa.array(values, kind)

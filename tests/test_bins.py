@@ -48,13 +48,16 @@ def test_histograms_of_pieces_merge_to_that_of_the_whole(pieces: list[list[float
     def histogram(numbers: list[float]) -> np.ndarray:
         return np.bincount(positions(np.array(numbers)), minlength=BINS)
 
-    found = merged(np.array([histogram(piece) for piece in pieces]))
-    np.testing.assert_array_equal(found, histogram([x for piece in pieces for x in piece]))
+    # two groups: all of them, the other way round, and the last by itself
+    order = np.array([*range(len(pieces))[::-1], len(pieces) - 1])
+    whole, last = merged(np.array([histogram(piece) for piece in pieces]), order, np.array([0, len(pieces)]))
+    np.testing.assert_array_equal(whole, histogram([x for piece in pieces for x in piece]))
+    np.testing.assert_array_equal(last, histogram(pieces[-1]))
 
 
 def test_what_was_not_measured_adds_nothing() -> None:
     nothing, one = np.full(BINS, -1), np.zeros(BINS, np.int64)
     one[3] = 7
 
-    np.testing.assert_array_equal(merged(np.array([nothing, one, one])), 2 * one)
-    np.testing.assert_array_equal(merged(np.array([nothing, nothing])), nothing)
+    found = merged(np.array([nothing, one, one, nothing]), np.array([0, 1, 2, 0, 3]), np.array([0, 3]))
+    np.testing.assert_array_equal(found, [2 * one, nothing])

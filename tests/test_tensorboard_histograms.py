@@ -29,7 +29,12 @@ def counts_of(x: Any) -> np.ndarray[Any, Any]:
 
 def histogram_of(x: Any) -> Any:
     parts = {name: float(np.float32(parts_of(x)[name])) for name in ("min", "max", "mean", "rms")}
-    return of_elements(counts_of(x), parts["min"], parts["max"], parts["mean"], parts["rms"])
+    # among others: one that has no histogram, and one of another size
+    least, greatest, *others = (np.array([2.5, np.nan, parts[name], -9.0]) for name in ("min", "max", "mean", "rms"))
+    counts = np.stack([counts_of([2.5]), np.full(bins.BINS, ABSENT), counts_of(x), counts_of([-9.0, -9.0])])
+    one, nothing, found, two = of_elements(counts, least, greatest, *others)
+    assert (one.num, nothing, two.num, list(two.bucket)) == (1, None, 2, [2])
+    return found
 
 
 @settings(max_examples=200)

@@ -76,13 +76,13 @@ class Curves:
         among = among_of(batch)
         found, drawn = _totals(batch, among)
         if len(self.positions):
-            lines = (norms.of_blocks(*self._in_blocks, among) if self.blocks else norms).lines
+            lines = (norms.of_blocks(*self.in_blocks, among) if self.blocks else norms).lines
             found += [value[:, self.positions] for value, _ in lines.values()]
             drawn += [known[:, self.positions] for _, known in lines.values()]
         return np.concatenate(found, axis=1), np.concatenate(drawn, axis=1)
 
     @cached_property
-    def _in_blocks(self) -> tuple[Array, Array]:
+    def in_blocks(self) -> tuple[Array, Array]:
         """The rows of all blocks, and where each begins."""
         return np.fromiter(chain.from_iterable(self.blocks), np.intp), np.cumsum([0, *map(len, self.blocks[:-1])])
 

@@ -119,16 +119,17 @@ class Digest:
 
     def _histograms(self, batch: Batch, found: Mapping[str, Array]) -> dict[str, summary_pb2.HistogramProto | None]:
         """Tag -> histogram, of the rows or blocks that have curves: `kind/name`."""
-        out = {}
+        out: dict[str, summary_pb2.HistogramProto | None] = {}
         for kind, counts in found.items():
             axis = batch.inventory.kinds.index(kind)
             parts = {part: array[0, axis] for part, array in batch.values.items()}
             if self.curves.blocks:
                 parts = merge(parts | {"count": np.where(counts[:, 0] < 0, ABSENT, parts["count"])}, self.curves.blocks)
-                counts = np.array([bins.merged(counts[list(block)]) for block in self.curves.blocks])
-            numbers = [parts[part].tolist() for part in ("min", "max", "mean", "rms")]
-            mean_known = (kind, "mean") in batch.inventory.layout
-            for name, position in zip(self.curves.names, self.curves.positions, strict=True):
-                low, high, mean, rms = (each[position] for each in numbers)
-                out[f"{kind}/{name}"] = of_elements(counts[position], low, high, mean if mean_known else np.nan, rms)
+                counts = bins.merged(counts, *self.curves.in_blocks)
+            named = self.curves.positions
+            low, high, mean, rms = (parts[part][named].astype(np.float64) for part in ("min", "max", "mean", "rms"))
+            if (kind, "mean") not in batch.inventory.layout:
+                mean = np.full(len(named), np.nan)
+            tags = (f"{kind}/{name}" for name in self.curves.names)
+            out |= dict(zip(tags, of_elements(counts[named], low, high, mean, rms), strict=True))
         return out

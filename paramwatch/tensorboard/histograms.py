@@ -17,52 +17,65 @@ MOST_BUCKETS = 60
 
 _LARGEST = float(np.finfo(np.float32).max)
 _TINY = float(HIGH[ZERO + 1])
+_ENDS = np.concatenate([HIGH[: ZERO - 1], HIGH[ZERO + 1 :]])
 _THIN = 2.0**-10
 """By how much a bucket of one number only is made wider to each side, as a part of that number: without a width nothing is drawn."""
 
 
-def of_elements(counts: Array, low: float, high: float, mean: float, rms: float) -> summary_pb2.HistogramProto | None:
-    """The histogram of a tensor's finite elements; None where there is none.
+def of_elements(counts: Array, low: Array, high: Array, mean: Array, rms: Array) -> list[summary_pb2.HistogramProto | None]:
+    """For each tensor the histogram of its finite elements; None where there is none.
 
     The bins of zero and of what is too small for an exponent of its own are one bucket, and neighbouring empty bins are one. The first
     and the last bucket end where the elements do.
 
     Args:
-        counts: int64 [bins], negative where no histogram was made.
-        low: The least of the elements.
+        counts: int64 [n, bins], negative where no histogram was made.
+        low: The least of the elements, [n].
         high: The greatest.
         mean: Of the elements, NaN if it is not known.
         rms: Of the elements.
     """
-    n = int(counts.sum())
-    if n <= 0 or not low <= high:
-        return None
+    number = counts.sum(axis=1)
+    which = np.flatnonzero((number > 0) & (low <= high))
+    found: list[summary_pb2.HistogramProto | None] = [None] * len(counts)
+    if not len(which):
+        return found
+    counts, number, mean, rms = (each[which] for each in (counts, number, mean, rms))
     # what is too large for a part is held as infinite
-    low, high = max(low, -_LARGEST), min(high, _LARGEST)
-    counts = np.concatenate([counts[: ZERO - 1], counts[ZERO - 1 : ZERO + 2].sum(keepdims=True), counts[ZERO + 2 :]])
-    ends = np.concatenate([HIGH[: ZERO - 1], HIGH[ZERO + 1 :]])
-    filled = np.flatnonzero(counts)
-    counts, ends = counts[filled[0] : filled[-1] + 1], ends[filled[0] : filled[-1] + 1]
+    low, high = np.maximum(low[which], -_LARGEST), np.minimum(high[which], _LARGEST)
+    zeros = counts[:, ZERO - 1 : ZERO + 2].sum(axis=1, keepdims=True)
+    counts = np.concatenate([counts[:, : ZERO - 1], zeros, counts[:, ZERO + 2 :]], axis=1)
+    full = counts > 0
+    first = full.argmax(axis=1)
     # an empty bin whose neighbour to the right is empty too ends where that one does
-    kept = np.append((counts[:-1] > 0) | (counts[1:] > 0), True)
-    counts, ends = counts[kept], ends[kept]
-    if len(counts) == 1:
-        low, high = (_below(low), _above(high)) if low == high else (low, high)
-    else:
-        # an element may be all there is of its bin, and at the edge of it
-        low, high = min(low, _below(ends[0])), max(high, _above(ends[-2]))
-    ends[-1] = high
-    return summary_pb2.HistogramProto(
-        min=low, max=high, num=n, sum=n * mean, sum_squares=n * rms * rms, bucket_limit=ends.tolist(), bucket=counts.tolist()
-    )
+    kept = full.copy()
+    kept[:, :-1] |= full[:, 1:]
+    kept &= np.arange(full.shape[1]) >= first[:, None]
+    limits, counts, sizes = _ENDS[kept.nonzero()[1]], counts[kept], kept.sum(axis=1)
+    ends = np.cumsum(sizes)
+    begins = ends - sizes
+    # an element may be all there is of its bin, and at the edge of it
+    several = sizes > 1
+    with np.errstate(invalid="ignore"):
+        least, greatest = _below(_ENDS[first]), _above(limits[ends - 2])
+    low = np.where(several, np.minimum(low, least), np.where(low == high, _below(low), low))
+    high = np.where(several, np.maximum(high, greatest), np.where(low == high, _above(high), high))
+    limits[ends - 1] = high
+    numbers = (each.tolist() for each in (which, begins, ends, low, high, number, number * mean, number * rms * rms))
+    limits, counts = limits.tolist(), counts.tolist()
+    for at, begin, end, *(first, last, num, total, squares) in zip(*numbers, strict=True):
+        found[at] = summary_pb2.HistogramProto(
+            min=first, max=last, num=num, sum=total, sum_squares=squares, bucket_limit=limits[begin:end], bucket=counts[begin:end]
+        )
+    return found
 
 
-def _below(number: float) -> float:
-    return number - max(abs(number) * _THIN, _TINY)
+def _below(number: Array) -> Array:
+    return number - np.maximum(np.abs(number) * _THIN, _TINY)
 
 
-def _above(number: float) -> float:
-    return number + max(abs(number) * _THIN, _TINY)
+def _above(number: Array) -> Array:
+    return number + np.maximum(np.abs(number) * _THIN, _TINY)
 
 
 def of_magnitudes(values: Array, among: Array) -> list[summary_pb2.HistogramProto | None]:
