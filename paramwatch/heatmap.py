@@ -89,14 +89,17 @@ class Stretch:
     """One after its last row."""
 
 
-def stretches(names: Sequence[str], most: int) -> list[Stretch]:
-    """The rows, in order, in at most so many stretches: at the greatest depth of names, cut at their dots, that gives so few."""
+def stretches(names: Sequence[str], most: int, least: int = 1) -> list[Stretch]:
+    """The rows, in order, in at most so many stretches: at the greatest depth of names, cut at their dots, that gives so few.
+
+    Where that gives fewer than `least`, they are more than `most`: those of the next depth.
+    """
     found = [Stretch("", 0, len(names))]
     for depth in range(1, max((name.count(".") + 1 for name in names), default=0) + 1):
         deeper, start = [], 0
         for prefix, members in groupby(".".join(name.split(".")[:depth]) for name in names):
             deeper.append(Stretch(prefix, start, start := start + len(list(members))))
-        if len(deeper) > most:
+        if len(deeper) > most and len(found) >= least:
             break
         found = deeper
     return found

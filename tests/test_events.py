@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from records import batch_of, inventory, record
 from tensorboard.backend.event_processing import event_accumulator, plugin_event_accumulator
 
@@ -22,6 +24,7 @@ from paramwatch.record import Record
 from paramwatch.schedule import Schedule
 from paramwatch.store import MemoryFolder, Store, read
 from paramwatch.tensorboard import recordfile
+from paramwatch.tensorboard.blocks import blocks_of
 from paramwatch.tensorboard.budget import Budget
 from paramwatch.tensorboard.digest import Digest
 from paramwatch.tensorboard.events import EventFile
@@ -181,7 +184,7 @@ def test_a_skipped_step_shows_the_gradient_that_was_not_used(tmp_path: Path, row
     write(tmp_path, record(0, inventory(*names), tensors, stepped=[]))
     scalars = read_scalars(tmp_path)
     assert np.isnan(scalars["grad_norm/(all)"][0][1])
-    assert np.isnan(scalars["grad_norm/block" if rows > 64 else "grad_norm/block.0"][0][1])
+    assert np.isnan(scalars["grad_norm/block.0..1" if rows > 64 else "grad_norm/block.0"][0][1])
     assert not {"update_norm/(all)", "update_ratio/(all)", "lr/(all)"} & set(scalars)
 
 
@@ -193,14 +196,14 @@ def test_a_large_model_is_drawn_by_blocks_and_a_tied_row_in_each_block_it_is_nam
     write(tmp_path, record(0, inv, tensors))
     scalars = read_scalars(tmp_path)
     assert {tag for tag in scalars if tag.startswith("grad_norm/")} == {
-        *("grad_norm/(all)", "grad_norm/head.weight", "grad_norm/model.embed.weight"),
+        *("grad_norm/(all)", "grad_norm/head", "grad_norm/model.embed"),
         *(f"grad_norm/model.layers.{i}" for i in range(50)),
     }
     members = ("model.layers.7.q.weight", "model.layers.7.k.weight")
     assert scalars["grad_norm/model.layers.7"] == [(0, pytest.approx(norm(tensors, "grad", *members), rel=1e-6))]
     ratio = norm(tensors, "update", *members) / norm(tensors, "param", *members)
     assert scalars["update_ratio/model.layers.7"] == [(0, pytest.approx(ratio, rel=1e-6))]
-    assert scalars["param_norm/head.weight"] == [(0, pytest.approx(norm(tensors, "param", "model.embed.weight"), rel=1e-6))]
+    assert scalars["param_norm/head"] == [(0, pytest.approx(norm(tensors, "param", "model.embed.weight"), rel=1e-6))]
 
 
 def test_blocks_are_over_the_rows_that_stepped(tmp_path: Path) -> None:
@@ -208,15 +211,48 @@ def test_blocks_are_over_the_rows_that_stepped(tmp_path: Path) -> None:
     tensors = random_tensors(*names)
     write(tmp_path, record(0, inventory(*names), tensors, stepped=["a.0.weight", "a.3.weight"]))
     scalars = read_scalars(tmp_path)
-    assert scalars["param_norm/a"] == [(0, pytest.approx(norm(tensors, "param", "a.0.weight", "a.3.weight"), rel=1e-6))]
-    assert "param_norm/b" not in scalars
+    assert scalars["param_norm/a.2..3"] == [(0, pytest.approx(norm(tensors, "param", "a.3.weight"), rel=1e-6))]
+    assert {tag for tag in scalars if tag.startswith("param_norm/")} == {"param_norm/(all)", "param_norm/a.0..1", "param_norm/a.2..3"}
 
 
-def test_a_flat_model_of_many_parameters_has_totals_alone_and_says_so(tmp_path: Path) -> None:
-    names = [f"{i}.weight" for i in range(65)]
-    write(tmp_path, record(0, inventory(*names), random_tensors(*names)))
-    assert all(tag.endswith("/(all)") for tag in read_scalars(tmp_path))
-    assert "no parameters, of which there are too many" in read_texts(tmp_path, "paramwatch/curves")[0][1]
+def test_neighbours_share_a_curve_where_modules_are_too_many_and_the_text_says_so(tmp_path: Path) -> None:
+    names = ["embed.weight", *(f"model.layers.{i}.{leaf}.weight" for i in range(97) for leaf in "qk"), "head.weight"]
+    tensors = random_tensors(*names)
+    write(tmp_path, record(0, inventory(*names), tensors))
+    scalars = read_scalars(tmp_path)
+    runs = [*(f"model.layers.{i}..{i + 1}" for i in range(0, 96, 2)), "model.layers.96"]
+    assert {tag for tag in scalars if tag.startswith("grad_norm/")} == {f"grad_norm/{name}" for name in ("(all)", "embed", *runs, "head")}
+    members = [f"model.layers.{i}.{leaf}.weight" for i in (94, 95) for leaf in "qk"]
+    assert scalars["grad_norm/model.layers.94..95"] == [(0, pytest.approx(norm(tensors, "grad", *members), rel=1e-6))]
+    assert "from one neighbour to another (`layers.0..1`)" in read_texts(tmp_path, "paramwatch/curves")[0][1]
+
+
+NAMES = st.lists(
+    st.lists(st.sampled_from(["a", "b", "0", "1"]), min_size=1, max_size=4).map(".".join), unique=True, min_size=1, max_size=80
+)
+
+
+@given(NAMES, st.integers(1, 30))
+def test_every_name_is_in_exactly_one_block(names: list[str], most: int) -> None:
+    blocks = blocks_of(inventory(*names), most)
+    assert 1 <= len(blocks) <= most
+    assert sorted(row for rows in blocks.values() for row in rows) == list(range(len(names)))
+
+
+@pytest.mark.parametrize(("layers", "curves"), [(6, 27), (12, 15), (48, 51), (96, 51), (1250, 63)])
+def test_a_stack_of_layers_is_taken_apart_as_far_as_there_are_curves(layers: int, curves: int) -> None:
+    modules = ("ln_1", "attn.qkv", "attn.out", "ln_2", "mlp.fc", "mlp.out")
+    leaves = [f"{module}.{leaf}" for module in modules for leaf in ("weight", "bias")]
+    names = [
+        "h.wte.weight",
+        "h.wpe.weight",
+        *(f"h.layers.{i}.{leaf}" for i in range(layers) for leaf in leaves),
+        "h.ln.weight",
+        "h.ln.bias",
+    ]
+    blocks = blocks_of(inventory(*names), 64)
+    assert len(blocks) == curves
+    assert [name for name in blocks if ".layers." not in name] == ["h.wte", "h.wpe", "h.ln"]
 
 
 @pytest.mark.parametrize("flushed", [False, True], ids=["in memory", "written out"])

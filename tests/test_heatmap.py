@@ -82,6 +82,8 @@ def test_stretches_are_at_the_greatest_depth_that_gives_few() -> None:
     ]
     assert [stretch.name for stretch in stretches(names, 4)] == ["embed", "layers", "head"]
     assert stretches(names, 2) == [Stretch("", 0, 8)]
+    assert [stretch.name for stretch in stretches(names, 2, least=2)] == ["embed", "layers", "head"]
+    assert [stretch.name for stretch in stretches(names, 4, least=3)] == ["embed", "layers", "head"]
     assert [stretch.name for stretch in stretches(names, 8)] == names
     assert stretches([], 4) == [Stretch("", 0, 0)]
 

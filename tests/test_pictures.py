@@ -13,7 +13,7 @@ from PIL import Image
 from paramwatch.columns import Array
 from paramwatch.heatmap import INFINITE, MISSING, NOT_FINITE, NOT_MEASURED, PALETTE, ZERO, Scale
 from paramwatch.tensorboard import strip
-from paramwatch.tensorboard.picture import HEIGHT, PLOT_HEIGHT, WIDTH, picture
+from paramwatch.tensorboard.picture import HEIGHT, PLOT_HEIGHT, WIDTH, _labels, picture
 from paramwatch.tensorboard.strip import Strip
 
 
@@ -87,3 +87,25 @@ def test_of_more_layers_than_can_be_told_apart_some_are_named() -> None:
     left = drawn(np.full((172, 1), 0.5, np.float32), names)[: PLOT_HEIGHT + 4, :40].min(axis=(1, 2)) < 200
     lines = np.flatnonzero(np.diff(left.astype(int)) > 0)
     assert len(lines) >= 10
+
+
+@pytest.mark.parametrize(("low", "high"), [(-10, -3), (-44, -37), (24, 31), (-1, 2)])
+def test_every_power_beside_the_scale_is_written_whole(low: int, high: int) -> None:
+    levels = np.logspace(low, high, 40, dtype=np.float32)[None]
+    margin = drawn(levels, ["a"])[: PLOT_HEIGHT + 10, -1]
+    assert (margin == 255).all()
+
+
+def test_of_very_many_layers_some_are_named_and_marked_where_they_begin() -> None:
+    names = ["embed.weight", *(f"transformer.h.{i}.{leaf}" for i in range(1250) for leaf in ("weight", "bias")), "norm.weight"]
+    labels, cuts, ticks = _labels(tuple(names), PLOT_HEIGHT)
+    assert len(labels) == len(ticks) - len(cuts) >= 12
+    for text, middle in labels:
+        row = names.index(f"{text}.weight")
+        assert abs(middle - (row + 1) * PLOT_HEIGHT / len(names)) <= 6
+        assert any(abs(tick - row * PLOT_HEIGHT / len(names)) <= 0.5 for tick in ticks)
+
+
+def test_names_too_long_for_their_place_keep_what_tells_them_apart() -> None:
+    names = (*(f"transformer.h.{i}.out.weight" for i in range(4)), "a_very_long_name_of_its_own")
+    assert [text for text, _ in _labels(names, PLOT_HEIGHT)[0]] == [*(f"…h.{i}.out.weight" for i in range(4)), "a_very_lo…_its_own"]

@@ -1,7 +1,7 @@
 """Which curves an event file draws, and their values in some records.
 
-Totals always; beside them the parameters themselves while they are few, and blocks of them (the names that share a prefix) in a larger
-model. What was not measured has no value and is not drawn; a value that is not a number because the data are not is drawn as such.
+Totals always; beside them the parameters themselves while they are few, and `blocks` of them in a larger model. What was not measured
+has no value and is not drawn; a value that is not a number because the data are not is drawn as such.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from paramwatch.batch import Batch
 from paramwatch.columns import SPECIALS, STATISTICS, Array
 from paramwatch.record import Inventory
+from paramwatch.tensorboard.blocks import blocks_of
 from paramwatch.tensorboard.norms import LINES, Norms, among_of
 from paramwatch.totals import TOTALS, totals_of
 
@@ -39,23 +40,20 @@ class Curves:
     """The row, or the block, of each name."""
     blocks: tuple[tuple[int, ...], ...]
     """The rows of each block; empty where rows are drawn."""
-    depth: int | None
-    """How many components of a name make a block (0: even one gives too many, totals only), None where rows are drawn."""
 
     @classmethod
     def of(cls, inventory: Inventory) -> Curves:
-        """A curve for each name of a row; where there are too many rows, one for each block at the greatest depth that gives few."""
-        depth: int | None = None
+        """A curve for each name of a row; where there are too many rows, one for each block of them."""
         named, blocks = inventory.names, tuple[tuple[int, ...], ...]()
         if len(inventory.rows) > MOST_LINES:
-            depth, members = _blocks(inventory)
-            named, blocks = tuple((name, i) for i, name in enumerate(members)), tuple(map(tuple, members.values()))
+            members = blocks_of(inventory, MOST_LINES)
+            named, blocks = tuple((name, i) for i, name in enumerate(members)), tuple(members.values())
         # A parameter may be called "(all)"; the curve of that name is the total.
         named = tuple((name.encode(errors="backslashreplace").decode(), position) for name, position in named if name not in RESERVED)
         stored = [(statistic, kinds) for statistic, kinds in LINES.items() if set(kinds).issubset(inventory.kinds)]
         lines = tuple((kinds, tuple(f"{statistic}/{name}" for name, _ in named)) for statistic, kinds in stored)
         names, positions = tuple(name for name, _ in named), np.array([position for _, position in named], dtype=np.intp)
-        return cls(lines, names, positions, blocks, depth)
+        return cls(lines, names, positions, blocks)
 
     def event_bytes(self) -> int:
         """An upper bound of what an event that holds every curve takes in the file."""
@@ -107,17 +105,3 @@ def _spoilt(batch: Batch, name: str, among: Array) -> Array:
     measured = (count >= 0) & among[:, None]
     special = measured & (nan + posinf + neginf > 0)
     return np.logical_and(measured.any(-1).all(-1), special.any((-2, -1)))
-
-
-def _blocks(inventory: Inventory) -> tuple[int, dict[str, dict[int, None]]]:
-    """The greatest depth at which the prefixes of all names are few, and the rows under each prefix, each row once."""
-    components = [(name.split("."), row) for name, row in inventory.names]
-    depth, found = 0, dict[str, dict[int, None]]()
-    while True:
-        blocks: dict[str, dict[int, None]] = {}
-        for parts, row in components:
-            blocks.setdefault(".".join(parts[: depth + 1]), {})[row] = None
-        # Comes true at the latest with whole names: they are at least as many as the rows.
-        if len(blocks) > MOST_LINES:
-            return depth, found
-        depth, found = depth + 1, blocks

@@ -5,7 +5,8 @@ Text is drawn by Pillow, which TensorBoard needs itself; everything else is numb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from paramwatch.columns import Array
 from paramwatch.heatmap import NOT_FINITE, NOT_MEASURED, PALETTE, ZERO, Scale, pool, stretches
-from paramwatch.lettering import shortened, visible
+from paramwatch.lettering import shortened, visible, width_of
 from paramwatch.png import png
 
 WIDTH, HEIGHT = 350, 212
@@ -24,8 +25,8 @@ WIDTH, HEIGHT = 350, 212
 PLOT_HEIGHT = 172
 """Pixels of the rows together."""
 
-_TOP, _RIGHT, _BAR = 4, 46, 10
-_FONT_SIZE, _TEXT_HEIGHT, _MOST_LETTERS, _MOST_TICKS = 11, 13, 18, 5
+_TOP, _GAP, _BAR, _TICK = 4, 8, 10, 5
+_FONT_SIZE, _TEXT_HEIGHT, _MOST_LETTERS, _MOST_TICKS = 11, 12, 18, 5
 _LEAST_STRETCH, _LEAST_CUT = 3, 8
 """Pixels that a stretch of rows takes at least to be told from its neighbours, and to be cut off from them by a line."""
 
@@ -48,10 +49,11 @@ def picture(found: Array, names: Sequence[str], first: Sequence[int], last: int)
         last: The last step of all.
     """
     height = PLOT_HEIGHT
-    labels, cuts = _labels(tuple(names), height)
-    left = round(max(_font().getlength(text) for text in ("step", *(text for text, _ in labels)))) + 10
-    width = WIDTH - left - _RIGHT
+    labels, cuts, ticks = _labels(tuple(names), height)
+    left = _width(("step", *(text for text, _ in labels))) + 10
     scale = Scale.of(found)
+    # at least as much as most scales need, so that the pictures of a run agree
+    width = WIDTH - left - _GAP - _BAR - _TICK - max(_width(("1e-9",)), _width(map(_power, scale.decades))) - 3
     plot = _plot(scale, found, height, width)
     if height >= _LEAST_CUT * (len(cuts) + 1):
         plot[cuts] = _PAPER
@@ -59,12 +61,12 @@ def picture(found: Array, names: Sequence[str], first: Sequence[int], last: int)
 
     letters = Image.new("L", (WIDTH, HEIGHT), _WHITE)
     draw = ImageDraw.Draw(letters)
-    for y in cuts:
+    for y in ticks:
         draw.line((left - 4, _TOP + y, left - 1, _TOP + y), fill=_FAINT)
     for text, middle in labels:
         draw.text((left - 6, _TOP + middle), text, fill=_INK, font=_font(), anchor="rm")
     _draw_steps(draw, first, last, left, _TOP + height, width)
-    bar = left + width + 8
+    bar = left + width + _GAP
     _draw_decades(draw, scale.decades, bar + _BAR, height)
     meanings = HEIGHT - 14
     places = _draw_meanings(draw, specials, left, meanings)
@@ -88,24 +90,35 @@ def _plot(scale: Scale, found: Array, height: int, width: int) -> Array:
 
 
 @lru_cache(maxsize=4)
-def _labels(names: tuple[str, ...], height: int) -> tuple[list[tuple[str, float]], list[int]]:
-    """What is written beside the rows and where, and where stretches of rows meet; the same for every picture of a run."""
+def _labels(names: tuple[str, ...], height: int) -> tuple[list[tuple[str, float]], list[int], list[int]]:
+    """What is written beside the rows and where, where stretches of rows meet, and what of that is marked beside the rows.
+
+    The same for every picture of a run.
+    """
     n, names = len(names), tuple(map(_shown, names))
     blocks = stretches(names, max(1, height // _LEAST_STRETCH))
     cuts = [min(round(block.start * height / n), height - 1) for block in blocks[1:]]
-    if len(blocks) < height // _TEXT_HEIGHT:
-        # more would be too many to be told apart, but not to say where some of them are
-        blocks = stretches(names, height)
-    wanted = [(block.name, (block.start + block.end) / 2, block.end - block.start) for block in blocks]
-    if len(blocks) == 1 and n > 1:
-        # names that have nothing in common: those of some of the rows
-        wanted = [(name, i + 0.5, 1) for i, name in enumerate(names)]
+    many = len(blocks) < min(height // _TEXT_HEIGHT, n)
+    if many:
+        # too many to be told apart, but not to say where some of them are
+        blocks = stretches(names, height, least=min(height // _TEXT_HEIGHT, n))
     placed: list[tuple[str, float]] = []
-    for text, middle, _ in sorted(wanted, key=lambda label: -label[2]):
-        y = min(max(middle * height / n, _TEXT_HEIGHT / 2), height - _TEXT_HEIGHT / 2)
+    ticks = cuts.copy()
+    for block in sorted(blocks, key=lambda block: block.start - block.end):
+        y = min(max((block.start + block.end) / 2 * height / n, _TEXT_HEIGHT / 2), height - _TEXT_HEIGHT / 2)
         if all(abs(y - other) >= _TEXT_HEIGHT for _, other in placed):
-            placed.append((shortened(text, _MOST_LETTERS), y))
-    return placed, cuts
+            placed.append((_fitted(block.name), y))
+            if many:
+                ticks.append(min(round(block.start * height / n), height - 1))
+    return placed, cuts, ticks
+
+
+def _fitted(name: str) -> str:
+    """A name in few letters: its last components say more than the first, which it shares with its neighbours."""
+    rest = name
+    while width_of(rest) >= _MOST_LETTERS and "." in rest:
+        rest = rest.partition(".")[2]
+    return name if width_of(name) <= _MOST_LETTERS else "…" + rest if width_of(rest) < _MOST_LETTERS else shortened(name, _MOST_LETTERS)
 
 
 def _draw_steps(draw: ImageDraw.ImageDraw, first: Sequence[int], last: int, left: int, y: int, width: int) -> None:
@@ -126,7 +139,7 @@ def _draw_decades(draw: ImageDraw.ImageDraw, decades: Sequence[int], x: int, hei
     for i in range(0, len(decades), every):
         y = _TOP + (height - 1) * (1 - i / (len(decades) - 1))
         draw.line((x, y, x + 2, y), fill=_FAINT)
-        draw.text((x + 5, min(max(y, _TOP + 4), _TOP + height - 5)), f"1e{decades[i]}", fill=_INK, font=_font(), anchor="lm")
+        draw.text((x + _TICK, min(max(y, _TOP + 4), _TOP + height - 5)), _power(decades[i]), fill=_INK, font=_font(), anchor="lm")
 
 
 def _draw_meanings(draw: ImageDraw.ImageDraw, specials: Sequence[int], x: int, y: int) -> list[int]:
@@ -137,6 +150,14 @@ def _draw_meanings(draw: ImageDraw.ImageDraw, specials: Sequence[int], x: int, y
         draw.text((x + 14, y + 5), _SPECIALS[pixel], fill=_INK, font=_font(), anchor="lm")
         x += 26 + round(_font().getlength(_SPECIALS[pixel]))
     return places
+
+
+def _power(decade: int) -> str:
+    return f"1e{decade}"
+
+
+def _width(texts: Iterable[str]) -> int:
+    return math.ceil(max(map(_font().getlength, texts)))
 
 
 def _shown(name: str) -> str:

@@ -69,16 +69,15 @@ def inventory_text(inventory: Inventory) -> str:
 
 def contents_text(digest: Digest, budget: Budget) -> str:
     """What the file beside this text shows, and what it leaves out."""
-    depth, rare = digest.curves.depth, digest.schedules["histograms"]
-    if depth is None:
-        what = "every parameter under each of its names"
-    elif depth == 0:
-        what = "no parameters, of which there are too many"
-    else:
-        shared = "the first component" if depth == 1 else f"the first {depth} components"
-        what = f"blocks of parameters (those whose names share {shared}, counted in each block they have a name in)"
+    what, rare = "every parameter under each of its names", digest.schedules["histograms"]
+    if digest.curves.blocks:
+        what = (
+            "blocks of parameters, those below one name or from one neighbour to another (`layers.0..1`); a tied parameter is counted in "
+            "each block in which it has a name"
+        )
     parts = [
         f"Curves are of all parameters together, `(all)`, and of {what}. {_points(digest.schedules['curves'])}",
+        "What is not a number is drawn as triangles, what is infinite as a gap; zero has no update ratio and no curve of it.",
         "`(log10 of each)` is over the parameters that stepped, each counted once: the decimal logarithm of what the curves show. It "
         "leaves out those of which that is zero or not finite, which have no logarithm. " + _points(digest.schedules["distributions"]),
         "`(heat map)` has a line for each parameter, or for neighbouring ones where there are many, and covers every step since this "
