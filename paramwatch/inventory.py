@@ -43,6 +43,8 @@ class LiveInventory:
     current: Inventory
     changed: Changed
     """What training may not survive."""
+    sight: Sight
+    """Tells whether it is still as it was read."""
     readings: int
     """How often the model was read."""
 
@@ -60,7 +62,7 @@ class LiveInventory:
         self._holdings: dict[tuple[int, ...], _Holding] = {}
         self._seen_at: int | None = None
         self._read(0)
-        if not self.current.rows and not self._waits:
+        if not self.current.rows and not self.sight.waits:
             raise ParamWatchError(self._nothing_chosen(module))
 
     def now(self) -> Inventory:
@@ -118,7 +120,7 @@ class LiveInventory:
         known = self._holdings.get(identities)
         if known is not None and step == self._seen_at:
             return known.is_there()
-        if self._waits or not self._sight.is_there():
+        if self.sight.waits or not self.sight.is_there():
             return False
         self._seen_at = step
         return True
@@ -148,7 +150,7 @@ class LiveInventory:
 
     def _look(self) -> list[nn.Parameter] | None:
         """The tensor of each row; None if the model is no longer as it was read."""
-        return self._sight.look()
+        return self.sight.look()
 
     def _partial(self, rows: Sequence[int]) -> Sight | None:
         """Of the tensors of these rows, and of what leads to them."""
@@ -200,7 +202,6 @@ class LiveInventory:
         self._position = dict.fromkeys(grouped.keys() - watched, -1) | {key: i for i, key in enumerate(keys)}
         self._foreign -= self._position.keys()
         self._named = {key: group[0].name for key, group in grouped.items()}
-        self._waits = bool(lazy)
         chosen_ones = [tensors[key] for key in keys]
         self.changed.read(zip(rows, chosen_ones, strict=True), grouped.keys())
         self._see(module, chosen_ones, [grouped[key] for key in keys], lazy)
@@ -219,7 +220,7 @@ class LiveInventory:
             for child in each._modules.values():
                 self._parents.setdefault(id(child), []).append(refs[id(each)])
         self._holders = [[refs[id(place.holder)] for place in group] for group in groups]
-        self._sight, self._holdings = Sight(modules, tensors, lazy), {}
+        self.sight, self._holdings = Sight(modules, tensors, lazy), {}
 
     def _row(self, group: Sequence[Place], tensor: nn.Parameter, tie_group: int | None, before: Mapping[str, Row], step: int) -> Row:
         """The row of a tensor; the one that there was, if nothing but whether it is trainable is another."""

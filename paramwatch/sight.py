@@ -59,6 +59,20 @@ class Sight:
         """Whether the modules hold what they held, whatever has become of its shape."""
         return self._parents.look() is not None and self._holders.look() is not None
 
+    @property
+    def waits(self) -> bool:
+        """Whether there were parameters that had no shape yet."""
+        return bool(self._lazy)
+
+    def has_modules(self) -> bool:
+        """Whether the modules are those that they were. Of tensors others may stand in for a while (shards, a functional call)."""
+        return self._parents.look() is not None
+
+    def has_shapes(self) -> bool:
+        """Whether a parameter that was lazy is not so any more."""
+        held = self._holders.look()
+        return held is not None and not all(is_lazy(held[i]) for i in self._lazy)
+
     def _with_shape(self, tensors: Sequence[nn.Parameter]) -> Sequence[nn.Parameter]:
         return tensors if self._shaped is None else [tensor for tensor, has in zip(tensors, self._shaped, strict=True) if has]
 

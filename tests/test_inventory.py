@@ -381,7 +381,7 @@ def test_a_child_or_a_parameter_under_another_name_is_seen_at_once() -> None:
 def test_one_optimizer_a_layer_looks_at_the_whole_model_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(6)))
     inventory, looked = live(model), 0
-    whole = inventory._sight.look
+    whole = inventory.sight.look
 
     def look() -> list[nn.Parameter] | None:
         nonlocal looked
@@ -392,7 +392,7 @@ def test_one_optimizer_a_layer_looks_at_the_whole_model_once_a_step(monkeypatch:
     for number in range(2):
         for i, layer in [*enumerate(layers)] * 2:
             assert list(inventory.held_by(layer, number)) == [f"{i}.weight", f"{i}.bias"]
-    monkeypatch.setattr(inventory._sight, "look", look)
+    monkeypatch.setattr(inventory.sight, "look", look)
     for layer in layers * 2:
         inventory.held_by(layer, 2)
 

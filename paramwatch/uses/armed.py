@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from paramwatch.guard import Guard
+from paramwatch.inventory import LiveInventory
 from paramwatch.rows import module_names
 from paramwatch.uses.calls import Call, Calls, Names, numbered
 from paramwatch.uses.graph import Node, Use, arrived, outputs_of, uses_below
@@ -30,9 +31,9 @@ class Armed:
     """Gathers what the uses of some rows contribute, from `install` to `remove`.
 
     Args:
-        module: The model, which is not held.
-        watched: The rows.
-        number: Of the step.
+        model: Gives the model, None once it is gone.
+        live: Its rows,
+        watched: and those that are split.
         several: Whether the step has several backward passes, None where nobody knows.
         blind: Whether something stands in the way: nothing is gathered.
         guard: For what goes wrong in a hook.
@@ -40,14 +41,24 @@ class Armed:
     """
 
     def __init__(
-        self, module: nn.Module, watched: Watched, number: int, several: bool | None, blind: bool, guard: Guard, say: Callable[[str], None]
+        self,
+        model: Callable[[], nn.Module | None],
+        live: LiveInventory,
+        watched: Watched,
+        several: bool | None,
+        blind: bool,
+        guard: Guard,
+        say: Callable[[str], None],
     ) -> None:
-        self.watched, self.number, self.several = watched, number, several
+        self.watched, self.several = watched, several
         self.blind = blind
         self.over = blind
         """Nothing is gathered any more."""
-        self._guard, self._say = guard, say
-        self._names = Names(module_names(module))
+        self._model, self._live, self._guard, self._say = model, live, guard, say
+        found = model()
+        self._names = Names([] if found is None else module_names(found))
+        self._looked = False
+        """Whether the model was looked at once more, before its first call."""
         # marks what it has put on nodes: a graph may outlive it
         self._serial = next(_serials)
         self._on_nodes: list[Any] = []
@@ -72,8 +83,7 @@ class Armed:
     def remove(self) -> None:
         """Take everything away."""
         self.over = True
-        gates = [gate for row in self.watched.rows.values() for gate in row.gates]
-        for handle in (*self._handles, *self._on_nodes, *gates):
+        for handle in (*self._handles, *self._on_nodes):
             handle.remove()
 
     def root(self, loss: Tensor) -> None:
@@ -87,9 +97,21 @@ class Armed:
         if torch.compiler.is_compiling() or self.over:
             return
         with self._guard.contain("noting a module call"):
+            if not self._looked:
+                self._looked = True
+                if not self._live.sight.has_modules():
+                    self._look_again()
             names = self._names.of(module)
             if names is not None:
-                self._calls_here().enter(module, names)
+                calls = self._calls_here()
+                if (
+                    not calls.inside
+                    and self.watched.thawed()
+                    and torch._C._get_tracing_state() is None
+                    and self._live.sight.look() is not None
+                ):
+                    self._look_again()
+                calls.enter(module, names)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or self.over:
@@ -100,6 +122,8 @@ class Armed:
             calls = self._calls_here()
             call = calls.leave(module)
             self.watched.adopt(module)
+            if call is not None and self._live.sight.has_shapes():
+                self._look_again()
             if call is not None and not torch.is_grad_enabled():
                 # as in validation, which may be long
                 calls.forget_outermost()
@@ -107,6 +131,13 @@ class Armed:
                 roots = [tensor.grad_fn for tensor in outputs_of(output) if tensor.grad_fn is not None]
                 if roots:
                     self._plan(calls, roots, call.enter, self._site_in(call))
+
+    def _look_again(self) -> None:
+        """Find the modules and the rows as they are now."""
+        module = self._model()
+        if module is not None:
+            self._names.read(module_names(module))
+            self.watched.read(module)
 
     def _calls_here(self) -> Calls:
         me = threading.get_ident()
@@ -226,4 +257,4 @@ class Armed:
                 apart = makes_graph or (total.layout is torch.strided and total.stride() != leaf.variable.stride())
                 row.found.deliver(task, total.detach(), row.tensor.grad, whole, self.several, apart)
 
-        row.gates.append(leaf.register_prehook(deliver))
+        self._on_nodes.append(leaf.register_prehook(deliver))

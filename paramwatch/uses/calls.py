@@ -24,6 +24,10 @@ class Names:
     """What the modules of a model are called: every name of each, without those of wrappers."""
 
     def __init__(self, found: Sequence[tuple[str, nn.Module]]) -> None:
+        self.read(found)
+
+    def read(self, found: Sequence[tuple[str, nn.Module]]) -> None:
+        """The model has changed."""
         self._known: dict[int, tuple[weakref.ref[nn.Module], list[str]]] = {}
         for name, module in found:
             self._known.setdefault(id(module), (weakref.ref(module), []))[1].append(name)

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from paramwatch.uses.gram import add, diagonal, flat, gram, order_of, side_by_side, square, workspace
+from paramwatch.uses.gram import add, dense, diagonal, flat, gram, order_of, own, side_by_side, square, workspace
 from paramwatch.uses.reading import Sums
 from paramwatch.uses.sites import Site, forward_order, names_of
 
@@ -197,7 +197,7 @@ class Contributions:
             if kept and (keep or recomputed or not first):
                 self._done = None
                 return
-            *vectors, whole_one = side_by_side([*map(_dense, grads), _dense(total)])
+            *vectors, whole_one = side_by_side([*map(dense, grads), dense(total)])
             found = gram(vectors, whole_one)
         else:
             found = diagonal([arrived.squares[i] for i in order], flat(total, arrived.order), arrived.summed)
@@ -266,18 +266,18 @@ class Contributions:
         size = (len(new) + totals) * self._size
         if (held is None and self._done is not None) or (held is not None and not held.goes_on_from(so_far)) or not self._budget.take(size):
             return False
-        mine = dict(zip(pass_.names, [_own(grad, total) for grad in pass_.grads], strict=True))
+        mine = dict(zip(pass_.names, [own(grad, total) for grad in pass_.grads], strict=True))
         order = dict(zip(pass_.names, map(forward_order, pass_.sites), strict=True))
         if held is None:
             mark = (0, 0) if copy else (total.data_ptr(), total._version)
-            self._held = _Held(mine, order, _dense(total).clone() if copy else None, mark, {pass_.origin}, pass_.eps, size)
+            self._held = _Held(mine, order, dense(total).clone() if copy else None, mark, {pass_.origin}, pass_.eps, size)
             return True
         for name, grad in mine.items():
             # out of place: two uses may have been given one tensor
             held.grads[name] = held.grads[name] + grad.to(total.dtype) if name in held.grads else grad
         before = so_far if held.total is None else held.total
         assert before is not None
-        held.total = _dense(total) + before.detach()
+        held.total = dense(total) + before.detach()
         held.passes.add(pass_.origin)
         held.order = order | held.order
         held.eps, held.size = max(held.eps, pass_.eps), held.size + size
@@ -292,15 +292,3 @@ class Contributions:
         if self._held is not None:
             self._budget.give_back(self._held.size)
         self._held = None
-
-
-def _own(grad: Tensor, total: Tensor) -> Tensor:
-    """The contribution, in memory of its own where autograd goes on with it: what it delivers may become `param.grad`."""
-    if type(grad) is not Tensor or type(total) is not Tensor or grad.layout is not torch.strided or total.layout is not torch.strided:
-        return _dense(grad).clone()
-    same = grad.untyped_storage().data_ptr() == total.untyped_storage().data_ptr()
-    return grad.clone() if same else grad
-
-
-def _dense(grad: Tensor) -> Tensor:
-    return grad.detach() if grad.layout is torch.strided else grad.detach().to_dense()

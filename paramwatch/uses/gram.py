@@ -127,3 +127,16 @@ def diagonal(squares: Sequence[Tensor], total: Tensor, summed: Tensor | None) ->
     if summed is not None:
         found[k:, k:] = gram([summed], total)[1:, 1:]
     return found
+
+
+def own(grad: Tensor, total: Tensor) -> Tensor:
+    """The contribution, in memory of its own where autograd goes on with it: what it delivers may become `param.grad`."""
+    if type(grad) is not Tensor or type(total) is not Tensor or grad.layout is not torch.strided or total.layout is not torch.strided:
+        return dense(grad).clone()
+    same = grad.untyped_storage().data_ptr() == total.untyped_storage().data_ptr()
+    return grad.clone() if same else grad
+
+
+def dense(grad: Tensor) -> Tensor:
+    """The same elements where no place is left out."""
+    return grad.detach() if grad.layout is torch.strided else grad.detach().to_dense()

@@ -45,7 +45,7 @@ class Splits:
         # whether a step has several backward passes: as the last one had that was split
         self._several: bool | None = None
         self._armed: Armed | None = None
-        if hint := check_uses_of(live.current, uses_of):
+        if hint := check_uses_of(live.current, live.sight.waits, uses_of):
             self._say(f"uses={uses}, but {hint}")
 
     # ---- the step, as the recorder tells it ----------------------------------------------------
@@ -69,8 +69,8 @@ class Splits:
             if obstacle := obstacle_to_splitting(module):
                 self._say(obstacle)
             watched = Watched(self._live, module, self._uses_of, number, names)
-            if any(row.open for row in watched.rows.values()):
-                self._armed = Armed(module, watched, number, self._several, bool(obstacle), self.guard, self._say)
+            if watched.any_open:
+                self._armed = Armed(self._module, self._live, watched, self._several, bool(obstacle), self.guard, self._say)
                 self._armed.install()
 
     def used(self, names: Collection[str], evaluation: bool, awaited: bool = False) -> SplitReading | None:
@@ -112,7 +112,7 @@ class Splits:
         if passes := [row.passes for row in stepped if row.passes]:
             self._several = self._armed.several = max(passes) > 1
         watched.stepped(names, again)
-        if self._off or not watched.waits(self._live.current, number - self._armed.number):
+        if self._off or not watched.waits(self._live.current, number - watched.number):
             # what was frozen so far is not among those that were watched
             still = {row.name for row in watched.rows.values() if row.open}.union(names if again else ())
             if still:

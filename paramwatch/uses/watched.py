@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from paramwatch.globs import fitting
 from paramwatch.guard import ParamWatchError
 from paramwatch.inventory import LiveInventory
 from paramwatch.measure.room import share_of_device
-from paramwatch.record import Inventory
+from paramwatch.record import Inventory, Row
 from paramwatch.rows import held_under, places
 from paramwatch.uses.contributions import Budget, Contributions
 
@@ -34,10 +33,8 @@ class WatchedRow:
     """A row that is split."""
 
     name: str
-    names: str
-    """All of its names, for messages."""
+    aliases: tuple[str, ...]
     tensor: Tensor
-    tied: bool
     found: Contributions
     holders: set[int] = field(default_factory=set)
     """Identities of the modules in which an operation on it needs no further name."""
@@ -47,8 +44,6 @@ class WatchedRow:
     """Whether it was, since this was armed: its next step is not waited for."""
     passes: int = 0
     """In how many backward passes of the step it is in anything was found."""
-    gates: list[Any] = field(default_factory=list)
-    """Hooks where its gradient is delivered."""
 
 
 class Watched:
@@ -65,24 +60,45 @@ class Watched:
     def __init__(
         self, live: LiveInventory, module: nn.Module, uses_of: Sequence[str], number: int, names: Collection[str] | None = None
     ) -> None:
+        self.rows: dict[str, WatchedRow] = {}
+        self.number = number
+        self._live, self._uses_of, self._names = live, uses_of, names
+        self._budgets: dict[torch.device, Budget] = {}
+        self.read(module)
+
+    def read(self, module: nn.Module) -> None:
+        """Find the rows, as they are now; of those that are as they were what has come is kept."""
+        before, self.rows = self.rows, {}
         self._of: dict[int, WatchedRow] = {}
         self._held_by: dict[int, list[tuple[str, WatchedRow]]] = {}
         self._stand_ins: list[Tensor] = []
-        self.rows: dict[str, WatchedRow] = {}
-        budgets: dict[torch.device, Budget] = {}
-        tensors = live.tensors(number)
+        self._frozen: list[Tensor] = []
+        tensors = self._live.tensors(self.number)
         # a row that nobody owns yet may be another optimizer's, until there was a whole round
-        later = number > 0 and any(row.owned for row in live.current.rows)
-        for row, tensor in zip(live.current.rows, tensors, strict=False):
-            called = (row.name, *row.aliases)
-            if not tensor.requires_grad or (later and not row.owned) or not is_wanted(called, uses_of):
+        later = self.number > 0 and any(row.owned for row in self._live.current.rows)
+        for row, tensor in zip(self._live.current.rows, tensors, strict=False):
+            called, old = (row.name, *row.aliases), before.get(row.name)
+            unowned = later and not row.owned and old is None
+            if unowned or not is_wanted(called, self._uses_of):
                 continue
-            budget = budgets.setdefault(tensor.device, Budget(max(LEAST_BUDGET, share_of_device(tensor.device))))
-            found = Contributions((tensor.numel(), tensor.element_size()), budget, always=len(called) > 1)
-            made = self.rows[row.name] = self._of[id(tensor)] = WatchedRow(row.name, " = ".join(called), tensor, len(called) > 1, found)
-            made.open = names is None or row.name in names
+            if not tensor.requires_grad:
+                self._frozen += [tensor] * self._is_due(row.name)
+                continue
+            if old is None or old.tensor is not tensor or old.aliases != row.aliases:
+                old = self._row(row, tensor, old)
+            self.rows[row.name] = self._of[id(tensor)] = old
         if self.rows:
             self._find_holders(module)
+
+    def _row(self, row: Row, tensor: Tensor, old: WatchedRow | None) -> WatchedRow:
+        budget = self._budgets.setdefault(tensor.device, Budget(max(LEAST_BUDGET, share_of_device(tensor.device))))
+        found = Contributions((tensor.numel(), tensor.element_size()), budget, always=bool(row.aliases))
+        made = WatchedRow(row.name, row.aliases, tensor, found)
+        made.open = self._is_due(row.name) if old is None else old.open
+        return made
+
+    def _is_due(self, name: str) -> bool:
+        return self._names is None or name in self._names
 
     def _find_holders(self, module: nn.Module) -> None:
         for place in places(module):
@@ -96,6 +112,15 @@ class Watched:
                 if isinstance(derived, ParametrizationList):
                     for _, row in self._held_by.get(id(derived), ()):
                         row.holders.add(id(parent))
+
+    @property
+    def any_open(self) -> bool:
+        """Whether there is a row to wait for, or may be one: frozen ones may be trained, lazy ones get a shape."""
+        return self._live.sight.waits or bool(self._frozen) or any(row.open for row in self.rows.values())
+
+    def thawed(self) -> bool:
+        """Whether a row is trained now that was frozen when the rows were found."""
+        return any(tensor.requires_grad for tensor in self._frozen)
 
     def row_of(self, tensor: Tensor) -> WatchedRow | None:
         """The row of a tensor, if its next step is split."""
@@ -149,14 +174,14 @@ def is_wanted(names: Sequence[str], uses_of: Sequence[str]) -> bool:
     return (TIED in uses_of and len(names) > 1) or any(map(fitting(patterns), names))
 
 
-def check_uses_of(inventory: Inventory, uses_of: Sequence[str]) -> str | None:
-    """What to tell of a choice of rows that means none; None if there is nothing to tell.
+def check_uses_of(inventory: Inventory, waits: bool, uses_of: Sequence[str]) -> str | None:
+    """What to tell of a choice of rows that means none; None if there is nothing to tell, or there will be more rows.
 
     Raises:
         ParamWatchError: No row fits the patterns.
     """
     rows = inventory.rows
-    if not rows or any(is_wanted((row.name, *row.aliases), uses_of) for row in rows):
+    if waits or any(is_wanted((row.name, *row.aliases), uses_of) for row in rows):
         return None
     if list(uses_of) == [TIED]:
         return (
