@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from paramwatch.columns import Detail
-from paramwatch.guard import ParamWatchError
+from paramwatch.guard import ParamWatchError, logger
 from paramwatch.record import Sink
 from paramwatch.table import as_patterns
 from paramwatch.updates import UpdateMode
@@ -94,6 +94,8 @@ def check_options(
     )
     if options.first_step > _LAST_STEP:
         raise ParamWatchError(f"first_step must be at most 2**62, not {first_step!r}")
+    if not options.uses and options.uses_of != ["tied"]:
+        logger.warning("paramwatch: uses_of=%r chooses rows, but with uses=0 no gradient is split; uses=100 splits each 100th step", uses_of)
     return options
 
 
