@@ -95,7 +95,9 @@ def check_options(
     if options.first_step > _LAST_STEP:
         raise ParamWatchError(f"first_step must be at most 2**62, not {first_step!r}")
     if not options.uses and options.uses_of != ["tied"]:
-        logger.warning("paramwatch: uses_of=%r chooses rows, but with uses=0 no gradient is split; uses=100 splits each 100th step", uses_of)
+        logger.warning(
+            "paramwatch: uses_of=%r chooses rows, but with uses=0 no gradient is split; uses=100 splits each 100th step", uses_of
+        )
     return options
 
 

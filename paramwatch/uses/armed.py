@@ -9,6 +9,7 @@ import itertools
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -205,7 +206,8 @@ class Armed:
         def take(grad_inputs: Sequence[Tensor | None], grad_outputs: Any) -> None:
             if self.over:
                 return
-            with self._guard.contain("taking what a use contributes"), torch.no_grad():
+            # most passes make no graph, and entering this takes longer than all of the rest
+            with self._guard.contain("taking what a use contributes"), torch.no_grad() if torch.is_grad_enabled() else nullcontext():
                 task = torch._C._current_graph_task_id()
                 self._run(task)
                 for row, site, slot, way in jobs:

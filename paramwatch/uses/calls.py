@@ -62,6 +62,7 @@ class Calls:
     def __init__(self, names: Names) -> None:
         self._names = names
         self._calls: list[Call] = []
+        self._enters: list[int] = []
         self._stack: list[tuple[int, nn.Module]] = []
         self._counts: dict[int, Counter[str]] = {}
         self._outermost: list[int] = []
@@ -83,6 +84,7 @@ class Calls:
         parent = self._stack[-1][0] if self._stack else -1
         self._stack.append((len(self._calls), module))
         number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # private, looked for before arming
+        self._enters.append(number)
         self._calls.append(Call(path, id(module), number, _OPEN, parent, k, isinstance(module, ParametrizationList)))
 
     def leave(self, module: nn.Module) -> Call | None:
@@ -103,11 +105,11 @@ class Calls:
     def forget_outermost(self) -> None:
         """The outermost call that was left last made nothing that has a gradient."""
         at = self._outermost.pop()
-        del self._calls[at:], self._counts[at]
+        del self._calls[at:], self._enters[at:], self._counts[at]
 
     def where(self, number: int) -> Call | None:
         """The innermost call in which the operation of this number was made."""
-        at = bisect_right(self._calls, number, key=lambda call: call.enter) - 1
+        at = bisect_right(self._enters, number) - 1
         while at >= 0:
             call = self._calls[at]
             if call.enter <= number < call.exit:
@@ -137,7 +139,7 @@ class Calls:
 
     def _around(self, number: int) -> int:
         """Position of the outermost call of an operation."""
-        return self._outermost[bisect_right(self._outermost, number, key=lambda at: self._calls[at].enter) - 1]
+        return self._outermost[bisect_right(self._outermost, number, key=self._enters.__getitem__) - 1]
 
     def _path(self, module: nn.Module, names: list[str]) -> str:
         """The name by which a module is called. Of several it is told where the caller runs its children one after the other."""

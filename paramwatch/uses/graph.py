@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from types import FunctionType, ModuleType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +44,7 @@ _FORM = frozenset(
 """Changes of form: one input, one output, nothing saved, so that a node can be called with each gradient on its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(NamedTuple):
     """A change of form between a use and its parameter, which maps a gradient of what it made to one of what it was made from."""
 
     node: Node
@@ -119,8 +118,7 @@ def arrived(grad: Tensor, way: Way, at: Tensor) -> Tensor | None:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(NamedTuple):
     """An operation that uses a parameter, possibly by way of others."""
 
     number: int

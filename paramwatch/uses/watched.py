@@ -91,8 +91,10 @@ class Watched:
             self._find_holders(module)
 
     def _row(self, row: Row, tensor: Tensor, old: WatchedRow | None) -> WatchedRow:
-        budget = self._budgets.setdefault(tensor.device, Budget(max(LEAST_BUDGET, share_of_device(tensor.device))))
-        found = Contributions((tensor.numel(), tensor.element_size()), budget, always=bool(row.aliases))
+        device = tensor.device
+        if device not in self._budgets:
+            self._budgets[device] = Budget(max(LEAST_BUDGET, share_of_device(device)))
+        found = Contributions((tensor.numel(), tensor.element_size()), self._budgets[device], always=bool(row.aliases))
         made = WatchedRow(row.name, row.aliases, tensor, found)
         made.open = self._is_due(row.name) if old is None else old.open
         return made
