@@ -15,6 +15,12 @@ from paramwatch.measure.scaled import sent, stream_of
 
 _COUNTS = ("count", "nan", "posinf", "neginf")
 
+_NOT_PICKED = {
+    **{torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64},
+    **{getattr(torch, name): torch.uint8 for name in dir(torch) if name.startswith("float8_")},
+}
+"""Dtypes of which torch, or one of its older versions, picks no elements, and integers of as many bytes, of which it does."""
+
 SAMPLE = 4096
 """Elements of a row that the sampled update looks at, at most."""
 
@@ -31,8 +37,10 @@ def sample(tensor: Tensor, most: int = SAMPLE) -> Tensor:
     flat = tensor.detach().reshape(-1) if ordinary else as_reals(tensor)
     if flat.numel() <= most:
         return as_reals(flat).clone()
+    chosen = positions(flat.numel(), most, flat.device, stream_of(flat.device))
+    pickable = flat.view(_NOT_PICKED[flat.dtype]) if flat.dtype in _NOT_PICKED else flat
     # `index_select` does not know every dtype
-    return as_reals(torch.ops.aten.index(flat, [positions(flat.numel(), most, flat.device, stream_of(flat.device))]))
+    return as_reals(torch.ops.aten.index(pickable, [chosen]).view(flat.dtype))
 
 
 @lru_cache(maxsize=32)
