@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from records import inventory, record
 from servers import DEADLINE_SECONDS, tensorboard
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from paramwatch import bins
+from paramwatch import attach, bins
 from paramwatch.columns import ABSENT
 from paramwatch.record import Inventory, Record
 from paramwatch.tensorboard.events import EventFile
@@ -31,6 +33,9 @@ from paramwatch.tensorboard.picture import HEIGHT, WIDTH
 NAME = "0.block 2.0.weight"
 ALIAS = "tied\n<b>"
 OTHER = '"q"/\U0001f525 %2F?&#'
+
+LIVE = {"live": "loss", "live/paramwatch": "grad_norm/weight", "bare": "loss", "bare/paramwatch": "grad_norm/weight"}
+"""The runs that go on while the server looks, and a curve of each."""
 
 needs_rust = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard_data_server") is None, reason="TensorBoard has no Rust loader for this platform"
@@ -115,11 +120,13 @@ def binned(x: Any) -> Any:
 
 
 class Live:
-    """A run that is being written: Lightning's logger and our file in a folder below its own."""
+    """Two runs that are being trained, each with a writer of its own in the folder above ours: Lightning's logger, and torch's bare one."""
 
     def __init__(self, folder: Path) -> None:
-        self.logger = TensorBoardLogger(folder, name="live", version="")
-        self.events = EventFile(folder / "live" / "paramwatch")
+        self.logger, self.writer = TensorBoardLogger(folder, name="live", version=""), SummaryWriter(str(folder / "bare"))
+        self.nets = [nn.Linear(1, 1) for _ in range(2)]
+        self.watches = [attach(net, folder / run) for net, run in zip(self.nets, ("live", "bare"), strict=True)]
+        self.optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in self.nets]
         self.step = -1
         self.go_on()
 
@@ -127,18 +134,28 @@ class Live:
         """Three more steps."""
         for _ in range(3):
             self.step += 1
+            for net, optimizer in zip(self.nets, self.optimizers, strict=True):
+                net(torch.ones(1, 1)).sum().backward()
+                optimizer.step()
             self.logger.log_metrics({"loss": 1.0}, step=self.step)
-            self.events.write(record(self.step, inventory("w"), {"param": {"w": np.ones(4)}, "grad": {"w": np.ones(4)}}))
+            self.writer.add_scalar("loss", 1.0, self.step)
         self.logger.save()
-        self.events.flush()
+        self.writer.flush()
+        for watch in self.watches:
+            watch.flush()
+
+    def close(self) -> None:
+        for watch in self.watches:
+            watch.close()
+        self.logger.finalize("success")
+        self.writer.close()
 
 
 @pytest.fixture(scope="module")
 def live(log_dir: Path) -> Iterator[Live]:
     found = Live(log_dir)
     yield found
-    found.logger.finalize("success")
-    found.events.close()
+    found.close()
 
 
 @pytest.fixture(scope="module", params=[pytest.param("true", marks=needs_rust), "false"], ids=["rust", "python"])
@@ -164,7 +181,7 @@ def started(address: str, log: Path) -> Server:
 
 
 def test_the_users_own_curve_is_a_run_of_its_own(server: Server) -> None:
-    assert set(server.get("scalars/tags")) == {".", "paramwatch", "live", "live/paramwatch", "resumed", "torn", "gone on"}
+    assert set(server.get("scalars/tags")) == {".", "paramwatch", *LIVE, "resumed", "torn", "gone on"}
     assert [step for step, _ in server.points(".", "loss")] == list(range(10))
 
 
@@ -240,11 +257,11 @@ def test_the_heat_map_is_a_picture_of_the_latest_session(server: Server) -> None
         assert Image.open(io.BytesIO(png)).size == (WIDTH, HEIGHT)
 
 
-def test_what_is_written_later_is_shown_of_both(server: Server, live: Live) -> None:
+def test_what_is_written_later_beside_lightnings_logger_and_a_bare_writer_is_shown_of_each(server: Server, live: Live) -> None:
     live.go_on()
     deadline = time.monotonic() + DEADLINE_SECONDS
     seen: dict[str, list[int]] = {}
-    while any(seen.get(run) != list(range(live.step + 1)) for run in ("live", "live/paramwatch")):
+    while any(seen.get(run) != list(range(live.step + 1)) for run in LIVE):
         assert time.monotonic() < deadline, seen
         time.sleep(0.2)
-        seen = {run: [step for step, _ in server.points(run, tag)] for run, tag in (("live", "loss"), ("live/paramwatch", "grad_norm/w"))}
+        seen = {run: [step for step, _ in server.points(run, tag)] for run, tag in LIVE.items()}
