@@ -17,7 +17,9 @@ from tensorboard.backend.event_processing import event_accumulator
 from paramwatch import bins
 from paramwatch.columns import ABSENT
 from paramwatch.record import Record
-from paramwatch.tensorboard.events import EventFile
+from paramwatch.tensorboard.budget import Budget
+from paramwatch.tensorboard.digest import Digest
+from paramwatch.tensorboard.events import MAX_BYTES, EventFile
 from paramwatch.tensorboard.histograms import MOST_BUCKETS, of_elements, of_magnitudes
 
 F32 = arrays(np.float32, st.integers(1, 40), elements=st.floats(width=32, allow_subnormal=True))
@@ -125,3 +127,15 @@ def test_histograms_of_a_large_model_are_of_its_blocks(tmp_path: Path) -> None:
     assert list(point.histogram_value.bucket) == list(both.bucket)
     assert list(point.histogram_value.bucket_limit) == pytest.approx(list(both.bucket_limit))
     assert point.histogram_value.sum_squares == pytest.approx(both.sum_squares, rel=1e-6)
+
+
+def test_histograms_grow_rare_also_where_the_model_changes_all_the_time(tmp_path: Path) -> None:
+    inventories = inventory("w"), inventory("w", "v")
+    events = EventFile(tmp_path)
+    for step in range(80):
+        events.write(binned(step, {"param": {"w": np.float32([step + 1])}}, inventories[step % 2]))
+    events.close()
+    schedule = Digest(inventories[0], Budget(MAX_BYTES)).schedules["histograms"]
+    steps = [point.step for point in read(tmp_path).Histograms("param/w")]
+    assert steps == [step for step in range(80) if schedule.keeps(step)]
+    assert len(steps) == 72

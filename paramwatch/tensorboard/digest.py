@@ -35,9 +35,15 @@ _USES = 2000
 
 
 class Digest:
-    """What is drawn of the steps of one inventory."""
+    """What is drawn of the steps of one inventory.
 
-    def __init__(self, inventory: Inventory, budget: Budget) -> None:
+    Args:
+        inventory: What is drawn.
+        budget: What is left for it.
+        before: What was drawn until now: histograms and splits are counted on.
+    """
+
+    def __init__(self, inventory: Inventory, budget: Budget, before: Digest | None = None) -> None:
         self.curves = Curves.of(inventory)
         self.sizes = {
             "curves": self.curves.event_bytes(),
@@ -50,7 +56,7 @@ class Digest:
         self.schedules = {kind: Schedule(size, budget.of[kind], MAX_BASES[kind], min_base=4) for kind, size in self.sizes.items()}
         """Of histograms and splits by their number, since not every step has any; of the others by the step's."""
         self._forms: dict[bytes, messages.Form] = {}
-        self._numbered = dict.fromkeys(("histograms", "uses"), (-1, -1))
+        self._numbered: dict[str, tuple[int, int]] = before._numbered if before else dict.fromkeys(("histograms", "uses"), (-1, -1))
 
     def of(
         self, batch: Batch, norms: Norms, histograms: Mapping[str, Array], uses: Mapping[str, Split]

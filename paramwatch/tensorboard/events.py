@@ -55,6 +55,8 @@ class EventFile(BatchSink):
     earlier ones hold from its first step on: a re-run replaces, a resumed run continues.
     """
 
+    _digest: Digest
+
     def __init__(self, folder: Path, *, max_bytes: int = MAX_BYTES) -> None:
         self._folder = folder
         self._budget = Budget(max_bytes)
@@ -163,7 +165,8 @@ class EventFile(BatchSink):
         known, inventory = self._inventory, record.inventory
         if known is None or [row.name for row in known.rows] != [row.name for row in inventory.rows]:
             self._strip, self._due, self._pictured = Strip(), FIRST_PICTURE, 0
-        self._inventory, self._digest = inventory, Digest(inventory, self._budget)
+        self._digest = Digest(inventory, self._budget, self._digest if known else None)
+        self._inventory = inventory
         texts = {
             "paramwatch/ties": ties_text(inventory),
             "paramwatch/inventory": inventory_text(inventory),
