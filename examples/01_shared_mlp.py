@@ -130,8 +130,9 @@ def print_agreement(watch: Watch) -> None:
     print(table.loc[few].rename_axis(columns=None).to_string(float_format="{:.4f}".format), end="\n\n")
     values = table["agreement"]
     least, median, most = values.quantile([0, 0.5, 1])
-    print(f"Over {len(values)} split steps the agreement was {median:+.2f} in the median, {least:+.2f} to {most:+.2f}:")
-    print(f"the two uses pulled against each other at {(values < 0).mean():.0%} of the steps.")
+    print(f"Over {len(values)} split steps the agreement was {median:+.2f} in the median, {least:+.2f} to {most:+.2f}, and below 0")
+    verdict = "fight" if median <= -0.3 else "agree" if median >= 0.3 else "go their own ways, neither agreeing nor fighting"
+    print(f"at {(values < 0).mean():.0%} of the steps. On the whole the two uses {verdict}.")
 
 
 def print_heading(text: str) -> None:
