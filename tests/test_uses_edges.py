@@ -97,6 +97,18 @@ def left_by_an_exception(net: nn.Module, optimizer: Any) -> None:
     optimizer.zero_grad()
 
 
+def interrupted(net: nn.Module, optimizer: Any) -> None:
+    """As a cell of a notebook is, in the middle of a forward pass."""
+
+    def interrupt(module: nn.Module, inputs: Any) -> None:
+        raise KeyboardInterrupt
+
+    hook = net[3].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        net(X)
+    hook.remove()
+
+
 class Interrupts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise KeyboardInterrupt
@@ -110,7 +122,7 @@ def hooked(net: nn.Module, optimizer: Any) -> None:
     net[2].register_forward_hook(lambda module, inputs, output: output * 1)
 
 
-@pytest.mark.parametrize("before", [forgotten_by_zeros, forgotten, looked_at, left_by_an_exception, hooked])
+@pytest.mark.parametrize("before", [forgotten_by_zeros, forgotten, looked_at, left_by_an_exception, interrupted, hooked])
 def test_what_comes_before_a_backward_pass_is_none_of_its_uses(before: Callable[..., None]) -> None:
     net = mlp()
     with paramwatch.attach(net, uses=1) as watch:

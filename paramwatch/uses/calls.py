@@ -6,11 +6,13 @@ numbers are of one thread, and so is a `Calls`.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from types import FrameType
 
 import torch
 from torch import nn
@@ -75,6 +77,8 @@ class Calls:
 
     def enter(self, module: nn.Module, names: list[str]) -> None:
         """A module is called."""
+        if any(entered is module for _, entered in self._stack):
+            self._forget_left(module)
         if not self._stack:
             self._outermost.append(len(self._calls))
             self._counts[len(self._calls)] = Counter()
@@ -106,6 +110,17 @@ class Calls:
         """The outermost call that was left last made nothing that has a gradient."""
         at = self._outermost.pop()
         del self._calls[at:], self._enters[at:], self._counts[at]
+
+    def _forget_left(self, module: nn.Module) -> None:
+        """Calls that a KeyboardInterrupt has left have not said so; of those that go on each has a frame, and one is about to begin."""
+        number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # private, looked for before arming
+        frame: FrameType | None = sys._getframe()
+        going_on = -1
+        while frame is not None:
+            going_on += frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is module
+            frame = frame.f_back
+        while sum(entered is module for _, entered in self._stack) > max(going_on, 0):
+            self._calls[self._stack.pop()[0]].exit = number
 
     def where(self, number: int) -> Call | None:
         """The innermost call in which the operation of this number was made."""
