@@ -14,7 +14,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.optim.optimizer as torch_optimizer
@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from paramwatch.callstack import caller, is_only_step, steps_running
 from paramwatch.guard import Guard
+from paramwatch.inherited import see_parents, unsee_parents
 from paramwatch.progress import (
     Entry,
     Watcher,
@@ -33,6 +34,9 @@ from paramwatch.progress import (
     report_gradients,
     stack,
 )
+
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""Of a call of `step`, by position and by keyword, the optimizer first."""
 
 _watchers: tuple[Watcher, ...] = ()
 _handles: list[Any] = []
@@ -89,6 +93,7 @@ def unregister(watcher: Watcher) -> None:
 
 
 def _take_away_hooks() -> None:
+    unsee_parents()
     while _handles:
         _handles.pop().remove()
 
@@ -137,47 +142,74 @@ def explicit(watcher: Watcher, optimizer: Optimizer) -> Iterator[None]:
 # ---- the two hooks --------------------------------------------------------------------------
 
 
-def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
     if not _watchers:
         _retire(torch_optimizer._global_optimizer_pre_hooks, 0)
         return None
     with _guard.contain("entering an optimizer step"):
-        drop_left_by_exception()
-        entry = open_entry(optimizer, caller(__file__), _watchers)
-        if not entry.seen:
-            stack.entries.pop()
-            return None
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if isinstance(closure, ReportingClosure):
-            closure.add(entry.seen)
-        elif callable(closure):
-            if optimizer not in _evaluating:
-                # it may never call its closure, and use up the gradients there are
-                report_gradients(entry.seen, optimizer, awaited=True)
-            closure = ReportingClosure(closure, entry)
-            if "closure" in kwargs:
-                return args, {**kwargs, "closure": closure}
-            return (args[0], closure, *args[2:]), kwargs
-        else:
-            _report_when_hooks_are_done(entry)
+        return _enter(optimizer, args, kwargs, hooks_follow=True)
+    return None
+
+
+def _before_parents_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+    """The `step` of a parent class is entered from that of its child: no hook of the optimizer follows."""
+    with _guard.contain("entering an optimizer step"):
+        return _enter(optimizer, args, kwargs, hooks_follow=False) if _watchers else None
+    return None
+
+
+def _enter(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], hooks_follow: bool) -> Arguments | None:
+    """A `step` is entered; unless None, it is to be given these arguments."""
+    drop_left_by_exception()
+    entry = open_entry(optimizer, caller(__file__), _watchers)
+    if not entry.seen:
+        stack.entries.pop()
+        return None
+    see_parents(type(optimizer), _before_parents_step, _after_parents_step)
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if isinstance(closure, ReportingClosure):
+        closure.add(entry.seen)
+    # a model, or a class, is not called for gradients, and must stay what it is
+    elif callable(closure) and not isinstance(closure, (torch.nn.Module, type)):
+        if optimizer not in _evaluating:
+            # it may never call its closure, and use up the gradients there are
+            report_gradients(entry.seen, optimizer, awaited=True)
+        closure = ReportingClosure(closure, entry)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": closure}
+        return (args[0], closure, *args[2:]), kwargs
+    elif hooks_follow:
+        _report_when_hooks_are_done(entry)
+    else:
+        report_gradients(entry.seen, optimizer)
     return None
 
 
 def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if stack.entries:
         with _guard.contain("leaving an optimizer step"):
-            entry = next((entry for entry in reversed(stack.entries) if entry.optimizer is optimizer), None)
-            if entry is not None:
-                close_entry(entry)
+            _leave(optimizer)
     if not _watchers:
         _retire(torch_optimizer._global_optimizer_post_hooks, 1)
+
+
+def _after_parents_step(optimizer: Optimizer) -> None:
+    if stack.entries:
+        with _guard.contain("leaving an optimizer step"):
+            _leave(optimizer)
+
+
+def _leave(optimizer: Optimizer) -> None:
+    entry = next((entry for entry in reversed(stack.entries) if entry.optimizer is optimizer), None)
+    if entry is not None:
+        close_entry(entry)
 
 
 class ReportingClosure:
     """The user's closure, with a word to the watchers each time it has returned. What it raises passes untouched."""
 
     def __init__(self, closure: Callable[..., Any], entry: Entry) -> None:
-        self._closure = closure
+        self._closure = self.__wrapped__ = closure
         self._entry = entry
         self._seen = list(entry.seen)
         self._report = _untraced_report()

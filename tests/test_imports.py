@@ -24,7 +24,7 @@ LAYERS = (
     "attached",
     "handover worker outlet batching alike assemble recorder others uses gradients raw outside updates rounds plan inventory changes "
     "optimizers clipping arguments",
-    "tensorboard steps progress callstack measure run loading overview sampling together",
+    "tensorboard steps progress callstack inherited measure run loading overview sampling together",
     "notebook frames useframes table initial fitting wording laws lopsided drawn standards hazards sheet",
     "store latest contents epoch arrowfile streams histograms uselines agreement format absence block batch cost folder schedule "
     "totals rules ties testing shapes lettering png heatmap grid span terminal output usage",

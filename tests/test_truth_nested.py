@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW, Optimizer
 
+import paramwatch
+
 LOW = 0.05
 """Far below the norm of every gradient."""
 
@@ -74,6 +76,89 @@ def parents_step_after_clipping(lab: Lab) -> None:
         lab.raw()
         with lab.by_update(optimizer):
             optimizer.step()
+
+
+# ---- parents of which there is no instance, so that torch puts no hooks into their `step` -------
+
+
+class Parent(Optimizer):
+    """Plain gradient descent, which nobody uses but its children."""
+
+    def __init__(self, params: Iterable[Tensor]) -> None:
+        super().__init__(params, {"lr": LR})
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for param in group["params"]:
+                    param.sub_(param.grad, alpha=group["lr"])
+        return loss
+
+
+class Signs(Parent):
+    """Changes the gradients, and then steps."""
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        with torch.no_grad():
+            for group in self.param_groups:
+                for param in group["params"]:
+                    param.grad.sign_()
+        return super().step()
+
+
+class OfABatch(Parent):
+    """Is given a number and a model, and makes the closure itself."""
+
+    def step(self, i: int, net: nn.Module) -> Tensor | None:  # type: ignore[override]
+        return super().step(closure_of(net, self, i))
+
+
+class OfAModel(Signs):
+    """Is given the model, and notes something on it."""
+
+    def step(self, net: nn.Module) -> Tensor | None:  # type: ignore[override]
+        assert isinstance(net, nn.Module)
+        net.steps = getattr(net, "steps", 0) + 1
+        return super().step()
+
+
+def a_parent_without_hooks(lab: Lab) -> None:
+    def shift(optimizer: Any, *_: Any) -> None:
+        optimizer.param_groups[0]["params"][0].grad.add_(0.25)
+
+    def used(net: Any) -> None:
+        net[0].weight.grad.add_(0.25)
+        for param in net.parameters():
+            param.grad.sign_()
+
+    lab.attach(mlp())
+    optimizer = Signs(lab.model.parameters())
+    # has to run once, watched or not
+    optimizer.register_step_pre_hook(shift)
+    for i in range(3):
+        closure_of(lab.model, optimizer, i)()
+        with lab.by_twin(optimizer, grads=used):
+            optimizer.step()
+
+
+def a_parent_without_hooks_and_a_closure(lab: Lab) -> None:
+    lab.attach(mlp())
+    optimizer = OfABatch(lab.model.parameters())
+    for i in range(3):
+        with lab.by_update(optimizer):
+            optimizer.step(i, lab.model)
+
+
+def a_step_of_a_model(lab: Lab) -> None:
+    lab.attach(mlp())
+    optimizer = OfAModel(lab.model.parameters())
+    for i in range(3):
+        closure_of(lab.model, optimizer, i)()
+        with lab.by_update(optimizer):
+            optimizer.step(lab.model)
+    assert lab.model.steps == 3
 
 
 # ---- two passes -----------------------------------------------------------------------------
@@ -164,6 +249,9 @@ LOOPS: dict[str, Loop] = by_name(
     parents_step_with_a_closure,
     parents_step_after_the_closure,
     parents_step_after_clipping,
+    a_parent_without_hooks,
+    a_parent_without_hooks_and_a_closure,
+    a_step_of_a_model,
     two_passes,
     two_passes_with_adam_inside,
     two_passes_by_hand,
@@ -175,3 +263,16 @@ LOOPS: dict[str, Loop] = by_name(
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 def test_the_books_agree(loop: Loop, options: dict[str, Any]) -> None:
     verify(loop, **options)
+
+
+def test_the_classes_of_optimizers_are_as_before_when_nobody_watches() -> None:
+    before = Parent.step, Signs.step
+    watch = paramwatch.attach(net := mlp())
+    optimizer = OfAModel(net.parameters())
+    for i in range(2):
+        closure_of(net, optimizer, i)()
+        optimizer.step(net)
+        assert (Parent.step, Signs.step) != before
+    watch.close()
+
+    assert (Parent.step, Signs.step) == before
