@@ -90,6 +90,34 @@ class MemoryFolder:
         return f"{name} in memory"
 
 
+class WithSpare:
+    """A folder and, once it cannot be written any more, memory beside it: what is made from then on is there."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._first = folder
+        self._spare: MemoryFolder | None = None
+
+    def give_up(self) -> bool:
+        """Make no more files in the folder; whether there is memory to take them, which was not in use yet."""
+        fresh, self._spare = self._spare is None, self._spare or MemoryFolder()
+        return fresh
+
+    def names(self) -> list[str]:
+        return sorted({*self._first.names(), *(self._spare.names() if self._spare else ())})
+
+    def create(self, name: str) -> File:
+        return (self._spare or self._first).create(name)
+
+    def open(self, name: str) -> Sequence[Any]:
+        return self._of(name).open(name)
+
+    def where(self, name: str) -> str:
+        return self._of(name).where(name)
+
+    def _of(self, name: str) -> Folder:
+        return self._spare if self._spare and name in self._spare.names() else self._first
+
+
 class Until:
     """A folder as the files of one session and of those before it make it: what a later one writes is not there.
 

@@ -29,6 +29,7 @@ from paramwatch.table import (
     Source,
     Table,
     all_rows,
+    at,
     chosen_steps,
     group,
     join,
@@ -148,15 +149,10 @@ def steps_frame(epochs: Sequence[Source]) -> pd.DataFrame:
 def _totals(block: Block) -> dict[str, Array]:
     found = []
     for lines in runs(block):
-        values = {part: _at(lines, array) for part, array in block.values.items()}
-        n, each = len(block.step[lines]), totals_of(values, block.inventory.kinds, _at(lines, block.stepped), _at(lines, block.lr))
+        values = {part: at(lines, array) for part, array in block.values.items()}
+        n, each = len(block.step[lines]), totals_of(values, block.inventory.kinds, at(lines, block.stepped), at(lines, block.lr))
         found.append({name: np.broadcast_to(total, n) for name, total in each.items()})
     return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
-
-
-def _at(lines: slice, array: Array) -> Array:
-    """Some lines; one of them where it is one that is seen many times."""
-    return array[:1] if array.strides[0] == 0 and len(array) else array[lines]
 
 
 def parameters_frame(inventory: Inventory) -> pd.DataFrame:
@@ -214,7 +210,7 @@ def compute(block: Block, statistics: Sequence[Statistic], finite: bool) -> dict
     """Statistic -> float64 [n, labels]."""
     out = {statistic.name: np.empty(block.stepped.shape) for statistic in statistics}
     for lines in runs(block):
-        values = {part: _at(lines, array) for part, array in block.values.items()}
+        values = {part: at(lines, array) for part, array in block.values.items()}
         get = cache(getter(values, block.inventory.kinds))
         # infinities of both signs meet where a part was held as infinite
         with np.errstate(invalid="ignore", over="ignore"):

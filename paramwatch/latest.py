@@ -38,18 +38,19 @@ class Latest:
     """Holds so many bytes."""
 
     def __init__(self, max_bytes: float) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
+        """May be changed; it holds with the next steps that are added."""
         self._held: deque[_Held] = deque()
         self._bytes = 0
 
     def add(self, rows: Any, steps: Any, note: dict[str, str]) -> None:
         """Take some steps, as batches of both files, with something to know about them."""
-        if not self._max_bytes:
+        if not self.max_bytes:
             return
         held = _Held(steps["step"][0].as_py(), (_packed(rows), _packed(steps)), note)
         self._held.append(held)
         self._bytes += held.size
-        while self._bytes > self._max_bytes:
+        while self._bytes > self.max_bytes:
             self._bytes -= self._held.popleft().size
 
     def clear(self) -> None:

@@ -30,8 +30,7 @@ class Span:
         self.end = int(steps[-1]) + (int(gaps[-1]) if len(gaps) else 1)
         grain = int(np.gcd.reduce(gaps)) if len(gaps) else 1
         self.columns = max(1, min(most, (self.end - self.first) // grain))
-        seen = np.unique(self.column_of(steps))
-        filled = np.zeros(self.columns, np.intp)
+        seen, filled = self.column_of(steps), np.zeros(self.columns, np.intp)
         filled[seen] = seen
         self.source = np.maximum.accumulate(filled)
         """intp [columns]: the column whose steps each column shows."""
@@ -39,6 +38,11 @@ class Span:
     def column_of(self, steps: Array) -> Array:
         """intp: where these steps are."""
         return ((steps - self.first) * self.columns // (self.end - self.first)).astype(np.intp)
+
+    def seen(self, steps: Array) -> Array:
+        """intp: the columns that hold any of these steps, which rise."""
+        columns = self.column_of(steps)
+        return columns[np.diff(columns, prepend=-1) > 0]
 
     def largest(self, steps: Array, values: Array, into: Array, reduce: np.ufunc = np.fmax) -> None:
         """Put the largest value of each column there, or with another `reduce` the least, or whether there is any.

@@ -12,22 +12,22 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from paramwatch.arrowfile import ArrowWriter
 from paramwatch.batch import Batch, BatchSink
 from paramwatch.block import STEP_COLUMNS
 from paramwatch.columns import PARTS
 from paramwatch.contents import Contents as Contents
 from paramwatch.contents import read as read
 from paramwatch.epoch import FULL_RATE, SAME
+from paramwatch.files import Files
 from paramwatch.folder import DiskFolder as DiskFolder
 from paramwatch.folder import Folder as Folder
 from paramwatch.folder import MemoryFolder as MemoryFolder
+from paramwatch.folder import WithSpare as WithSpare
 from paramwatch.format import RowsWriter, steps_batch, steps_schema, widened
 from paramwatch.latest import Alarm, Latest
 from paramwatch.record import Finding, Inventory, Record
@@ -36,6 +36,9 @@ from paramwatch.streams import Lines
 
 BATCH_STEPS, BATCH_BYTES, BATCH_SECONDS = 256, 8_000_000, 5.0
 """A batch is written when it holds that much or is that old: a small step written alone costs many times its share."""
+
+MEMORY_BYTES = 256_000_000
+"""What a session without a folder may take, or one that has lost it."""
 
 LATEST_BYTES = 64_000_000
 """What the latest steps beyond the schedule may take, and no more than a sixteenth of the bytes of a session."""
@@ -52,6 +55,9 @@ class Store(BatchSink):
     The latest of the steps that were dropped are held in memory, and written at the first step that is not finite after many that were,
     and when the store is closed.
 
+    Where the folder is one `WithSpare` and cannot be written any more, that is said once; what could not be written and all that follows is
+    kept in memory, with a schedule for what there is of it.
+
     Args:
         folder: Where to; nothing is made in it before records are written.
         max_bytes: What the first 2^20 steps of the session may take, with the latest steps and the long streams.
@@ -59,25 +65,21 @@ class Store(BatchSink):
         long: The names of those long streams that take much.
 
     Raises:
-        OSError: From any method, where the folder cannot be written.
+        OSError: From any method, where the folder cannot be written and has no spare.
     """
 
     def __init__(self, folder: Folder, *, max_bytes: int, session: str | None = None, long: Collection[str] = ()) -> None:
         self.session = session or f"{datetime.now(UTC):%Y%m%dT%H%M%S-%f}-{os.getpid()}"
         self.schedule: Schedule | None = None
-        self._folder = folder
+        self._files = Files(folder, self.session, self._stay_small)
         self._max_bytes = max_bytes
-        held = min(LATEST_BYTES, max_bytes // 16)
-        # the latest steps may be written twice
-        self._budget = max_bytes * (1 - LONG_SHARE * len(long)) - 2 * held
-        self._latest, self._alarm = Latest(held), Alarm()
-        self._first_step = self._last = self._seen = -1
+        self._long = len(long)
+        self._latest, self._alarm = Latest(_held(max_bytes)), Alarm()
+        self._last = self._seen = -1
         self._inventory: Inventory | None = None
         self._types: dict[str, Any] = {}
         # keys whose types do not depend on their values, and are among `_types`
         self._plain: Collection[str] = frozenset()
-        self._epoch = -1
-        self._streams: dict[str, ArrowWriter] = {}
         self._kept_steps, self._dropped_steps = _Waiting(), _Waiting()
         self._lines = Lines(max_bytes * LONG_SHARE)
         self._since = 0.0
@@ -89,7 +91,8 @@ class Store(BatchSink):
         """Take a record, and keep it if the schedule does."""
         with self._lock:
             if self.schedule is None:
-                self.schedule, self._first_step = Schedule(_stored_bytes(record.inventory), self._budget), record.step
+                self.schedule = Schedule(_stored_bytes(record.inventory), self._budget)
+                self._files.first_step = record.step
             new = record.inventory is not self._inventory and record.inventory != self._inventory
             if new:
                 self._begin(record.inventory, widened(self._types, record.steps))
@@ -142,14 +145,20 @@ class Store(BatchSink):
                 self._write_latest()
             finally:
                 self._latest.clear()
-                self._close(*self._streams)
+                self._files.close()
+
+    @property
+    def _budget(self) -> float:
+        """Bytes for the steps that the schedule keeps."""
+        # the latest steps may be written twice
+        return self._max_bytes * (1 - LONG_SHARE * self._long) - 2 * _held(self._max_bytes)
 
     def _begin(self, inventory: Inventory, types: dict[str, Any]) -> None:
         """Further files, for steps of another inventory or with other columns."""
         self._write_records()
         self._hold_dropped()
-        self._close("rows", "steps")
-        self._inventory, self._types, self._epoch = inventory, types, self._epoch + 1
+        self._files.begin()
+        self._inventory, self._types = inventory, types
         self._rows, self._steps_schema = RowsWriter(inventory), steps_schema(types)
         # a batch is written as soon as it holds that many bytes
         self._most_steps = max(1, min(BATCH_STEPS, -(-BATCH_BYTES // max(1, _raw_bytes(inventory)))))
@@ -239,29 +248,19 @@ class Store(BatchSink):
                 self._append_steps(rows, steps, note | {FULL_RATE: f"{first} {self._seen}"})
 
     def _append_steps(self, rows: Any, steps: Any, note: Mapping[str, str]) -> None:
-        name, label = f"{self.session}.{self._epoch}", {"epoch": str(self._epoch)}
-        # a reader believes what both have
-        self._append("rows", f"{name}.rows", rows, self._rows.schema, label)
-        self._append("steps", f"{name}.steps", steps, self._steps_schema, label, note)
+        self._files.append_steps(rows, self._rows.schema, steps, self._steps_schema, note)
 
     def _write_lines(self) -> None:
         for name, lines in self._lines.taken():
-            self._append(name, f"{self.session}.{name}", lines, lines.schema, {})
+            self._files.append_lines(name, lines)
 
-    def _append(
-        self, kind: str, name: str, batch: Any, schema: Any, label: Mapping[str, str], note: Mapping[str, str] | None = None
-    ) -> None:
-        if kind not in self._streams:
-            first = batch["step"][0].as_py() if self.schedule is None else self._first_step
-            label = {"session": self.session, "first_step": str(first), **label}
-            self._streams[kind] = ArrowWriter(self._folder, name, schema, label)
-        self._streams[kind].append(batch, note)
-
-    def _close(self, *kinds: str) -> None:
-        with ExitStack() as streams:
-            for kind in kinds:
-                if kind in self._streams:
-                    streams.callback(self._streams.pop(kind).close)
+    def _stay_small(self) -> None:
+        """From now on everything is kept in memory."""
+        self._max_bytes = min(self._max_bytes, MEMORY_BYTES)
+        self._latest.max_bytes = _held(self._max_bytes)
+        self._lines.within(self._max_bytes * LONG_SHARE)
+        if self._inventory is not None:
+            self.schedule = Schedule(_stored_bytes(self._inventory), self._budget)
 
 
 class _Waiting:
@@ -274,6 +273,11 @@ class _Waiting:
     def taken(self) -> list[Batch]:
         batches, self.batches, self.steps = self.batches, [], 0
         return batches
+
+
+def _held(max_bytes: float) -> float:
+    """What of these bytes the latest steps may take."""
+    return min(LATEST_BYTES, max_bytes // 16)
 
 
 def _raw_bytes(inventory: Inventory) -> int:

@@ -71,7 +71,7 @@ class Lines:
             if columns := stream.lines(record):
                 batch = stream.batch(record.step, columns)
                 if name not in self._thinned:
-                    self._thinned[name] = _Thinned(Schedule(batch.nbytes, self._max_bytes))
+                    self._thinned[name] = _Thinned(Schedule(batch.nbytes, self._max_bytes), batch.nbytes)
                 if self._thinned[name].keeps(record.step):
                     self._hold(name, batch)
         return self.bytes
@@ -86,6 +86,12 @@ class Lines:
         for name, batches in waiting.items():
             yield name, pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
+    def within(self, max_bytes: float) -> None:
+        """Thin further: from now on a stream may take no more than that."""
+        self._max_bytes = max_bytes
+        for thinned in self._thinned.values():
+            thinned.schedule = Schedule(thinned.size, max_bytes)
+
     def clear(self) -> None:
         """Forget everything."""
         self._waiting, self.bytes = {}, 0
@@ -98,15 +104,15 @@ class Lines:
 class _Thinned:
     """Which of the steps that have lines of one kind are kept: a schedule of their ordinals, since they may be rare already."""
 
-    def __init__(self, schedule: Schedule) -> None:
-        self._schedule = schedule
+    def __init__(self, schedule: Schedule, size: int) -> None:
+        self.schedule, self.size = schedule, size
         self._ordinal = self._step = -1
 
     def keeps(self, step: int) -> bool:
         """To be asked in order, once for each record; the parts of one step are kept or dropped together."""
         if step != self._step:
             self._step, self._ordinal = step, self._ordinal + 1
-        return self._schedule.keeps(self._ordinal)
+        return self.schedule.keeps(self._ordinal)
 
 
 def _array(values: Any, kind: Any) -> Any:

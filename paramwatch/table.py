@@ -19,7 +19,7 @@ from paramwatch.columns import ABSENT, PARTS, Array, Pair, kinds_of
 from paramwatch.epoch import PER_ROW, Epoch, NoSteps, Span
 from paramwatch.globs import fitting
 from paramwatch.guard import ParamWatchError
-from paramwatch.merging import merge
+from paramwatch.merging import Groups, merge
 from paramwatch.record import GRAD_STATES
 
 By: TypeAlias = Literal["parameter", "layer"] | int
@@ -211,32 +211,41 @@ def group(table: Table, by: By) -> Table:
     groups: dict[str, dict[str, int]] = {}
     for i, (label, tensor) in enumerate(zip(table.labels, table.tensors, strict=True)):
         groups.setdefault(group_of(label, by), {}).setdefault(tensor, i)
-    members = [list(group.values()) for group in groups.values()]
-    order, sizes = [i for group in members for i in group], [len(group) for group in members]
-    starts = np.cumsum([0, *sizes[:-1]])
-    ranges = [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+    members = Groups([list(group.values()) for group in groups.values()])
+
+    def reduced(of: np.ufunc, array: Array) -> Array:
+        # what is one line seen many times is so afterwards
+        found = members.reduce(of, members.members(at(slice(None), array)))
+        return np.broadcast_to(np.moveaxis(found, 0, -1), (len(array), len(groups)))
 
     block = table.block
-    stepped = block.stepped[:, order]
-    some = np.logical_or.reduceat(stepped, starts, axis=1)
-    counted = stepped | ~np.repeat(some, sizes, axis=1)
+    some = reduced(np.logical_or, block.stepped)
     merged: list[dict[str, Array]] = []
     for lines in runs(block) if block.values else ():
-        values = {part: array[lines][..., order] for part, array in block.values.items()}
-        values["count"] = np.where(counted[lines, None], values["count"], ABSENT)
-        merged.append(merge(values, ranges))
-    low, high = (reduce.reduceat(np.where(stepped, block.lr[:, order], np.nan), starts, axis=1) for reduce in (np.fmin, np.fmax))
-    state = block.grad_state[:, order]
-    first = np.minimum.reduceat(np.where(state < 0, len(GRAD_STATES), state), starts, axis=1)
+        values = {part: at(lines, array) for part, array in block.values.items()}
+        stepped = members.members(at(lines, block.stepped))
+        counted = stepped | ~members.spread(members.reduce(np.logical_or, stepped))
+        merged.append(merge(values, members, counted[..., None]))
+    rate = block.lr if at(slice(None), block.stepped).all() else np.where(block.stepped, block.lr, np.nan)
+    low, high = (reduced(of, rate) for of in (np.fmin, np.fmax))
+    state = at(slice(None), block.grad_state)
+    first = reduced(np.minimum, np.broadcast_to(np.where(state < 0, len(GRAD_STATES), state), block.grad_state.shape))
     grouped = replace(
         block,
-        values={part: np.concatenate([found[part] for found in merged]) for part in (merged[0] if merged else ())},
+        values={part: _joined([found[part] for found in merged], len(block.step)) for part in (merged[0] if merged else ())},
         stepped=some,
         lr=np.where(low == high, low, np.nan),
         grad_state=np.where(first == len(GRAD_STATES), ABSENT, first).astype(np.int8),
     )
     names = tuple(groups)
-    return Table(grouped, names, names, np.logical_or.reduceat(table.exists[:, order], starts, axis=1))
+    return Table(grouped, names, names, reduced(np.logical_or, table.exists))
+
+
+def _joined(pieces: Sequence[Array], n: int) -> Array:
+    """Pieces of n lines, one after the other; where each is one line for all of its own, they are alike."""
+    if sum(map(len, pieces)) < n:
+        return np.broadcast_to(pieces[0], (n, *pieces[0].shape[1:]))
+    return np.concatenate(pieces)
 
 
 def group_of(name: str, by: By) -> str:
@@ -244,6 +253,11 @@ def group_of(name: str, by: By) -> str:
     if by == "parameter":
         return name
     return ".".join(name.split(".")[:by]) if isinstance(by, int) else name.rpartition(".")[0] or "(root)"
+
+
+def at(lines: slice, array: Array) -> Array:
+    """Some lines; one of them where it is one that is seen many times."""
+    return array[:1] if array.strides[0] == 0 and len(array) else array[lines]
 
 
 def runs(block: Block) -> list[slice]:

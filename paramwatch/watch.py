@@ -20,7 +20,7 @@ from paramwatch import attached, clipping, steps
 from paramwatch.absence import Absence
 from paramwatch.arguments import Options, check_folder, check_options, not_a_loss, without_groups
 from paramwatch.columns import LAYOUTS, Detail
-from paramwatch.folder import DiskFolder, MemoryFolder, Until
+from paramwatch.folder import DiskFolder, MemoryFolder, Until, WithSpare
 from paramwatch.guard import Guard, ParamWatchError
 from paramwatch.handover import Handover
 from paramwatch.inventory import LiveInventory
@@ -30,14 +30,11 @@ from paramwatch.recorder import Recorder
 from paramwatch.rounds import AllRows, Round
 from paramwatch.rules import RULES
 from paramwatch.run import Run
-from paramwatch.store import Contents, Store
+from paramwatch.store import MEMORY_BYTES, Contents, Store
 from paramwatch.tensorboard.events import EventFile
 from paramwatch.updates import UpdateMode
 from paramwatch.uses.splits import Splits
 from paramwatch.worker import Worker
-
-MEMORY_BYTES = 256_000_000
-"""What a Watch without a folder may hold in memory."""
 
 
 def attach(
@@ -124,7 +121,7 @@ class Watch(Run):
         self.watched = weakref.ref(module, self._module_is_gone)
         self._live = live
         self._guard = Guard("This Watch has stopped; training goes on.", self._let_go)
-        holder = MemoryFolder() if folder is None else DiskFolder(folder, rank())
+        holder = MemoryFolder() if folder is None else WithSpare(DiskFolder(folder, rank()))
         self._store = Store(holder, max_bytes=MEMORY_BYTES if folder is None else options.max_bytes, long=options.long)
         self._folder = Until(holder, self._store.session)  # a later session in the same folder may be another model's
         # in a distributed run the first rank's curves stand for all

@@ -1,4 +1,4 @@
-"""A real training that cannot be written any more goes on, and memory is given back; of one that is killed, what was written is there."""
+"""A real training that cannot be written any more goes on, and is kept in memory; of one that is killed, what was written is there."""
 
 from __future__ import annotations
 
@@ -48,35 +48,45 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "BATCH_STEPS", 16)
 
 
+def in_memory(watch: paramwatch.Watch) -> int:
+    """Bytes of files that are not on the disk."""
+    spare = watch._store._files._folder._spare  # type: ignore[attr-defined]
+    return sum(piece.size for file in spare._files.values() for piece in file.pieces) if spare else 0
+
+
 @pytest.mark.usefixtures("small")
-def test_a_full_disk_is_said_once_and_nothing_is_held_for_it_any_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_said_once_and_the_run_goes_on_in_memory_within_its_bytes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     net, limits = mlp(), resource.getrlimit(resource.RLIMIT_FSIZE)
     watch = paramwatch.attach(net, tmp_path, max_bytes=300_000)
     train(net, 200)
     watch.flush()
-    before, held_before = len(watch.steps), held(watch._store)
+    held_before, nothing = held(watch._store), in_memory(watch)
     largest = max(file.stat().st_size for file in tmp_path.rglob("*.rows.arrow"))
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest + 10, limits[1]))
         train(net, 3000)
         watch.flush()
-        held_after = held(watch._store)
-        frame = watch.frame("grad_norm")
+        during = watch.frame("grad_norm")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     train(net, 10)
     watch.close()
+    frame, loaded = watch.frame("grad_norm"), paramwatch.load(tmp_path).frame("grad_norm")
 
     assert held_before[2] > 0, "the schedule drops some, or this tests nothing"
-    assert held_after == held(watch._store) == (0, 0, 0)
-    assert len(frame) >= before
+    assert nothing == 0 < in_memory(watch) <= 300_000
+    assert list(frame.index[-4:]) == list(range(3206, 3210))
+    assert set(loaded.index) < set(during.index) < set(frame.index)
+    assert frame.loc[loaded.index].equals(loaded)
+    assert held(watch._store) == (0, 0, 0)
     assert watch.recorder.steps_seen == 3210
-    assert len(paramwatch.load(tmp_path).steps) == len(frame)
-    assert sum("Store is switched off; recording and training go on" in said for said in messages(caplog)) == 1
+    assert sum("cannot be written any more (OSError: " in said for said in messages(caplog)) == 1
 
 
 @pytest.mark.parametrize("then", ["gone", "a file"])
-def test_a_folder_that_is_removed_is_said_once_and_reading_still_works(then: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_of_a_folder_that_is_removed_what_comes_after_is_kept_in_memory(
+    then: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     net, folder = mlp(), tmp_path / "run"
     watch = paramwatch.attach(net, folder)
     train(net, 20)
@@ -90,13 +100,34 @@ def test_a_folder_that_is_removed_is_said_once_and_reading_still_works(then: str
     train(net, 1000)
     watch.close()
 
-    assert frame.empty
+    assert list(frame.index) == list(range(20, 1020))
+    assert list(watch.steps.index) == list(range(20, 2020))
     assert "4 rows" in shown
-    assert held(watch._store) == (0, 0, 0)
-    assert watch.recorder.steps_seen == 2020
-    said = messages(caplog)
-    assert sum("Store is switched off" in each for each in said) == 1
-    assert any("removed while it was being written" in each for each in said)
+    said = [each for each in messages(caplog) if "the run cannot be written any more" in each]
+    assert len(said) == 1
+    assert "removed while it was being written" in said[0]
+    assert "From step 20 on" in said[0]
+
+
+@pytest.mark.usefixtures("small")
+def test_memory_that_takes_the_place_of_a_disk_is_bounded_however_much_the_disk_was_to_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "MEMORY_BYTES", 200_000)
+    net, folder = mlp(), tmp_path / "run"
+    watch = paramwatch.attach(net, folder)
+    train(net, 20)
+    watch.flush()
+    base = watch._store.schedule.base  # type: ignore[union-attr]
+    shutil.rmtree(folder)
+    train(net, 3000)
+    watch.flush()
+    steps = watch.steps
+
+    assert watch._store.schedule.base < base  # type: ignore[union-attr]
+    assert in_memory(watch) + held(watch._store)[2] <= 200_000
+    assert not steps["full_rate"].iloc[-1]
+    assert 100 < len(steps) < 1000
 
 
 @pytest.fixture
@@ -117,7 +148,7 @@ def someone() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def test_a_folder_that_becomes_read_only_is_said_once_and_what_was_written_can_be_read(
+def test_a_folder_that_becomes_read_only_is_said_once_and_the_run_goes_on_in_memory(
     someone: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     net = mlp()
@@ -132,12 +163,11 @@ def test_a_folder_that_becomes_read_only_is_said_once_and_what_was_written_can_b
     frame = watch.frame("grad_norm")
     watch.close()
 
-    assert list(frame.index) == list(range(20))
-    assert held(watch._store) == (0, 0, 0)
+    assert list(frame.index) == list(range(1020))
     assert watch.recorder.steps_seen == 1020
-    (said,) = (each for each in messages(caplog) if "switched off" in each)
+    (said,) = (each for each in messages(caplog) if "the run cannot be written any more" in each)
     assert "PermissionError" in said
-    assert "Store is switched off; recording and training go on" in said
+    assert len(paramwatch.load(someone).steps) == 20
 
 
 TRAINING = """

@@ -26,7 +26,7 @@ LAYERS = (
     "optimizers clipping arguments",
     "tensorboard steps progress callstack inherited measure run loading overview sampling together",
     "notebook frames useframes table initial fitting wording laws lopsided drawn standards hazards sheet",
-    "store latest contents epoch arrowfile streams histograms uselines agreement format absence block batch cost folder schedule "
+    "store files latest contents epoch arrowfile streams histograms uselines agreement format absence block batch cost folder schedule "
     "totals rules ties testing shapes lettering png heatmap grid span terminal output usage",
     "rows sight formulas",
     "record merging bins",
@@ -35,9 +35,9 @@ LAYERS = (
 """From the top: a module imports from its own layer and from those below; the modules of a folder are in its layer."""
 
 LIGHT = (
-    "globs folder arrowfile latest epoch streams format contents store table frames columns merging bins histograms guard record absence "
-    "rules testing schedule totals block notebook run tensorboard.events sheet lettering png heatmap grid span terminal output usage "
-    "uselines agreement useframes loading series standing usedigest digest listing tail export cli report"
+    "globs folder files arrowfile latest epoch streams format contents store table frames columns merging bins histograms guard record "
+    "absence rules testing schedule totals block notebook run tensorboard.events sheet lettering png heatmap grid span terminal output "
+    "usage uselines agreement useframes loading series standing usedigest digest listing tail export cli report"
 )
 """What works where torch is not installed."""
 

@@ -20,7 +20,7 @@ from paramwatch.record import Finding
 from paramwatch.report import report
 from paramwatch.report.axes import Scale, rounds, written
 from paramwatch.report.chart import Line, chart
-from paramwatch.report.maps import COLUMNS, LINES, grouping, heatmap
+from paramwatch.report.maps import COLUMNS, LINES, grouping, heatmaps
 from paramwatch.run import Run
 from paramwatch.series import recorded_steps
 
@@ -90,7 +90,7 @@ def hostile_page(hostile: Run) -> str:
 @pytest.mark.parametrize("by", ["parameter", "layer"])
 @pytest.mark.parametrize("statistic", ["grad_norm", "update_ratio"])
 def test_a_heat_map_of_a_short_run_has_a_cell_for_each_number(run: Run, statistic: str, by: str) -> None:
-    found = heatmap(run, statistic, by, recorded_steps(run))  # type: ignore[arg-type]
+    (found,) = heatmaps(run, [statistic], by, recorded_steps(run))  # type: ignore[arg-type]
 
     frame = run.frame(statistic, by=by).to_numpy(np.float64)  # type: ignore[call-overload]
     measured = ~np.isnan(run.frame("grad_norm", by=by, finite=True).to_numpy(np.float64))  # type: ignore[call-overload]
@@ -110,7 +110,7 @@ def test_a_heat_map_of_many_rows_and_steps_is_small_and_loses_no_spike(tmp_path:
     many = write(tmp_path, [f"p{i}" for i in range(700)], range(0, 2 * COLUMNS, 3), spoilt=lambda step: [333] if step == 600 else [])
     assert grouping(many) == "parameter"
 
-    found = heatmap(many, "grad_norm", "parameter", recorded_steps(many))
+    (found,) = heatmaps(many, ["grad_norm"], "parameter", recorded_steps(many))
 
     assert found.levels.shape == (LINES, 400)
     assert [name for names in found.names for name in names] == [f"p{i}" for i in range(700)]

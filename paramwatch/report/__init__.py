@@ -14,10 +14,10 @@ import numpy as np
 from paramwatch.digest import Section, sections
 from paramwatch.grid import Grid, escaped
 from paramwatch.report.chart import Line, chart
-from paramwatch.report.maps import drawn, grouping, heatmap
+from paramwatch.report.maps import drawn, grouping, heatmaps
 from paramwatch.report.page import page, part
 from paramwatch.run import Run
-from paramwatch.series import latest, recorded_steps, series
+from paramwatch.series import latest, recorded_steps, select
 from paramwatch.sheet import shape_text
 from paramwatch.standing import standing
 from paramwatch.table import group_of
@@ -90,11 +90,8 @@ def heat_maps(run: Run, progress: Progress) -> str:
     if not len(steps):
         return ""
     by, there = grouping(run), run.frame(steps=slice(0, 0)).columns
-    shown = [name for name in _MAPS if name in there]
-    out = []
-    for i, name in enumerate(shown):
-        found = heatmap(run, name, by, steps, lambda share, i=i: progress((i + share) / len(shown)))  # type: ignore[misc]  # as above
-        out.append(drawn(found, _MAPS[name]))
+    found = heatmaps(run, [name for name in _MAPS if name in there], by, steps, progress)
+    out = [drawn(each, _MAPS[each.statistic]) for each in found]
     return part("Every layer at every step" if by == "layer" else "The whole model, step by step", "".join(out))
 
 
@@ -106,15 +103,14 @@ def worst(run: Run, progress: Progress) -> str:
     judged = standing(run, latest(steps, len(run.parameters)))
     names = [layer.name for layer in judged.layers if layer.severity][:WORST]
     there = run.frame(steps=slice(0, 0)).columns
+    shown = [statistic for statistic in _MAPS if statistic in there]
     charts = []
-    for i, statistic in enumerate(_MAPS):
-        if names and statistic in there:
-            patterns = _rows_of(run, names)
-            found = series(run, statistic, parameters=patterns, by="layer")
-            at = [found.names.index(name) for name in names if name in found.names]
-            lines = [Line(found.names[j], found.steps, found.values[:, j], found.spoilt[:, j]) for j in at]
-            charts.append(chart(statistic, lines))
-        progress((i + 1) / len(_MAPS))
+    if names and shown:
+        found = select(run, shown, parameters=_rows_of(run, names), by="layer")
+        for each in map(found.series, shown):
+            at = [each.names.index(name) for name in names if name in each.names]
+            charts.append(chart(each.statistic, [Line(each.names[j], each.steps, each.values[:, j], each.spoilt[:, j]) for j in at]))
+    progress(1)
     return part("The layers that do worst", "".join(charts))
 
 

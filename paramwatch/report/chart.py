@@ -92,7 +92,7 @@ class _Plot:
         self.span.largest(line.steps, line.values, low, np.fmin)
         self.span.largest(line.steps, line.values, high)
         self.span.largest(line.steps, line.spoilt, spoilt, np.logical_or)
-        seen = np.unique(self.span.column_of(line.steps))
+        seen = self.span.seen(line.steps)
         # the line breaks where it has a step without a number
         pieces = np.split(seen, np.flatnonzero(np.isnan(high[seen])))
         paths, dots = [], []

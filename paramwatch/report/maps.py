@@ -21,14 +21,14 @@ from paramwatch.png import png
 from paramwatch.report.axes import Scale as Axis
 from paramwatch.report.axes import rounds, written
 from paramwatch.run import Run
-from paramwatch.series import series
+from paramwatch.series import Series, select
 from paramwatch.span import Span
 from paramwatch.table import By, group_of
 
 LINES, COLUMNS = 240, 600
 """So many are drawn at most."""
 
-_CELLS = 4_000_000
+_CELLS = 2_000_000
 # what was not measured is left open, so that the page shows through, whether it is light or dark
 _PALETTE = [*PALETTE[:NOT_MEASURED], (0, 0, 0, 0), *PALETTE[NOT_MEASURED + 1 :]]
 _SWATCHES = {ZERO: "zero", NOT_FINITE: "NaN or infinite"}
@@ -68,40 +68,63 @@ def grouping(run: Run) -> By:
     return next((by for by in choices if 8 <= sizes[by] <= LINES), "layer" if sizes["layer"] > 1 else "parameter")
 
 
-def heatmap(run: Run, statistic: str, by: By, steps: Array, progress: Callable[[float], None] = lambda share: None) -> Heatmap:
-    """Read a statistic that is never negative.
+def heatmaps(
+    run: Run, statistics: Sequence[str], by: By, steps: Array, progress: Callable[[float], None] = lambda share: None
+) -> list[Heatmap]:
+    """Read statistics that are never negative, what they have in common once.
 
     Args:
         run: Read anew.
-        statistic: A column of `Run.frame()`.
+        statistics: Columns of `Run.frame()`.
         by: What a layer is, as in `Run.frame`.
         steps: int64, the recorded steps, at least one.
         progress: Told which share is done.
     """
-    names = tuple(map(str, run.frame(statistic, by=by, steps=slice(0, 0)).columns))
-    lines = min(LINES, len(names))
-    starts = np.arange(lines) * len(names) // max(lines, 1)
-    span = Span(steps, COLUMNS)
-    cells = np.full((span.columns, lines), MISSING, np.float32)
-    low, high, last = (np.full(lines, np.nan) for _ in range(3))
-    spoilt_steps = np.zeros(lines, np.int64)
+    names = tuple(map(str, run.frame("lr", by=by, steps=slice(0, 0)).columns))
+    made = [_Reduced(statistic, len(names), Span(steps, COLUMNS)) for statistic in statistics]
     size = max(1, _CELLS // max(1, len(names)))
-    for start in range(0, len(steps) if lines else 0, size):
+    for start in range(0, len(steps) if names else 0, size):
         among = steps[start : start + size]
-        found = series(run, statistic, by=by, steps=slice(int(among[0]), int(among[-1]) + 1))
+        found = select(run, statistics, by=by, steps=slice(int(among[0]), int(among[-1]) + 1))
+        for each in made:
+            each.add(found.series(each.statistic))
+        progress((start + len(among)) / len(steps))
+    return [each.heatmap(names, by) for each in made]
+
+
+class _Reduced:
+    """One statistic, of which no more is held than is shown."""
+
+    def __init__(self, statistic: str, names: int, span: Span) -> None:
+        self.statistic = statistic
+        self._lines = min(LINES, names)
+        self._starts = np.arange(self._lines) * names // max(self._lines, 1)
+        self._alone = self._lines == names
+        self._span = span
+        self._cells = np.full((span.columns, self._lines), MISSING, np.float32)
+        self._low, self._high, self._last = (np.full(self._lines, np.nan) for _ in range(3))
+        self._spoilt_steps = np.zeros(self._lines, np.int64)
+
+    def add(self, found: Series) -> None:
+        """Take some steps, which come after those before."""
         seen = levels(np.where(found.spoilt, np.inf, found.values), found.spoilt | ~np.isnan(found.values))
-        span.largest(found.steps, np.maximum.reduceat(seen, starts, axis=1), cells, np.maximum)
-        greatest = np.fmax.reduceat(found.values, starts, axis=1)
-        low = np.fmin(low, np.fmin.reduce(np.fmin.reduceat(found.values, starts, axis=1), axis=0))
-        high = np.fmax(high, np.fmax.reduce(greatest, axis=0))
-        spoilt_steps += np.logical_or.reduceat(found.spoilt, starts, axis=1).sum(0)
+        self._span.largest(found.steps, self._joined(np.maximum, seen), self._cells, np.maximum)
+        greatest = self._joined(np.fmax, found.values)
+        self._low = np.fmin(self._low, np.fmin.reduce(self._joined(np.fmin, found.values), axis=0))
+        self._high = np.fmax(self._high, np.fmax.reduce(greatest, axis=0))
+        self._spoilt_steps += self._joined(np.logical_or, found.spoilt).sum(0)
         known = ~np.isnan(greatest)
         latest = len(known) - 1 - known[::-1].argmax(0)
-        last = np.where(known.any(0), greatest[latest, np.arange(lines)], last)
-        progress((start + len(among)) / len(steps))
-    bounds = [*starts, len(names)]
-    members = tuple(names[a:b] for a, b in pairwise(bounds)) if lines else ()
-    return Heatmap(statistic, members, by, span, cells.T, low, high, last, spoilt_steps)
+        self._last = np.where(known.any(0), greatest[latest, np.arange(self._lines)], self._last)
+
+    def heatmap(self, names: Sequence[str], by: By) -> Heatmap:
+        bounds = [*self._starts, len(names)]
+        members = tuple(tuple(names[a:b]) for a, b in pairwise(bounds)) if self._lines else ()
+        return Heatmap(self.statistic, members, by, self._span, self._cells.T, self._low, self._high, self._last, self._spoilt_steps)
+
+    def _joined(self, of: np.ufunc, values: Array) -> Array:
+        joined: Array = values if self._alone else of.reduceat(values, self._starts, axis=1)
+        return joined
 
 
 def drawn(found: Heatmap, title: str) -> str:
