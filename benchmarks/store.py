@@ -1,6 +1,8 @@
-"""What the store costs: time in the background, bytes a value, memory over a long run: python benchmarks/store.py [--steps N].
+"""What the store costs: python benchmarks/store.py [--steps N]. Prints Markdown tables.
 
-Prints a Markdown table. Nothing of it is on the training thread.
+In the background: the processor time in which the store takes a step, compresses it and writes it, and the bytes of a value. On the
+training thread: from when a round is closed until the background thread has it. Nothing is copied there; what measuring takes is in
+`monitored_step.py`. Times are medians over steps, of the processor time of one thread. And memory over a long run.
 """
 
 from __future__ import annotations
@@ -9,18 +11,23 @@ import argparse
 import os
 import platform
 import resource
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from records import inventory
 
+import paramwatch
 from paramwatch.batch import Batch
 from paramwatch.columns import PARTS
 from paramwatch.record import Changes
@@ -43,22 +50,54 @@ def noisy(n: int, rows: int, seed: int = 0) -> Batch:
 def writing(rows: int, steps: int) -> tuple[float, float]:
     """Milliseconds of the background thread for a step, and bytes for a value."""
     size = max(1, min(256, 4_000_000 // (700 * rows)))
-    batch = noisy(size, rows)
+    batch, spent = noisy(size, rows), []
     with tempfile.TemporaryDirectory() as folder:
         store = Store(DiskFolder(Path(folder)), max_bytes=10**12)
         store.write(noisy(1, rows).record(0))
         # the first batch of a process takes a second of imports
         store.flush()
-        spent = 0.0
-        for first in range(1, steps, size):
+        # as many steps as are written at once
+        together = -(-store._most_steps // size) * size
+        for first in range(1, max(steps, 8 * together), together):
             # noise anew: what is the same again would compress
-            given = Batch(**{**vars(noisy(size, rows, first)), "inventory": batch.inventory, "step": range(first, first + size)})
+            given = [
+                Batch(**{**vars(noisy(size, rows, start)), "inventory": batch.inventory, "step": range(start, start + size)})
+                for start in range(first, first + together, size)
+            ]
             start = time.thread_time()
-            store.write_batch(given)
-            spent += time.thread_time() - start
+            for each in given:
+                store.write_batch(each)
+            spent.append((time.thread_time() - start) / together * 1e3)
         store.close()
-        taken = sum(file.stat().st_size for file in Path(folder).iterdir())
-    return spent / steps * 1e3, taken / (steps * rows * len(batch.inventory.layout))
+        taken, written = sum(file.stat().st_size for file in Path(folder).iterdir()), len(spent) * together + 1
+    # counts that do not change are known after the first of them
+    return statistics.median(spent[1:]), taken / (written * rows * len(batch.inventory.layout))
+
+
+def handing_over(rows: int, steps: int = 12) -> float:
+    """Milliseconds of the training thread for a step, to hand it over to the store's thread."""
+    net = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1)) for _ in range(rows)])
+    for param in net:
+        param.grad = torch.ones(1)
+    optimizer, spent = torch.optim.SGD(net.parameters(), lr=0.1), [0.0]
+    with tempfile.TemporaryDirectory() as folder, paramwatch.attach(net, folder) as watch:
+        for name in ("add", "give"):
+            setattr(watch._handover, name, _timed(getattr(watch._handover, name), spent))
+        for _ in range(steps):
+            optimizer.step()
+            spent.append(0.0)
+    return statistics.median(spent[:-1]) * 1e3
+
+
+def _timed(function: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        start = time.thread_time()
+        try:
+            return function(*arguments)
+        finally:
+            spent[-1] += time.thread_time() - start
+
+    return call
 
 
 def growth(steps: int) -> tuple[float, float]:
@@ -84,10 +123,10 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ", end="")
     print(f"numpy {np.__version__}, pyarrow {pa.__version__}; every value noise, {len(inventory('a').layout)} values a row\n")
-    print("| rows | background ms a step | bytes a value |\n|---|---|---|")
-    for rows, steps in ((6, 4096), (150, 2048), (1500, 512), (15_000, 24)):
-        spent, taken = writing(rows, steps)
-        print(f"| {rows:,} | {spent:.3f} | {taken:.2f} |")
+    print("| rows | values a step | background ms a step | training thread ms a step | bytes a value |\n|---|---|---|---|---|")
+    for rows, steps in ((6, 4096), (150, 2048), (1500, 512), (15_000, 48)):
+        (spent, taken), handed = writing(rows, steps), handing_over(rows)
+        print(f"| {rows:,} | {rows * len(inventory('a').layout):,} | {spent:.3f} | {handed:.4f} | {taken:.2f} |")
     early, late = growth(options.steps)
     print(f"\n{options.steps:,} steps of 8 rows in memory, 64 MB: {early:.0f} MB resident after a tenth of them, {late:.0f} MB at the end")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from dataclasses import fields as fields_of
 from functools import lru_cache
 from typing import Any
@@ -65,54 +66,102 @@ class RowsWriter:
         self.schema = rows_schema(inventory)
         self._inventory = inventory
         self._room: dict[str, Array] = {}
-        self._known: dict[str, tuple[Array, int | None, int]] = {}
+        self._known: dict[str, _Line] = {}
 
     def batch(self, batches: Sequence[Batch]) -> Any:
         """The rows of some steps; what was not measured is null."""
         inventory, n = self._inventory, sum(map(len, batches))
-
-        def column(kind: str, part: str) -> Array:
-            axis = inventory.kinds.index(kind)
-            return self._together(column_of(kind, part), n, [batch.values[part][:, axis] for batch in batches])
-
-        lr, state = (self._together(name, n, [getattr(batch, name) for batch in batches]) for name in ("lr", "grad_state"))
-        stepped = self._together("stepped", n, [np.broadcast_to(batch.stepped, batch.lr.shape) for batch in batches])
-        absent = {kind: column(kind, "count") < 0 for kind in inventory.kinds}
-        lists: list[tuple[Array, Array | None]] = [
-            (self._room[column_of(*pair)][:n] if pair[1] == "count" else column(*pair), absent[pair[0]]) for pair in inventory.layout
-        ]
-        lists += [(stepped, None), (lr, np.isnan(lr)), (state, state < 0)]
-        columns = [pa.array([step for batch in batches for step in batch.step], pa.int64())]
         self.same = {}
+        made: dict[str, Any] = {}
         for kind in inventory.kinds:
-            self._compare(column_of(kind, "count"), self._room[column_of(kind, "count")][:n], None)
-        for field, (array, null) in zip(list(self.schema)[1:], lists, strict=True):
-            kind = (field.metadata or {}).get(b"kind", b"").decode()
+            axis = inventory.kinds.index(kind)
+            parts = [part for of, part in inventory.layout if of == kind]
             # where a count says that nothing was measured there is a null
-            beside = self.same.get(column_of(kind, "count")) if kind else -1
-            if beside is not None:
-                self._compare(field.name, array, beside)
-            items = pa.array(array.ravel(), field.type.value_type, mask=null.ravel() if null is not None and null.any() else None)
-            columns.append(pa.FixedSizeListArray.from_arrays(items, len(inventory.rows)))
-        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+            absent, beside = self._absent(kind, [batch.values["count"][:, axis] for batch in batches])
+            for part in parts:
+                name = column_of(kind, part)
+                made[name] = self._column(
+                    name, n, [batch.values[part][:, axis] for batch in batches], absent, -1 if part == "count" else beside
+                )
+        for name, null in (("stepped", None), ("lr", np.isnan), ("grad_state", lambda state: state < 0)):
+            pieces = [np.broadcast_to(getattr(batch, name), batch.lr.shape) for batch in batches]
+            made[name] = self._column(name, n, pieces, null, -1)
+        step = pa.array([step for batch in batches for step in batch.step], pa.int64())
+        return pa.RecordBatch.from_arrays([step, *(made[name] for name in self.schema.names[1:])], schema=self.schema)
 
-    def _compare(self, name: str, array: Array, beside: int | None) -> None:
-        """Look whether a column holds one line throughout, and whether that is known."""
-        lines = array.view(f"i{array.itemsize}") if array.dtype.kind == "f" else array
-        if name in self.same or not np.array_equal(lines[0], lines[-1]) or not (lines == lines[0]).all():
-            return
-        line, also, number = self._known.get(name, (None, None, -1))
-        if line is None or also != beside or not np.array_equal(line, lines[0]):
-            number += 1
-            self._known[name] = lines[0].copy(), beside, number
-        self.same[name] = number
+    def _absent(self, kind: str, counts: Sequence[Array]) -> tuple[Callable[[Array], Array] | None, int | None]:
+        """Where nothing was measured of a kind, and the number of its count's line, None where that changes."""
+        name = column_of(kind, "count")
+        known: _Line | None = self._known.get(name)
+        number: int | None
+        absent: Array | None
+        if known is not None and known.fits(counts, -1):
+            number, absent = known.number, None if known.whole else known.line < 0
+        else:
+            together = np.concatenate(counts)
+            self._look(name, together, -1)
+            number = self.same.get(name)
+            absent = together < 0 if (together < 0).any() else None
+        return (None if absent is None else lambda array: np.broadcast_to(absent, array.shape)), number
 
-    def _together(self, name: str, n: int, pieces: Sequence[Array]) -> Array:
-        """One after the other."""
+    def _column(self, name: str, n: int, pieces: Sequence[Array], null: Callable[[Array], Array] | None, beside: int | None) -> Any:
+        known = self._known.get(name)
+        if known is not None and beside is not None and known.fits(pieces, beside):
+            # what was there is there still
+            self.same[name] = known.number
+            # a slice would have the buffers of the whole, and their checksum
+            if known.made is None or len(known.made) != n:
+                known.made = self._arrow(name, np.broadcast_to(known.line, (n, len(known.line))).copy(), null)
+            return known.made
         room = self._room.get(name)
         if room is None or len(room) < n:
             room = self._room[name] = np.empty((n, len(self._inventory.rows)), pieces[0].dtype)
-        return np.concatenate(pieces, out=room[:n])
+        array = np.concatenate(pieces, out=room[:n])
+        if beside is not None:
+            self._look(name, array, beside)
+        return self._arrow(name, array, null)
+
+    def _look(self, name: str, array: Array, beside: int) -> None:
+        """Look whether a column holds one line throughout, and remember that."""
+        lines = _bits(array)
+        if array.shape[1] and (lines[0, 0] != lines[-1, 0] or not (lines == lines[0]).all()):
+            return
+        known = self._known.get(name)
+        if known is None or known.beside != beside or not np.array_equal(_bits(known.line), lines[0]):
+            known = self._known[name] = _Line(array[0].copy(), beside, -1 if known is None else known.number)
+            known.number += 1
+        self.same[name] = known.number
+
+    def _arrow(self, name: str, array: Array, null: Callable[[Array], Array] | None) -> Any:
+        mask = None if null is None else null(array)
+        kind = self.schema.field(name).type
+        items = pa.array(array.ravel(), kind.value_type, mask=mask.ravel() if mask is not None and mask.any() else None)
+        return pa.FixedSizeListArray.from_arrays(items, len(self._inventory.rows))
+
+
+@dataclass
+class _Line:
+    """What a column held throughout when it last did."""
+
+    line: Array
+    beside: int
+    """The number of the line of the count beside it, -1 where there is none."""
+    number: int
+    made: Any = None
+    """Many such lines in Arrow."""
+
+    def __post_init__(self) -> None:
+        self.whole = not (self.line < 0).any()
+        self._bits = _bits(self.line)
+
+    def fits(self, pieces: Sequence[Array], beside: int) -> bool:
+        """Whether these lines are all like it, to the bit."""
+        return self.beside == beside and all(bool((_bits(piece) == self._bits).all()) for piece in pieces)
+
+
+def _bits(array: Array) -> Array:
+    """NaN is equal to itself."""
+    return array.view(f"i{array.itemsize}") if array.dtype.kind == "f" else array
 
 
 def steps_schema(types: Mapping[str, Any]) -> Any:
