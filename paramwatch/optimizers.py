@@ -43,4 +43,5 @@ def states(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor], key: str)
 
 def moves_between_steps(optimizer: Optimizer) -> bool:
     """Whether it moves its tensors on `eval()`, and back but for rounding on `train()`, as schedule-free ones do."""
-    return hasattr(optimizer, "train_mode") or any("train_mode" in group for group in optimizer.param_groups)
+    both = callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+    return both or hasattr(optimizer, "train_mode") or any("train_mode" in group for group in optimizer.param_groups)

@@ -209,7 +209,7 @@ class Watch(Run):
         return self
 
     def __repr__(self) -> str:
-        """As that of a `Run`, without waiting or reading: of the steps measured so far, as far as the background thread has come."""
+        """As that of a `Run`, of the steps measured so far; without reading, and with no long wait for a background thread that is busy."""
         if not self._closed:
             self.recorder.close_round()
         return self._described(self._absence(), *self._handover.counts, "measured", self._guard.failed)
@@ -232,13 +232,13 @@ class Watch(Run):
             return self._live.now()
 
     def _absence(self) -> Absence:
-        return self._worker.tally.absence(self._at_end or self._inventory())
+        return self._worker.counted().absence(self._at_end or self._inventory())
 
     def latest(self) -> Record | None:
         """For the callback: the newest record whose readings have arrived; waits for the background thread, never for a device."""
         self.recorder.close_round()
         self._hand_over(wait=False)
-        self._worker.call(lambda: None)
+        self._worker.call()
         return self._worker.last
 
     # ---- the pipe --------------------------------------------------------------------------------

@@ -43,8 +43,8 @@ FULL, FULL_BYTES = 16 * MANY, 16 * MANY_BYTES
 STUCK_SECONDS = 1.0
 """How long training waits for a thread that does not get on: a sink may hang, or itself wait for the training thread."""
 
-PATIENCE_SECONDS = 30.0
-"""How long a reader, or whoever closes, waits for it."""
+PATIENCE_SECONDS, MOMENT_SECONDS = 30.0, 0.2
+"""How long a reader, or whoever closes, waits for it; and how long a `repr` does."""
 
 _running: set[Worker] = set()
 
@@ -69,9 +69,7 @@ class Worker:
         self.tally, self.cost = Tally(), Cost()
         ours: list[Sink] = [self.tally, self.cost]
         self._outlets = [Outlet(sink) for sink in (*ours, *sinks)]
-        self._rules = rules
-        self._report = report
-        self._guard = guard
+        self._rules, self._report, self._guard = rules, report, guard
         self._batching = Batching()
         # the collector may hand something over in the middle of anything: neither of these has a lock that could be held then
         self._waiting: deque[Handed | _Request] = deque()
@@ -81,9 +79,8 @@ class Worker:
         self._ended = False
         self._rounds: list[Handed] = []
         self._pieces: deque[Piece] = deque()
-        self._taken, self._stuck_at = 0, -1
+        self._taken, self._stuck_at, self._pid = 0, -1, os.getpid()
         self._tick_at = time.monotonic() + TICK_SECONDS
-        self._pid = os.getpid()
         # held by whoever takes the next piece, or says who may
         self._turn = threading.Lock()
         with self._turn:
@@ -107,11 +104,20 @@ class Worker:
 
     def flush(self) -> None:
         """Wait until the sinks have written everything handed over so far."""
-        self._call([partial(outlet.tell, "flush") for outlet in self._outlets])
+        self.call(*(partial(outlet.tell, "flush") for outlet in self._outlets))
 
-    def call(self, job: Job) -> None:
+    def call(self, *jobs: Job) -> None:
         """Run something after everything handed over so far, and wait for it, except from the thread itself or in a forked child."""
-        self._call([job])
+        if threading.current_thread() is not self._thread and self._alive():
+            done = self._ask(*jobs)
+            # at interpreter exit the thread may be gone before it comes to this job
+            self._wait_until(partial(done.wait, 0.1), PATIENCE_SECONDS)
+
+    def counted(self) -> Tally:
+        """What was counted, with everything handed over so far if that is done in a moment."""
+        if threading.current_thread() is not self._thread and self._alive():
+            self._ask().wait(MOMENT_SECONDS)
+        return self.tally
 
     def stop(self, wait: bool) -> None:
         """Close the sinks after everything handed over so far; `wait=False` where the caller must not block."""
@@ -122,12 +128,6 @@ class Worker:
 
     def _alive(self) -> bool:
         return self._pid == os.getpid() and self._thread.is_alive()
-
-    def _call(self, jobs: Sequence[Job]) -> None:
-        if threading.current_thread() is not self._thread and self._alive():
-            done = self._ask(*jobs)
-            # at interpreter exit the thread may be gone before it comes to this job
-            self._wait_until(partial(done.wait, 0.1), PATIENCE_SECONDS)
 
     def _ask(self, *jobs: Job | None) -> threading.Event:
         request = _Request(jobs)

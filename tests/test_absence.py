@@ -372,7 +372,15 @@ class StuckSink(ListSink):
         assert self.free.wait(timeout=60)
 
 
-def test_a_repr_does_not_wait_for_the_background_thread() -> None:
+def test_a_repr_says_what_was_missing_also_right_after_the_last_step() -> None:
+    net = Net().double()
+    watch = paramwatch.attach(net)
+    for _ in range(3):
+        steps(net, sgd(net), 5)
+        assert NO_GRADIENT in repr(watch)
+
+
+def test_a_repr_does_not_wait_for_long_for_a_background_thread_that_hangs() -> None:
     net, stuck = Net().double(), StuckSink()
     watch = paramwatch.attach(net, sinks=[stuck])
     steps(net, sgd(net), 5)

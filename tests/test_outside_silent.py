@@ -152,6 +152,26 @@ def test_schedule_free_optimizers_move_parameters_between_their_steps_themselves
     verify(loop_with(evaluate, make, expected=False))
 
 
+class Moves(torch.optim.SGD):
+    """Evaluates at another place than it trains at, as the schedule-free do, without their flag."""
+
+    def eval(self) -> None:
+        torch._foreach_add_([p.detach() for group in self.param_groups for p in group["params"]], 1.1)
+
+    def train(self) -> None:
+        torch._foreach_sub_([p.detach() for group in self.param_groups for p in group["params"]], 1.1)
+
+
+def test_so_do_optimizers_that_can_be_set_to_train_and_to_evaluate() -> None:
+    def evaluate(net: Any, optimizer: Any, i: int) -> None:
+        before = net[0].weight.detach().clone()
+        optimizer.eval()
+        optimizer.train()
+        assert not torch.equal(before, net[0].weight)
+
+    verify(loop_with(evaluate, lambda params: Moves(params, lr=LR), expected=False))
+
+
 def test_steps_that_are_none_of_the_run_change_parameters_unsaid() -> None:
     net = mlp()
     optimizer = sgd(net)
