@@ -48,27 +48,6 @@ def train(optimizer: Optimizer, model: nn.Module, truth: Truth, steps: int = 3, 
 # ---- which gradient -------------------------------------------------------------------------
 
 
-def test_a_plain_loop_gives_one_record_a_step() -> None:
-    net = mlp()
-    truth, optimizer = Truth(net), sgd(net)
-    with paramwatch.attach(net) as watch:
-        train(optimizer, net, truth, steps=5)
-
-    assert_recorded(watch, truth)
-    assert (watch.frame("lr") == LR).all(axis=None)
-
-
-def test_parameters_are_those_of_the_entry_and_updates_those_of_the_step() -> None:
-    net = mlp()
-    optimizer = sgd(net)
-    watch = paramwatch.attach(net, update="exact")
-    before = [float(p.detach().norm()) for p in net.parameters()]
-    train(optimizer, net, truth := Truth(net), steps=1)
-
-    np.testing.assert_allclose(watch.frame("param_norm").loc[0], before, rtol=1e-6)
-    np.testing.assert_allclose(watch.frame("update_norm").loc[0], LR * truth.norms()[0], rtol=1e-6)
-
-
 @pytest.mark.parametrize("to_none", [True, False])
 def test_a_parameter_without_a_gradient_is_told_from_one_whose_gradient_is_zero(to_none: bool) -> None:
     net = mlp()
@@ -85,102 +64,11 @@ def test_a_parameter_without_a_gradient_is_told_from_one_whose_gradient_is_zero(
     assert watch.frame("grad_norm").loc[1, "0.bias"] == 0 or to_none
 
 
-def test_accumulated_gradients_are_recorded_as_their_sum() -> None:
-    net = mlp()
-    truth, optimizer, watch = Truth(net), sgd(net), paramwatch.attach(net)
-    for i in range(9):
-        loss_of(net, i).backward()
-        if i % 3 == 2:
-            with truth.sgd_step():
-                optimizer.step()
-            optimizer.zero_grad()
-
-    assert len(truth.grads) == 3
-    assert_recorded(watch, truth)
-
-
 CLIPS = {
     "norm": lambda net: torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1),
     "norm_foreach": lambda net: torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1, foreach=True),
     "value": lambda net: torch.nn.utils.clip_grad_value_(net.parameters(), 0.01),
 }
-
-
-@pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS)
-def test_clipped_gradients_are_recorded_clipped(clip: Callable[[nn.Module], object]) -> None:
-    net = mlp()
-    truth, optimizer, watch = Truth(net), sgd(net), paramwatch.attach(net)
-    train(optimizer, net, truth, before=lambda: clip(net))
-
-    assert truth.norms().max() < 0.2
-    assert_recorded(watch, truth)
-
-
-def test_clipping_in_the_optimizers_own_pre_hook_is_seen() -> None:
-    net = mlp()
-    truth, optimizer, watch = Truth(net), sgd(net), paramwatch.attach(net)
-    optimizer.register_step_pre_hook(lambda *_: CLIPS["norm"](net) and None)
-    train(optimizer, net, truth)
-
-    assert truth.norms().max() < 0.2
-    assert_recorded(watch, truth)
-    assert len(optimizer._optimizer_step_pre_hooks) == 1
-
-
-def test_clipping_in_a_global_pre_hook_registered_after_ours_is_seen() -> None:
-    net = mlp()
-    truth, optimizer, watch = Truth(net), sgd(net), paramwatch.attach(net)
-    handle = torch_optimizer.register_optimizer_step_pre_hook(lambda *_: CLIPS["norm"](net) and None)
-    try:
-        train(optimizer, net, truth)
-    finally:
-        handle.remove()
-
-    assert truth.norms().max() < 0.2
-    assert_recorded(watch, truth)
-    assert not optimizer._optimizer_step_pre_hooks
-
-
-def test_nesterov_with_foreach_which_changes_gradients_in_its_step() -> None:
-    net = mlp()
-    optimizer = sgd(net, momentum=0.9, nesterov=True, foreach=True)
-    truth, watch = Truth(net), paramwatch.attach(net)
-    changed = []
-    for i in range(3):
-        optimizer.zero_grad()
-        loss_of(net, i).backward()
-        truth.take()
-        optimizer.step()
-        changed.append(not torch.equal(net[0].weight.grad, truth.grads[-1]["0.weight"]))
-
-    assert any(changed)
-    assert_recorded(watch, truth)
-
-
-FUSED = ("SGD", "Adam", "AdamW", "Adagrad")
-
-
-@pytest.mark.parametrize("name", FUSED)
-def test_fused_optimizers_on_the_cpu(name: str) -> None:
-    net = mlp()
-    optimizer = getattr(torch.optim, name)(net.parameters(), lr=LR, fused=True)
-    truth, watch = Truth(net), paramwatch.attach(net, update="exact")
-    for i in range(3):
-        optimizer.zero_grad()
-        loss_of(net, i).backward()
-        truth.take()
-        optimizer.step()
-
-    assert_recorded(watch, truth)
-    assert (watch.frame("update_norm") > 0).all(axis=None)
-
-
-def test_every_fused_optimizer_is_tried() -> None:
-    def takes_fused(optimizer: type[Optimizer]) -> bool:
-        return "fused" in optimizer.__init__.__code__.co_varnames
-
-    found = {name for name, kind in vars(torch.optim).items() if isinstance(kind, type) and takes_fused(kind)}
-    assert found == set(FUSED)
 
 
 def test_a_rate_that_is_a_tensor_is_recorded_as_it_was_at_each_step() -> None:
@@ -206,20 +94,6 @@ def closure_of(net: nn.Module, optimizer: Optimizer, i: int) -> Callable[[], Ten
         return loss
 
     return closure
-
-
-@pytest.mark.parametrize("keyword", [False, True])
-def test_with_a_closure_the_gradient_is_the_one_it_computed(keyword: bool) -> None:
-    net = mlp()
-    truth, optimizer, watch = Truth(net), sgd(net), paramwatch.attach(net)
-    for i in range(3):
-        closure = closure_of(net, optimizer, i)
-        with truth.sgd_step():
-            loss = optimizer.step(closure=closure) if keyword else optimizer.step(closure)
-        assert isinstance(loss, Tensor)
-
-    assert_recorded(watch, truth)
-    assert list(watch.steps["evaluations"]) == [1, 1, 1]
 
 
 def test_of_the_evaluations_of_lbfgs_the_last_one_counts() -> None:
@@ -279,29 +153,6 @@ def test_a_step_that_raises_is_no_step() -> None:
 
 
 # ---- steps inside steps ---------------------------------------------------------------------
-
-
-class Twice(torch.optim.SGD):
-    """A subclass that calls its parent's `step`, whose hooks fire as well."""
-
-    def step(self, closure: Any = None) -> Any:
-        return super().step(closure)
-
-
-@pytest.mark.parametrize("with_closure", [False, True])
-def test_a_subclass_that_calls_its_parents_step_makes_one_step(with_closure: bool) -> None:
-    net = mlp()
-    torch.optim.SGD(mlp().parameters())  # torch patches a class when it is first instantiated
-    optimizer = Twice(net.parameters(), lr=LR)
-    truth, watch = Truth(net), paramwatch.attach(net)
-    for i in range(3):
-        closure = closure_of(net, optimizer, i)
-        if not with_closure:
-            closure()
-        with truth.sgd_step():
-            optimizer.step(closure if with_closure else None)
-
-    assert_recorded(watch, truth)
 
 
 class TwoPasses(Optimizer):
@@ -432,68 +283,21 @@ def test_reading_in_the_middle_of_a_round_does_not_use_up_its_number() -> None:
     assert len(watch.steps) == 1
 
 
-def test_one_optimizer_for_each_layer_makes_one_record_a_round() -> None:
-    net = mlp()
-    optimizers, truth, watch = [sgd(net[0]), sgd(net[2])], Truth(net), paramwatch.attach(net)
-    for i in range(3):
-        net.zero_grad()
-        loss_of(net, i).backward()
-        with truth.sgd_step():
-            for optimizer in optimizers:
-                optimizer.step()
-
-    assert_recorded(watch, truth)
-
-
-def test_optimizers_that_step_inside_backward_make_one_record_a_round() -> None:
-    net = mlp()
-    watch, optimizers = paramwatch.attach(net), {p: sgd([p]) for p in net.parameters()}
-
-    def step_now(param: Tensor) -> None:
-        optimizers[param].step()
-        param.grad = None
-
-    for param in net.parameters():
-        param.register_post_accumulate_grad_hook(step_now)
-    truth = Truth(net)
-    for i in range(3):
-        with truth.sgd_step():
-            loss_of(net, i).backward()
-
-    assert_recorded(watch, truth)
-
-
-def test_an_optimizer_made_anew_goes_on_with_the_next_step() -> None:
-    net = mlp()
-    truth, watch = Truth(net), paramwatch.attach(net)
-    for _ in range(3):
-        train(sgd(net), net, truth, steps=2)
-
-    assert_recorded(watch, truth)
-
-
 def test_what_is_known_of_optimizers_and_tensors_that_are_gone_does_not_pile_up() -> None:
     net = mlp()
     rounds = Rounds(0, {id(param) for param in net.parameters()}.__contains__)
     kept = []
-    for _ in range(20):
+    for i in range(20):
         strangers = [torch.zeros(1) for _ in range(5)]
         kept.append(strangers)
         rounds.take(sgd([*net.parameters(), *strangers]))
-        gc.collect()
+        # each time would take seconds in a process that holds much else
+        if i % 10 == 8:
+            gc.collect()
 
     assert len(rounds._known) <= 2
     assert len(rounds._place_of) <= 4 + 2 * 5
     assert rounds.step == 19
-
-
-def test_optimizers_that_take_turns_over_the_same_parameters_make_one_step_each() -> None:
-    net = mlp()
-    truth, watch, optimizers = Truth(net), paramwatch.attach(net), [sgd(net), sgd(net)]
-    for i in range(6):
-        train(optimizers[i % 2], net, truth, steps=1)
-
-    assert_recorded(watch, truth)
 
 
 def test_every_counts_the_steps_of_each_optimizer() -> None:
@@ -528,72 +332,7 @@ def test_two_models_trained_in_two_threads_do_not_mix() -> None:
         watch.close()
 
 
-# ---- mixed precision ------------------------------------------------------------------------
-
-
-def amp_loop(net: nn.Module, optimizer: Optimizer, truth: Truth, *, infinite_at: int | None = None, clip: bool = False) -> None:
-    """Four steps under a `GradScaler`; the truth holds what a step that was made has used."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    for i in range(4):
-        optimizer.zero_grad()
-        loss = loss_of(net, i) * (float("inf") if i == infinite_at else 1.0)
-        scaler.scale(loss).backward()
-        if clip:
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
-        with truth.sgd_step():
-            scaler.step(optimizer)
-        scaler.update()
-
-
-@pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("fused", [False, True])
-def test_gradients_under_a_grad_scaler_are_without_the_scale(fused: bool, clip: bool) -> None:
-    net = mlp(dtype=torch.float32)
-    truth, watch = Truth(net), paramwatch.attach(net)
-    amp_loop(net, sgd(net, fused=fused), truth, clip=clip)
-
-    # the update of a float32 parameter is known to its rounding
-    assert_recorded(watch, truth, rtol=1e-4)
-    assert (watch.steps["amp_scale"].dropna() == 1024).all()
-    assert watch.steps["amp_scale"].notna().all() == (fused and not clip)
-
-
-def test_a_step_that_a_fused_optimizer_skips_is_a_record_without_an_update() -> None:
-    net = mlp(dtype=torch.float32)
-    truth, watch = Truth(net), paramwatch.attach(net)
-    amp_loop(net, sgd(net, fused=True), truth, infinite_at=1)
-
-    assert list(watch.steps["skipped"]) == [False, True, False, False]
-    assert list(watch.steps["amp_scale"]) == [1024, 1024, 512, 512]
-    updates = watch.frame("update_norm").notna()
-    assert list(updates.all(axis=1)) == list(updates.any(axis=1)) == [True, False, True, True]
-    assert watch.findings.empty
-
-
-def test_a_step_that_an_ordinary_optimizer_skips_is_no_step() -> None:
-    net = mlp(dtype=torch.float32)
-    truth, watch = Truth(net), paramwatch.attach(net)
-    amp_loop(net, sgd(net), truth, infinite_at=1)
-
-    assert truth.grads.pop(1) == {}
-    assert_recorded(watch, truth, rtol=1e-4)
-
-
 # ---- rows that do not step, and rows that change --------------------------------------------
-
-
-def test_rows_of_no_optimizer_are_measured_at_the_first_step_at_powers_of_two_and_at_close() -> None:
-    net = mlp()
-    watch = paramwatch.attach(net)
-    train(sgd(net[2]), net, Truth(net), steps=12)
-    watch.close()
-
-    frame = watch.frame(parameters="0.weight").droplevel("parameter")
-    assert list(frame.index[frame["param_norm"].notna()]) == [0, 1, 2, 4, 8, 11]
-    assert frame["grad_norm"].isna().all()
-    assert set(frame["grad_state"]) == {"unowned"}
-    assert not watch.parameters.loc["0.weight", "owned"]
 
 
 def test_a_row_that_is_frozen_in_the_middle_of_a_run_is_recorded_as_frozen() -> None:
@@ -607,17 +346,6 @@ def test_a_row_that_is_frozen_in_the_middle_of_a_run_is_recorded_as_frozen() -> 
     states = watch.frame("grad_state")["0.weight"]
     assert list(states) == ["used", "used", "frozen", "frozen"]
     assert watch.frame("param_norm")["0.weight"].notna().all()
-
-
-def test_parameters_added_to_the_optimizer_later_are_recorded_from_then_on() -> None:
-    net = mlp()
-    truth, optimizer, watch = Truth(net), sgd(net[2]), paramwatch.attach(net)
-    train(optimizer, net, truth, steps=2)
-    optimizer.add_param_group({"params": list(net[0].parameters()), "lr": LR})
-    train(optimizer, net, truth, steps=2)
-
-    assert_recorded(watch, truth)
-    assert watch.parameters["owned"].all()
 
 
 # ---- optimizers that torch's hooks cannot see -----------------------------------------------
@@ -673,37 +401,6 @@ def test_watch_step_records_nothing_when_the_block_raises() -> None:
     loss_of(net).backward()
     with truth.sgd_step(), watch.step(optimizer):
         optimizer.step()
-    assert_recorded(watch, truth)
-
-
-# ---- compiled -------------------------------------------------------------------------------
-
-
-def test_a_compiled_model_is_recorded_at_every_step_under_its_own_names() -> None:
-    net = mlp()
-    compiled = torch.compile(net, backend="eager")
-    truth, optimizer, watch = Truth(net), sgd(net), paramwatch.attach(compiled)
-    train(optimizer, compiled, truth)
-
-    assert_recorded(watch, truth)
-    assert list(watch.parameters.index) == [name for name, _ in net.named_parameters()]
-
-
-# what dynamo does to itself when it traces an optimizer, and a loss
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("with_closure", [False, True])
-def test_a_compiled_step_is_recorded_every_time(with_closure: bool) -> None:
-    net = mlp()
-    truth, optimizer, watch = Truth(net), sgd(net), paramwatch.attach(net)
-    step = torch.compile(lambda *closure: optimizer.step(*closure), backend="eager")
-    for i in range(4):
-        closure = closure_of(net, optimizer, i)
-        if not with_closure:
-            closure()
-        with truth.sgd_step():
-            step(*([closure] if with_closure else []))
-
     assert_recorded(watch, truth)
 
 

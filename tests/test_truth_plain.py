@@ -159,7 +159,8 @@ def test_the_books_agree(loop: Loop, options: dict[str, Any]) -> None:
 
 
 def test_rows_of_no_optimizer_are_measured_at_the_first_step_at_powers_of_two_and_at_close() -> None:
-    frame = verify(owned_in_part).watch.frame("param_norm")
+    watch = verify(owned_in_part).watch
+    frame = watch.frame("param_norm")
 
     assert {name: list(column.index[column.notna()]) for name, column in frame.items()} == {
         "0.weight": [0, 1, 2, 4, 8, 11],
@@ -167,3 +168,5 @@ def test_rows_of_no_optimizer_are_measured_at_the_first_step_at_powers_of_two_an
         "2.weight": list(range(12)),
         "2.bias": list(range(12)),
     }
+    assert set(watch.frame("grad_state")["0.weight"]) == {"unowned"}
+    assert list(watch.parameters["owned"]) == [False, False, True, True]
