@@ -209,7 +209,7 @@ class ReportingClosure:
     """The user's closure, with a word to the watchers each time it has returned. What it raises passes untouched."""
 
     def __init__(self, closure: Callable[..., Any], entry: Entry) -> None:
-        self._closure = self.__wrapped__ = closure
+        self._closure = closure
         self._entry = entry
         self._seen = list(entry.seen)
         self._report = _untraced_report()
