@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FINE, NOTHING, INTERRUPTED, BROKEN_PIPE = 0, 1, 130, 141
 _LONGEST = 1000
-"""Characters of an error."""
+"""Characters of an error, or of a finding."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,27 +95,31 @@ def _summary(given: argparse.Namespace) -> int:
 
 def _show(given: argparse.Namespace) -> int:
     from paramwatch.listing import grid_of, listing
-    from paramwatch.terminal import Terminal
+    from paramwatch.terminal import Progress, Terminal
 
+    terminal = Terminal()
     chosen = {"parameters": given.parameters, "steps": given.steps, "by": given.by, "finite": given.finite, "order": given.sort}
     # drawing a million lines would take minutes
     drawn = None if given.json or not given.limit else given.limit
-    lines = listing(_run(given.run).still(), given.statistic, **chosen, drawn=drawn)
+    # in a narrow terminal the course is short, so that there is room for numbers
+    width = 8 if terminal.width < 60 and not given.json else 24
+    with Progress("reading"):
+        lines = listing(_run(given.run).still(), given.statistic, **chosen, drawn=drawn, width=width)
     if given.json:
         return _print_json({"statistic": given.statistic, "lines": lines})
-    terminal = Terminal()
     terminal.print(grid_of(given.statistic, given.by, lines, given.limit or len(lines)).text(terminal.width, terminal.paint))
     return FINE
 
 
 def _findings(given: argparse.Namespace) -> int:
-    from paramwatch.lettering import visible
+    from paramwatch.lettering import shortened, visible
     from paramwatch.terminal import Terminal
 
     found = _run(given.run).findings.to_dict("records")
     if given.json:
         return _print_json(found)
-    Terminal().print(visible(f"step {finding['step']}, {finding['rule']}: {finding['message']}") for finding in found)
+    said = (visible(f"step {finding['step']}, {finding['rule']}: {finding['message']}") for finding in found)
+    Terminal().print(shortened(line, _LONGEST) for line in said)
     return FINE
 
 

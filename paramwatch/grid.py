@@ -76,6 +76,8 @@ class Grid:
         )
 
     def _side(self, name: str) -> str:
+        if name == "trend":
+            return ' class="trend"'
         return "" if name in self.left or name == self.header[0] else ' class="number"'
 
 

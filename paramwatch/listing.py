@@ -18,8 +18,6 @@ from paramwatch.span import sparkline
 from paramwatch.standing import last_states
 from paramwatch.table import By
 
-_WIDTH = 24
-
 
 def listing(
     run: Run,
@@ -31,6 +29,7 @@ def listing(
     finite: bool = False,
     order: str = "model",
     drawn: int | None = None,
+    width: int = 24,
 ) -> list[dict[str, Any]]:
     """A dict for each line, over the recorded steps.
 
@@ -47,6 +46,7 @@ def listing(
         finite: Leave non-finite elements out.
         order: One of `usage.ORDERS`.
         drawn: So many lines, the first, get a `trend`; by default all.
+        width: Characters of a `trend`.
 
     Raises:
         ParamWatchError: As `Run.frame`; no step that is recorded was asked for.
@@ -67,7 +67,7 @@ def listing(
         at = {name: i for i, name in enumerate(found.names)}
         for line in lines[:drawn]:
             i = at[line["name"]]
-            line["trend"] = sparkline(found.steps, found.values[:, i], found.spoilt[:, i], _WIDTH)
+            line["trend"] = sparkline(found.steps, found.values[:, i], found.spoilt[:, i], width)
     return lines
 
 

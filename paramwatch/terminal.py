@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -15,6 +16,7 @@ from typing import TextIO
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31"}
 _PLAIN = str.maketrans({**dict(zip("▁▂▃▄▅▆▇█", "_.-=+*%#", strict=True)), "×": "x", "…": "~", "─": "-", "±": "+-"})
+_WIDE = 200
 _PATIENCE_SECONDS = 2.0
 _REDRAW_SECONDS = 0.1
 
@@ -34,8 +36,8 @@ class Terminal:
 
     @property
     def width(self) -> int:
-        """Columns, at least 40."""
-        return max(shutil.get_terminal_size().columns, 40)
+        """Columns, at least 40; where there is no terminal, and nobody says how many, more than any table of ours needs."""
+        return max(shutil.get_terminal_size((_WIDE, 24)).columns, 40)
 
     @property
     def height(self) -> int:
@@ -79,7 +81,7 @@ def writable(text: str, stream: TextIO | None) -> str:
 
 
 class Progress:
-    """A bar on standard error, from two seconds on, where that is a terminal.
+    """A bar on standard error, from two seconds on, where that is a terminal. It goes on while nobody says how far it is.
 
     Args:
         what: What is going on.
@@ -93,27 +95,44 @@ class Progress:
         self._terminal = Terminal(sys.stderr) if terminal is None else terminal
         self._begun = self._drawn = clock()
         self._shown = False
+        self._share = 0.0
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._ticking = threading.Thread(target=self._tick, daemon=True) if self._terminal.live else None
 
     def __enter__(self) -> Progress:
+        if self._ticking:
+            self._ticking.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
+        if self._ticking:
+            self._ticking.join()
         if self._shown:
             self._terminal._write("\r\x1b[K")
             self._terminal._stream.flush()
 
     def at(self, share: float) -> None:
         """So much is done: 0 to 1."""
-        now = self._clock()
-        if not self._terminal.live or now - self._begun < _PATIENCE_SECONDS or now - self._drawn < _REDRAW_SECONDS:
-            return
-        self._shown, self._drawn = True, now
-        full = int(share * 24)
-        left = (now - self._begun) * (1 - share) / share if share > 0 else None
-        wait = "" if left is None else f", {duration(left)} left"
-        said = f"{self._what} {'█' * full}{'─' * (24 - full)} {share:.0%}{wait}"
-        self._terminal._write(f"\r{said[: self._terminal.width - 1]}\x1b[K")
-        self._terminal._stream.flush()
+        self._share = share
+        self._draw()
+
+    def _tick(self) -> None:
+        while not self._over.wait(0.5):
+            self._draw()
+
+    def _draw(self) -> None:
+        with self._lock:
+            now, share = self._clock(), self._share
+            if not self._terminal.live or now - self._begun < _PATIENCE_SECONDS or now - self._drawn < _REDRAW_SECONDS:
+                return
+            self._shown, self._drawn = True, now
+            full, spent = int(share * 24), now - self._begun
+            wait = f" {share:.0%}, {duration(spent * (1 - share) / share)} left" if share > 0 else f", {duration(spent)}"
+            said = f"{self._what} {'█' * full}{'─' * (24 - full)}{wait}"
+            self._terminal._write(f"\r{said[: self._terminal.width - 1]}\x1b[K")
+            self._terminal._stream.flush()
 
 
 def duration(seconds: float) -> str:

@@ -48,7 +48,7 @@ def parsed(commands: Mapping[str, Command], arguments: Sequence[str] | None) -> 
         ending = PurePath(given.output or "").suffix[1:].lower()
         given.to = given.to or (ending if ending in FORMATS else None)
         if given.to is None:
-            parser.error("which format? Say --to parquet, --to csv, or -o with a file name that ends so")
+            given.parser.error("which format? Say --to parquet, --to csv, or -o with a file name that ends so")
     return given
 
 
@@ -76,7 +76,7 @@ def _parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         made.add_argument("run", metavar="RUN", help="folder of a run")
-        made.set_defaults(command=commands[name])
+        made.set_defaults(command=commands[name], parser=made)
         return made
 
     made = command("summary", "what was watched, and how it stands", _SUMMARY, "runs/first", "runs/first --json")

@@ -106,6 +106,32 @@ def test_show_has_a_line_for_each_row_with_the_numbers_of_the_frame(run: Run, ca
         assert line["nonfinite_steps"] == (line["name"] == "0.bias")
 
 
+def test_a_narrow_terminal_has_room_for_numbers_and_a_pipe_for_all_columns(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert printed(capsys, "show", run.path, "grad_norm").split("\n")[0].split()[:3] == ["parameter", "trend", "last"]
+    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setattr(sys, "__stdout__", None)
+    assert printed(capsys, "show", run.path, "grad_norm").split("\n")[0].endswith("change  not finite")
+
+
+def test_a_finding_about_a_name_of_a_megabyte_is_a_short_line(hostile: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert max(map(len, printed(capsys, "findings", hostile.path).splitlines())) <= 1000
+
+
+def test_a_bar_goes_on_while_nobody_says_how_far_it_is() -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Screen()
+    with Progress("reading", clock=iter(range(1000)).__next__, terminal=Terminal(screen)):
+        while "reading" not in screen.getvalue():
+            time.sleep(0.01)
+    assert screen.getvalue().endswith("\r\x1b[K")
+
+
 def test_show_chooses_rows_steps_groups_and_order(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = ("--parameters", "?.weight", "--steps", "10:20", "--by", "layer", "--sort", "max")
     found = json.loads(printed(capsys, "show", run.path, "param_norm", *chosen, "--json"))["lines"]

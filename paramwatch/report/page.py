@@ -20,11 +20,11 @@ _STYLE = """
 *{box-sizing:border-box}
 body{margin:0 auto;padding:24px 20px 60px;max-width:1040px;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
 h1{font-size:24px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 8px}
-h1,h2,figcaption,caption,th,td,p{overflow-wrap:anywhere}
+h1,h2,figcaption,caption,p,tbody th{overflow-wrap:anywhere}td,thead th{overflow-wrap:break-word}.trend{white-space:nowrap}
 p{margin:4px 0}.note,.path{color:var(--soft);font-size:13px}
 figure{margin:16px 0 28px}figcaption{font-weight:600;margin-bottom:6px}
 .wide{overflow-x:auto}svg{display:block;width:100%;min-width:640px;height:auto;font:11px system-ui,sans-serif}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:0 24px}.pair svg{min-width:0}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:0 24px}.pair svg{min-width:0}
 image{image-rendering:pixelated}
 text{fill:var(--soft)}.name{text-anchor:end}.step{text-anchor:middle}.axis{text-anchor:end}
 .rule{stroke:var(--rule);fill:none}.tick{stroke:var(--edge);fill:none}.bound{stroke:var(--page);fill:none;stroke-width:1.5}
@@ -39,7 +39,7 @@ table{border-collapse:collapse;font-size:13px;margin:6px 0}
 caption{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 th,td{padding:3px 14px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule);font-weight:400;min-width:4em}
 thead th{font-weight:600;color:var(--soft)}.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-tbody th{max-width:32em}
+tbody th{max-width:32em;min-width:9em}
 details{margin-top:6px}summary{cursor:pointer;color:var(--soft);font-size:13px}
 """
 
