@@ -52,6 +52,16 @@ class Sketch(NamedTuple):
     """Nats over a normal law without a cut."""
 
 
+class Lopsided(NamedTuple):
+    """A normal law that is cut farther out on one side, as the extremes, the mean and the spread of some numbers give it."""
+
+    law: Law
+    over_normal: float
+    """Nats that it gains over a normal law without ends,"""
+    over_uniform: float
+    """and over a uniform law between the same ends."""
+
+
 class Tests(NamedTuple):
     """What is known before of elements in ascending order; None where it is found out when it is asked for."""
 
@@ -62,6 +72,8 @@ class Tests(NamedTuple):
     """Whether they follow a truncated law, for one such law."""
     two_sided: bool | None = None
     sketch: Sketch | None = None
+    uneven: Lopsided | Literal[False] | None = None
+    """A law that is cut farther out on one side, False where they follow none."""
 
 
 NO_TESTS = Tests()

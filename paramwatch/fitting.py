@@ -14,7 +14,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from paramwatch.drawn import Kind, Law, Numbers
-from paramwatch.laws import drawn_within
+from paramwatch.formulas import drawn_within
 from paramwatch.shapes import LEVEL, SURE
 from paramwatch.standards import DEFAULT, Standard, standards
 

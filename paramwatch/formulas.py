@@ -171,6 +171,19 @@ def gain_over_normal(cut: float, ratio: float) -> float:
     return math.log(ratio * cut) - math.log(math.erf(cut / math.sqrt(2))) - (ratio * cut) ** 2 / 2 + 0.5
 
 
+@lru_cache(maxsize=1024)
+def telling(n: int, grain: float) -> float:
+    """How many elements say something about a curve: rounding shifts their mean square by a grain, and more would take that for one."""
+    return min(n, 0.5 / grain**2) if grain else n
+
+
+@lru_cache(maxsize=64)
+def drawn_within(grain: float) -> float:
+    """Where normal numbers of torch end, in standard deviations; infinite if nothing is known of their precision."""
+    # Box and Muller: at the radius that the largest uniform number of that precision gives
+    return 0.95 * math.sqrt(-2 * math.log(grain / 2)) if grain > 0 else math.inf
+
+
 def gain_of_rows(take: Callable[[Sequence[int]], Array], count: int, length: int, grain: float) -> tuple[float, float] | None:
     """What rows that are pairwise orthogonal and equally long are multiplied by, and how often random ones pass; None if they do not.
 

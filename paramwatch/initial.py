@@ -261,7 +261,8 @@ def _of_law(seen: Seen) -> Look:
         known = bounds if law.kind == "uniform" else _named(seen, _NORMAL) if law.kind == "normal" else ()
         first = known[0].law if known else rounded(x, law)
         told += grouped(known) if known else [words(first)]
-        stds.append(first.std)
+        # rounded, centre and scale no longer go together
+        stds.append(law.std if law.ends is not None else first.std)
     return Look(" or ".join(told), " or ".join(law.kind for law in laws), stds[0])
 
 

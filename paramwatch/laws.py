@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from paramwatch.drawn import Law, Numbers, Sketch
-from paramwatch.formulas import below, cut_of, gain_over_normal, gain_over_uniform, is_bell, variance_within
-from paramwatch.lopsided import lopsided
-from paramwatch.shapes import LEVEL, SURE, are_cut, are_two_sided, are_uniform
+from paramwatch.drawn import Law, Lopsided, Numbers, Sketch
+from paramwatch.formulas import below, cut_of, drawn_within, gain_over_normal, gain_over_uniform, is_bell, telling, variance_within
+from paramwatch.lopsided import askew, beyond, lopsided, slope
+from paramwatch.shapes import LEVEL, SURE, are_between, are_cut, are_two_sided, are_uniform
 
 _NATS = -math.log(LEVEL)
 """A cut at the largest of n normal numbers gains Exp(1) nats in likelihood, so that more than this comes in `LEVEL` of cases."""
@@ -29,6 +30,22 @@ _CLOSED = math.log(1e6)
 
 _LEANS = 2.0
 """Nats that a cut must gain to be said beside a uniform law of a known bound. Of 256 elements it does in 1 draw of 50, of 1000 in none."""
+
+_ASKEW = math.log(1000)
+"""Nats that a cut must gain to be said to be farther out on one side. Of numbers of which it is not it does in 1 draw of 500."""
+
+_OPEN_TO_FEW = 2.5
+"""The same of 256 to 375 elements: of normal numbers a cut gains more in 1 draw of 12."""
+
+_OF_A_HUNDRED = 0.01
+"""Where so many are missing, a cut is said beside a normal law: of 256 elements that end at -2 standard deviations in 99 draws of 100."""
+
+_FAR = 6.6
+"""Elements that would be farther out than the extremes of normal numbers come in 1 draw of 100."""
+
+_A_SLOPE = 640
+"""Elements for a nat that a slope gains over a uniform law whose bound has no name, before it is said, too: more, and it is likelier that
+they are normal ones, cut at the centre and one standard deviation."""
 
 _FOR_A_CUT = 2.5
 """Nats that a cut at two standard deviations must gain to be named first: of 256 elements, either law is then second in 1 draw of 100."""
@@ -50,18 +67,23 @@ def law_of(x: Numbers, bound_known: bool = False) -> Sequence[Law]:
     flat = _box(x)
     if flat is not None and (found := _flat_or_cut(x, flat, bound_known)):
         return found
-    cut, ratio, gain = x.tests.sketch or _sketches([x])[0]
+    sketch = x.tests.sketch or _sketches([x])[0]
+    cut, ratio, gain = sketch
     normal = Law("normal", cut.centre, math.sqrt(x.square(cut.centre)))
     two = _cut_at_two(x, cut) if _may_be_cut_at_two(x, cut.centre) else None
     may_be_normal = gain <= _CLOSED and _is_normal(x) and x.extent * math.erfc(1 / ratio / math.sqrt(2)) > LEVEL
-    askew = lopsided(x, max(gain + _LEANS, _OPEN))
-    if askew is not None:
-        return [askew.law] if not may_be_normal or askew.gain > _CLOSED else [normal, askew.law]
+    uneven = _uneven(x, _least(x, sketch)) if x.tests.uneven is None else x.tests.uneven or None
+    if uneven is not None and flat is not None and uneven.over_uniform <= _CLOSED:
+        uneven = None
+    if uneven is not None and uneven.over_normal > (_CLOSED if may_be_normal else _NATS):
+        return [uneven.law]
+    if uneven is not None:
+        return [uneven.law, normal] if uneven.over_normal > _NATS or not may_be_normal else [normal, uneven.law]
     if gain <= _NATS:
         if may_be_normal and two is not None:
             return [two, normal] if x.n * gain_over_normal(2.0, ratio) > _FOR_A_CUT else [normal, two]
         if may_be_normal:
-            return [normal, cut] if gain > _OPEN and _follows(x, cut) else [normal]
+            return [normal, cut] if (gain > _open(x.n) or _misses_ends(x)) and _follows(x, cut) else [normal]
     elif flat is None and _follows(x, cut):
         return [two or cut, normal] if may_be_normal else [two or cut]
     return two_sided(x)
@@ -78,19 +100,66 @@ def two_sided(x: Numbers) -> Sequence[Law]:
     return [Law("two-sided", 0.0, outer, float(np.abs(x.some).min()))] if found else []
 
 
-def asked(numbers: Sequence[Numbers]) -> list[tuple[Sketch | None, Law | None, bool]]:
-    """What `law_of` asks of numbers that are not evenly spread, as far as that is known before.
+class Asked(NamedTuple):
+    """What `law_of` asks of some numbers, as far as that is known before."""
 
-    Returns:
-        For each a sketch, the truncated law that they may follow, and whether they may be normal.
-    """
+    sketch: Sketch | None = None
+    cut: Law | None = None
+    """The truncated law that they may follow,"""
+    uneven: Lopsided | None = None
+    """and one that is cut farther out on one side."""
+    may_be_normal: bool = True
+
+
+def asked(numbers: Sequence[Numbers]) -> list[Asked]:
+    """Of numbers that are not evenly spread."""
     flat = [_box(x) for x in numbers]
-    drawn = iter(_sketches([x for x, box in zip(numbers, flat, strict=True) if box is None]))
-    return [_asked(next(drawn)) if box is None else (None, _truncated(x, box.centre), True) for x, box in zip(numbers, flat, strict=True)]
+    free = [x for x, box in zip(numbers, flat, strict=True) if box is None]
+    sketches = _sketches(free)
+    least = [_least(x, sketch) for x, sketch in zip(free, sketches, strict=True)]
+    uneven = iter(lopsided(*_both([(x, nats) for x, nats in zip(free, least, strict=True) if nats is not None])))
+    drawn = (
+        Asked(sketch, sketch.cut if sketch.gain > _OPEN else None, None if nats is None else next(uneven), sketch.gain <= _CLOSED)
+        for sketch, nats in zip(sketches, least, strict=True)
+    )
+    return [next(drawn) if box is None else Asked(cut=_truncated(x, box.centre)) for x, box in zip(numbers, flat, strict=True)]
 
 
-def _asked(sketch: Sketch) -> tuple[Sketch, Law | None, bool]:
-    return sketch, sketch.cut if sketch.gain > _OPEN else None, sketch.gain <= _CLOSED
+def _both(pairs: Sequence[tuple[Numbers, float]]) -> tuple[list[Numbers], list[float]]:
+    return [x for x, _ in pairs], [nats for _, nats in pairs]
+
+
+def _open(n: int) -> float:
+    """Nats that a cut must gain to be said beside a normal law: fewer where so few elements tell little."""
+    return min(max(_OPEN_TO_FEW, n / 150), _OPEN)
+
+
+def _least(x: Numbers, sketch: Sketch) -> float | None:
+    """Nats over a normal law that a cut must gain that is farther out on one side: so many that one that is not is ruled out by them.
+
+    None where that is out of reach.
+    """
+    if not _misses_ends(x) or askew(x, sketch.cut) <= 0.9 * _ASKEW:
+        return None
+    return telling(x.n, x.grain) * gain_over_normal(sketch.cut.cut, sketch.ratio) + _ASKEW
+
+
+def _misses_ends(x: Numbers) -> bool:
+    enough = _OF_A_HUNDRED * x.n
+    return beyond(x) > (enough if enough < _FAR else _FAR)
+
+
+def _uneven(x: Numbers, least: float | None) -> Lopsided | None:
+    """A cut that is farther out on one side, if it gains so many nats over a normal law and the numbers follow it."""
+    if least is None:
+        return None
+    found = lopsided([x], [least])[0]
+    return found if found is not None and _are_between(x, found.law) else None
+
+
+def _are_between(x: Numbers, law: Law) -> bool:
+    assert x.some is not None
+    return bool(are_between(x.some[None], np.array([[law.centre], [law.scale], *([end] for end in law.ends or ())]), x.grain)[0])
 
 
 # ---- the shapes -----------------------------------------------------------------------------
@@ -110,13 +179,19 @@ def _box(x: Numbers) -> Law | None:
 def _flat_or_cut(x: Numbers, flat: Law, bound_known: bool) -> Sequence[Law]:
     """A uniform law, a normal one that is cut near its centre, or both where the likelihoods do not tell."""
     cut = _truncated(x, flat.centre)
-    ratio, n = math.sqrt(x.square(flat.centre)) / x.reach(flat.centre), _telling(x)
+    ratio, n = math.sqrt(x.square(flat.centre)) / x.reach(flat.centre), telling(x.n, x.grain)
     gain, uniform = n * gain_over_uniform(cut.cut, ratio), _is_uniform(x)
+    falls, enough = slope(x), _OPEN if bound_known else min(x.n / _A_SLOPE, _NATS)
+    uneven = _uneven(x, -math.inf) if falls > max(enough, _LEANS) else None
+    if uneven is not None:
+        if uneven.over_uniform > _CLOSED:
+            return [uneven.law]
+        return [uneven.law, flat] if uneven.over_uniform > (_NATS if bound_known else _OPEN) else [flat, uneven.law]
     curved, lead = cut, gain
     if cut.cut < NEAR_CUT and uniform and gain <= _CLOSED:
         # the nearest cut that is spoken of may be less likely than the likeliest
         curved, lead = Law("truncated", cut.centre, flat.scale / NEAR_CUT, NEAR_CUT), n * gain_over_uniform(NEAR_CUT, ratio)
-    if uniform and lead <= (_LEANS if bound_known else -_OPEN):
+    if uniform and lead <= (_LEANS if bound_known else -_OPEN) and falls <= enough:
         return [flat]
     if not (uniform and gain <= _CLOSED) and not (gain > _LEANS and _follows(x, curved)):
         return [flat] if uniform else []
@@ -125,11 +200,6 @@ def _flat_or_cut(x: Numbers, flat: Law, bound_known: bool) -> Sequence[Law]:
     if gain > _CLOSED and curved.cut >= NEAR_CUT:
         return [curved]
     return [curved, flat] if gain > _OPEN else [flat, curved]
-
-
-def _telling(x: Numbers) -> float:
-    """How many elements say something about a curve: rounding shifts their mean square by a grain, and more would take that for one."""
-    return min(x.n, 0.5 / x.grain**2) if x.grain else x.n
 
 
 def _is_uniform(x: Numbers) -> bool:
@@ -146,12 +216,6 @@ def _is_normal(x: Numbers) -> bool:
     return bool(is_bell(x.some, x.grain))
 
 
-def drawn_within(grain: float) -> float:
-    """Where normal numbers of torch end, in standard deviations; infinite if nothing is known of their precision."""
-    # Box and Muller: at the radius that the largest uniform number of that precision gives
-    return 0.95 * math.sqrt(-2 * math.log(grain / 2)) if grain > 0 else math.inf
-
-
 def _mean(x: Numbers) -> float:
     """Zero, where that cannot be told from the mean."""
     return 0.0 if abs(x.mean) <= SURE * x.std / math.sqrt(x.n) else x.mean
@@ -163,7 +227,8 @@ def _sketches(numbers: Sequence[Numbers]) -> list[Sketch]:
         cut = _truncated(x, _mean(x))
         ratio = math.sqrt(x.square(cut.centre)) / x.reach(cut.centre)
         # numbers that end where torch's do are not cut
-        found.append(Sketch(cut, ratio, 0.0 if 1 / ratio >= drawn_within(x.grain) else _telling(x) * gain_over_normal(cut.cut, ratio)))
+        gain = 0.0 if 1 / ratio >= drawn_within(x.grain) else telling(x.n, x.grain) * gain_over_normal(cut.cut, ratio)
+        found.append(Sketch(cut, ratio, gain))
     # of a sample: that the others stay within the extremes speaks for a cut, too, unless they spread less than the sample does
     at = [i for i, (x, sketch) in enumerate(zip(numbers, found, strict=True)) if x.extent > x.n and sketch.gain != 0]
     if not at:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from paramwatch.columns import Array
-from paramwatch.drawn import Law, Numbers, Sketch, Tests
+from paramwatch.drawn import Law, Lopsided, Numbers, Tests
 from paramwatch.formulas import few_values, have_tied_ends, is_bell, may_be_orthogonal, spread
 from paramwatch.initial import ENOUGH, Answers
-from paramwatch.laws import BOX, asked
+from paramwatch.laws import BOX, Asked, asked
 from paramwatch.measure.sampled import positions
 from paramwatch.measure.scaled import stream_of
 from paramwatch.sampling import AS_IT_IS, READABLE, Limits, Whole, is_plain, looked
-from paramwatch.shapes import are_cut, are_two_sided, are_uniform
+from paramwatch.shapes import are_between, are_cut, are_two_sided, are_uniform
 
 _ALIKE = 4
 """Fewer tensors of one shape are not worth it."""
@@ -134,17 +134,25 @@ def _answered(tensors: Sequence[Tensor], numbers: Sequence[Numbers], most: int) 
     which = np.flatnonzero(rest).tolist()
     for i, one in zip(which, asked([numbers[i] for i in which]), strict=True):
         each[i] = one
-    sketches, laws, may_be_normal = zip(*each, strict=True)
+    sketches, laws, uneven, may_be_normal = zip(*each, strict=True)
     normal = _found(rest & np.array(may_be_normal), lambda at: is_bell(laid[at], grain))
     follows = _found(np.array([law is not None for law in laws]), lambda at: _are_cut(laid[at], [laws[i] for i in at], grain))
-    neither = rest & np.array([not (one or other) for one, other in zip(normal, follows, strict=True)])
+    between = _found(np.array([one is not None for one in uneven]), lambda at: _are_between(laid[at], [uneven[i] for i in at], grain))
+    neither = rest & np.array([not (one or other or third) for one, other, third in zip(normal, follows, between, strict=True)])
     two_sided = _found(neither, lambda at: are_two_sided(laid[at], np.maximum(high, -low)[at], grain))
     cut = [(law, fits) if law is not None and fits is not None else None for law, fits in zip(laws, follows, strict=True)]
-    tests = (Tests(*known) for known in zip(even, normal, cut, two_sided, sketches, strict=True))
+    # where there is no sketch, none of them was looked for
+    lopsided = [None if sketch is None else (fits and one) or False for sketch, one, fits in zip(sketches, uneven, between, strict=True)]
+    tests = (Tests(*known) for known in zip(even, normal, cut, two_sided, sketches, lopsided, strict=True))
     return [Answers(*known) if fine else Answers() for fine, *known in zip(smooth.tolist(), ascending, laid, tests, strict=True)]
 
 
-_NOT_ASKED: tuple[Sketch | None, Law | None, bool] = (None, None, False)
+_NOT_ASKED = Asked(may_be_normal=False)
+
+
+def _are_between(some: Array, found: Sequence[Lopsided | None], grain: float) -> Array:
+    laws = [one.law for one in found if one is not None]
+    return are_between(some, np.array([(law.centre, law.scale, *(law.ends or ())) for law in laws]).T, grain)
 
 
 def _are_cut(some: Array, laws: Sequence[Law | None], grain: float) -> Array:

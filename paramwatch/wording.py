@@ -89,8 +89,9 @@ def rounded(x: Numbers, law: Law) -> Law:
     """A law whose parameters are not known, with the roundest ones that the numbers allow."""
     n, most = x.n, x.extent
     if law.ends is not None:
-        off = 8 * (x.high - x.low) / most
-        return law._replace(ends=(roundest(x.low - off, x.low), roundest(x.high, x.high + off)))
+        off, about = 8 * (x.high - x.low) / most, 3 * law.scale / math.sqrt(n)
+        centre, scale = roundest(law.centre - about, law.centre + about), roundest(law.scale - about, law.scale + about)
+        return law._replace(centre=centre, scale=scale, ends=(roundest(x.low - off, x.low), roundest(x.high, x.high + off)))
     if law.kind in ("normal", "truncated"):
         off = 3 * law.scale / math.sqrt(2 * n)
         scale = roundest(law.scale - off, law.scale + off)

@@ -113,7 +113,6 @@ def test_laws_that_coincide_are_both_named() -> None:
     [
         (lambda n: torch.distributions.Laplace(0.0, 1.0).sample((n,)), "laplace"),
         (lambda n: torch.distributions.StudentT(3.0).sample((n,)), "student"),
-        (lambda n: torch.randn(n).abs(), "half normal"),
         (lambda n: torch.randn(n) * torch.linspace(0.2, 2, n), "of growing scale"),
         (lambda n: torch.cat([torch.rand(n // 2), torch.randn(n - n // 2)]), "half and half"),
         (lambda n: torch.randn(n).sign() + 0.05 * torch.randn(n), "two humps"),
@@ -124,6 +123,12 @@ def test_other_distributions_are_unlike_any(draw: Callable[[int], Tensor], name:
     found = looks(LAYERS["linear 64x64"], lambda w: w.data.copy_(draw(w.numel())[torch.randperm(w.numel())].reshape(w.shape)), 50)
 
     assert all(text.startswith("unlike any standard one") for text in found), Counter(found)
+
+
+def test_half_a_normal_law_is_one_that_is_cut_at_its_centre() -> None:
+    found = looks(LAYERS["linear 64x64"], lambda w: w.data.copy_(torch.randn_like(w).abs()), 50)
+
+    assert all(re.match(r"truncated normal\(\S+, \S+\), between 0 and [345]", text) for text in found), Counter(found)
 
 
 def test_two_humps_that_overlap_are_not_uniform() -> None:

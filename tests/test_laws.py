@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import runpy
 from collections import Counter
 from pathlib import Path
@@ -17,9 +18,11 @@ from paramwatch.drawn import Law, Numbers
 from paramwatch.fitting import agrees
 from paramwatch.formulas import variance_between, variance_within
 from paramwatch.laws import law_of
+from paramwatch.lopsided import lopsided
 from paramwatch.wording import per_cent, roundest
 
 ROOT = Path(__file__).parents[1]
+RECOGNITION = runpy.run_path(str(ROOT / "benchmarks" / "recognition.py"))
 
 
 def numbers(elements: np.ndarray) -> Numbers:
@@ -126,7 +129,7 @@ def test_a_share_is_rounded_to_none_or_all_of_nothing(share: float, expected: st
 
 @pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="the tables were made with torch 2.13; others draw other numbers")
 def test_the_tables_in_the_docs_are_what_the_command_prints() -> None:
-    command = runpy.run_path(str(ROOT / "benchmarks" / "recognition.py"))
+    command = RECOGNITION
     docs = (ROOT / "docs" / "summary.md").read_text(encoding="utf-8").splitlines()
     stated = [line.split(" | ") for line in docs if line.startswith("| ")]
 
@@ -152,6 +155,41 @@ def test_a_normal_law_that_is_not_cut_as_far_on_both_sides_is_named_by_its_ends(
     stated = found["looks_like"].str.extract(r"truncated normal\((\S+), (\S+)\), between (\S+) and (\S+)").astype(float)
     assert stated.mean().to_numpy() == pytest.approx([mean, 1, low, high], abs=0.05)
     assert found["theoretical_std"].to_numpy() == pytest.approx(found["std"].to_numpy(), rel=0.02)
+
+
+@pytest.mark.parametrize("law", ["cut at -2 and 3 std", "cut at -1 and 2 std", "cut at -1 and 1.5 std", "cut at -3.5 and 0.5 std"])
+def test_of_256_elements_a_lopsided_cut_is_named_in_99_of_100_draws(law: str) -> None:
+    found = RECOGNITION["families"](RECOGNITION["OWN"][law], 16, 300)
+
+    assert sum(n for said, n in found.items() if "truncated" in said.split(" or ")) >= 297, found
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("normal_()", 210), ("trunc_normal_(std=0.02, a=-0.04, b=0.04)", 0), ("trunc_normal_(mean=1)", 290), ("sparse_(0.1)", 300)],
+)
+def test_what_a_function_fills_with_is_named_and_seldom_beside_another_where_256_elements_tell(name: str, least: int) -> None:
+    family, draw = RECOGNITION["FUNCTIONS"][name]
+    named, alone = RECOGNITION["recognised"](family, draw, RECOGNITION["SHAPES"][256], 300)
+
+    assert named >= 297
+    assert alone >= least
+
+
+@pytest.mark.parametrize("width", [0.05, 1.0])
+def test_of_all_laws_between_two_ends_the_likeliest_has_the_mean_and_the_spread_of_the_numbers(width: float) -> None:
+    random = np.random.default_rng(0)
+    drawn = random.normal(size=20_000)
+    x = numbers(width * drawn[(drawn > -1.0) & (drawn < 1.7)])
+    (found,) = lopsided([x], [0.0])
+    centre, scale, (low, high) = found.law.centre, found.law.scale, found.law.ends
+    at = np.linspace(low, high, 200_001)
+    weights = np.exp(-(((at - centre) / scale) ** 2) / 2)
+    mean = np.average(at, weights=weights)
+
+    assert [mean, np.average((at - mean) ** 2, weights=weights)] == pytest.approx([x.mean, x.std**2], rel=1e-4)
+    density = np.log(np.average(weights)) + np.log(high - low) + np.average(((x.some - centre) / scale) ** 2) / 2
+    assert found.over_uniform == pytest.approx(x.n * (math.log(high - low) - density), rel=1e-3)
 
 
 def test_the_spread_between_two_ends_is_that_of_the_integral() -> None:
