@@ -15,7 +15,10 @@ from paramwatch.rows import Place
 from paramwatch.standards import is_known, is_norm_scale, kind_of, scale_range, scales, type_name
 
 FAR = 10.0
-"""A weight this many times larger or smaller than Xavier, Kaiming and PyTorch would make it is called out."""
+"""A weight this many times larger or smaller than PyTorch would make it is called out, ..."""
+
+APART = 3.0
+"""... if it is this many times larger or smaller than Xavier and Kaiming would make it, too: they differ in extreme shapes."""
 
 
 def hazards(found: Sequence[Place], shape: tuple[int, ...], trainable: bool, x: Numbers | None, nonfinite: int, default: Law | None) -> str:
@@ -58,17 +61,17 @@ _CONSTANT = (
 )
 
 
-def _scale(of: str, x: Numbers, least: float, most: float) -> str:
+def _scale(of: str, x: Numbers, least: float, usual: float, most: float) -> str:
     size = math.sqrt(x.square(0.0))
     if not 0 < size < math.inf:  # its square is no number: the largest element tells the size as well
         size = x.reach(0.0)
     # of fewer than four elements the size says little: a tenth comes by chance in more than one case of 10,000
-    if x.n < 4 or least / FAR <= size <= FAR * most:
+    if x.n < 4 or min(usual / FAR, least / APART) <= size <= max(FAR * usual, APART * most):
         return ""
-    usual = f"Xavier and Kaiming fan_in and PyTorch's default (rms {size:.3g}, theirs {least:.3g} to {most:.3g})"
-    if size > most:
-        return f"{of} is {_factor(size / most)} times above {usual}: signals blow up"
-    return f"{of} is {_factor(least / size)} times below {usual}: signals fade"
+    standard = f"PyTorch's default (rms {size:.3g}, that {usual:.3g}; with Xavier and Kaiming fan_in {least:.3g} to {most:.3g})"
+    if size > usual:
+        return f"{of} is {_factor(size / usual)} times above {standard}: signals blow up"
+    return f"{of} is {_factor(usual / size)} times below {standard}: signals fade"
 
 
 def _units(place: Place, shape: tuple[int, ...]) -> int:

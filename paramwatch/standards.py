@@ -76,16 +76,16 @@ def _rule_of(kind: type[nn.Module]) -> _Rule | None:
     return next((law for kinds, law in _DEFAULTS if issubclass(kind, kinds)), None)
 
 
-def scale_range(module: nn.Module, key: str, shape: tuple[int, ...]) -> tuple[float, float] | None:
-    """Least and greatest of the standard deviations that PyTorch, Xavier and Kaiming give, for a weight that multiplies activations.
+def scale_range(module: nn.Module, key: str, shape: tuple[int, ...]) -> tuple[float, float, float] | None:
+    """Least and greatest of the standard deviations that PyTorch, Xavier and Kaiming give, and between them PyTorch's.
 
-    None for all others: biases, scales, embeddings, and what is no layer's weight.
+    For a weight that multiplies activations; None for all others: biases, scales, embeddings, and what is no layer's weight.
     """
     return scales(kind_of(module), key, shape, default_of(module, key, shape))  # type: ignore[arg-type]  # as above
 
 
 @lru_cache(maxsize=1024)
-def scales(kind: type[nn.Module], key: str, shape: tuple[int, ...], default: Law | None) -> tuple[float, float] | None:
+def scales(kind: type[nn.Module], key: str, shape: tuple[int, ...], default: Law | None) -> tuple[float, float, float] | None:
     """The same of a module of that class, which PyTorch gives that law."""
     # a weight of a known layer that PyTorch does not fill is no factor of activations: `weight_g` of a weight normalisation
     multiplies = default is not None and issubclass(kind, _WEIGHTED) and "bias" not in key
@@ -95,9 +95,10 @@ def scales(kind: type[nn.Module], key: str, shape: tuple[int, ...], default: Law
     if found is None or not multiplies:
         return None
     inputs, outputs = found
-    stds = [math.sqrt(2 / (inputs + outputs)), math.sqrt(2 / inputs), math.sqrt(1 / (3 * inputs))]
-    stds += [default.std] if default is not None else []
-    return min(stds), max(stds)
+    linear = math.sqrt(1 / (3 * inputs))
+    own = linear if default is None else default.std
+    stds = [math.sqrt(2 / (inputs + outputs)), math.sqrt(2 / inputs), linear, own]
+    return min(stds), own, max(stds)
 
 
 def is_known(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from paramwatch import summary
+from paramwatch.hazards import APART, FAR
 from paramwatch.standards import DEFAULT, default_of, kind_of, scale_range, type_name
 
 # ---- PyTorch's own defaults -----------------------------------------------------------------
@@ -76,12 +77,54 @@ def test_what_pytorch_makes_is_never_warned_of(make: Callable[[], nn.Module]) ->
 )
 def test_the_range_reaches_to_the_modules_own_default(module: nn.Module, key: str) -> None:
     weight = getattr(module, key)
-    least, most = scale_range(module, key, weight.shape)
+    least, usual, most = scale_range(module, key, weight.shape)
 
-    assert least <= default_of(module, key, weight.shape).std <= most
+    assert least <= default_of(module, key, weight.shape).std == usual <= most
     with torch.no_grad():
-        weight.mul_(11 * most / weight.square().mean().sqrt())
-    assert re.match(r"its size is 11 times above .*and PyTorch's default", summary(module).warnings[key])
+        weight.mul_(max(11 * usual, 3.5 * most) / weight.square().mean().sqrt())
+    assert re.match(r"its size is \d\d times above PyTorch's default", summary(module).warnings[key])
+
+
+USUAL: tuple[tuple[nn.Module, str], ...] = (
+    (nn.Linear(64, 64), "weight"),
+    (nn.Conv2d(16, 32, 3), "weight"),
+    (nn.ConvTranspose2d(16, 16, 3), "weight"),
+    (nn.GRU(32, 32), "weight_hh_l0"),
+    (nn.LSTM(32, 32), "weight_ih_l0"),
+    (nn.MultiheadAttention(32, 2), "in_proj_weight"),
+)
+
+
+@pytest.mark.parametrize(("module", "key"), USUAL, ids=lambda case: type(case).__name__ if isinstance(case, nn.Module) else case)
+@pytest.mark.parametrize(("factor", "said"), [(10.5, "above"), (1 / 10.5, "below"), (8.0, ""), (1 / 8, "")])
+def test_a_weight_is_called_out_where_it_is_ten_times_what_pytorch_makes_it_or_a_tenth(
+    module: nn.Module, key: str, factor: float, said: str
+) -> None:
+    weight = getattr(module, key)
+    with torch.no_grad():
+        weight.copy_(torch.ones_like(weight).uniform_(-1, 1) * default_of(module, key, weight.shape).std * 3**0.5 * factor)
+    found = summary(module).warnings
+
+    assert set(found) == ({key} if said else set())
+    assert all(f"times {said} PyTorch's default" in text for text in found.values())
+
+
+@pytest.mark.parametrize(
+    ("shape", "std"),
+    [
+        ((768, 768), 0.02),  # GPT-2, BERT
+        ((768, 768), 0.02 / 24**0.5),  # the projection back into the residual stream of GPT-2
+        ((1024, 1024), 0.02 / 48**0.5),
+        ((384, 512), (512 * 64) ** -0.5),  # the queries of T5
+        ((4096, 4096), 0.02),  # Llama
+        ((32, 32), 0.02),
+    ],
+    ids=str,
+)
+def test_what_transformers_begin_with_is_not_called_out(shape: tuple[int, int], std: float) -> None:
+    least, usual, most = scale_range(nn.Linear(shape[1], shape[0], device="meta"), "weight", shape)
+
+    assert min(usual / FAR, least / APART) <= std <= max(usual * FAR, most * APART)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")

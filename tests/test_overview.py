@@ -281,8 +281,8 @@ def test_the_units_of_a_convolution_are_the_outputs_of_a_group(layer: nn.Module,
 def test_a_scale_ten_times_off_is_called_out() -> None:
     small, large = summary(book(normal)).warnings, summary(book(lambda layer: nn.init.constant_(layer.weight, 42))).warnings
 
-    assert re.match(r"its size is \d\d times below Xavier and Kaiming", small["0.weight"])
-    assert "84 times above" in large["2.weight"]
+    assert re.match(r"its size is \d\d times below PyTorch's default", small["0.weight"])
+    assert "206 times above" in large["2.weight"]
 
 
 def test_zeros_matter_in_weights_and_in_the_scale_of_a_norm_only() -> None:
@@ -300,7 +300,7 @@ def test_an_embedding_that_is_also_a_head_is_judged_as_a_head() -> None:
 
     assert summary(embed).warnings == {}
     warning = summary(nn.ModuleDict({"embed": embed, "head": head})).warnings["embed.weight"]
-    assert warning.startswith("head.weight as a weight of Linear is 14 times")
+    assert warning.startswith("head.weight as a weight of Linear is 35 times")
     assert warning.endswith("signals blow up, unless the model scales them")
 
 
