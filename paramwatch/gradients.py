@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from paramwatch.measure import measure
 from paramwatch.measure.histograms import histograms
 from paramwatch.optimizers import params_of
-from paramwatch.plan import Folded
 from paramwatch.raw import RawGradients
 from paramwatch.rounds import Measured, OptimizerStep
 
@@ -30,8 +29,11 @@ def see_gradients(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, 
         keep: Keep copies for the direction of the update.
         evaluation: Whether a closure has just computed them.
     """
-    if step.folded is not None and _see_folded(step, step.folded, optimizer, raw):
-        return
+    if step.folded is not None and is_plain(optimizer):
+        grads = [tensor.grad for tensor in step.tensors]
+        step.raw = raw.of(step.names, grads)
+        if step.folded.see(grads):
+            return
     step.unfold()
     with torch.no_grad():
         scale, found_inf = (_copied(getattr(optimizer, name, None)) for name in ("grad_scale", "found_inf"))
@@ -41,20 +43,15 @@ def see_gradients(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, 
             _see_all(step, raw, keep, scale, found_inf)
 
 
-def take_raw(step: OptimizerStep, raw: RawGradients, wanted: bool) -> None:
+def is_plain(optimizer: Optimizer) -> bool:
+    """Whether it takes gradients as they are, and asks nobody if there was an infinity among them."""
+    return getattr(optimizer, "grad_scale", None) is None and getattr(optimizer, "found_inf", None) is None
+
+
+def take_raw(step: OptimizerStep, wanted: bool) -> None:
     """Gradients before clipping where they were seen; elsewhere nothing was clipped, and raw is what was used."""
-    raw.forget(step.names)
     if wanted and step.used is not None:
-        step.entered += [Measured("grad_raw", used.names, used.reading) for used in (step.used, *step.refined)]
-
-
-def _see_folded(step: OptimizerStep, folded: Folded, optimizer: Optimizer, raw: RawGradients) -> bool:
-    """Measure gradients the quick way; False if that cannot be done."""
-    if getattr(optimizer, "grad_scale", None) is not None or getattr(optimizer, "found_inf", None) is not None:
-        return False
-    grads = [tensor.grad for tensor in step.tensors]
-    step.raw = raw.of(step.names, grads)
-    return folded.see(grads)
+        step.entered = [*step.entered, *(Measured("grad_raw", used.names, used.reading) for used in (step.used, *step.refined))]
 
 
 def _see_all(step: OptimizerStep, raw: RawGradients, keep: bool, scale: Tensor | None, found_inf: Tensor | None) -> None:
@@ -77,16 +74,16 @@ def _see_inner(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, sca
     names, grads = [step.names[i] for i in which], [step.tensors[i].grad for i in which]
     # this optimizer may have brought rows of its own
     more = len(step.tensors) - len(step.had_grad)
-    step.had_grad += [False] * more
-    step.required_grad += [False] * more
+    had, required = [*step.had_grad, *[False] * more], [*step.required_grad, *[False] * more]
     if step.grads is not None:
         step.grads += [None] * more
     for i, grad in zip(which, grads, strict=True):
-        step.had_grad[i], step.required_grad[i] = grad is not None, step.tensors[i].requires_grad
+        had[i], required[i] = grad is not None, step.tensors[i].requires_grad
         if step.grads is not None:
             step.grads[i] = _copied(grad)
     others = set(step.names) - set(names)
-    step.refined.append(_measured(step, names, grads, scale))
+    step.had_grad, step.required_grad = had, required
+    step.refined = [*step.refined, _measured(step, names, grads, scale)]
     step.raw = [*(seen.only(others) for seen in step.raw), *raw.of(names, grads)]
 
 

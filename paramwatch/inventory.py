@@ -117,8 +117,7 @@ class LiveInventory:
             identities: Of what an optimizer holds; later in a step than the first one, only what leads to these is looked at.
             step: The number of the step.
         """
-        known = self._holdings.get(identities)
-        if known is not None and step == self._seen_at:
+        if step == self._seen_at and (known := self._holdings.get(identities)) is not None:
             return known.is_there()
         if self.sight.waits or not self.sight.is_there():
             return False

@@ -24,7 +24,8 @@ class Others:
     def __init__(self, live: LiveInventory, first_step: int) -> None:
         self.measured: list[Measured] = []
         self._live = live
-        self._due = first_step
+        self.due = first_step
+        """The number of the step at which they are measured next."""
 
     def look(self, number: int, binned: bool) -> None:
         """Measure if it is time.
@@ -33,7 +34,7 @@ class Others:
             number: Of the step that is entered.
             binned: With histograms.
         """
-        if number >= self._due:
+        if number >= self.due:
             with torch.no_grad():
                 self.measure(number, binned)
 
@@ -42,7 +43,7 @@ class Others:
         self._live.refresh(number)
         tensors = self._live.tensors(number)
         idle = [i for i, row in enumerate(self._live.current.rows) if not row.owned]
-        self._due = 1 << number.bit_length()
+        self.due = 1 << number.bit_length()
         if idle and tensors:
             names, chosen = [self._live.current.rows[i].name for i in idle], [tensors[i] for i in idle]
             self.measured = [Measured("param", names, measure(chosen), histograms(chosen) if binned else None)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,36 +26,37 @@ class Claims:
     """Which rows are inside a step, and which may have been changed by one that was left by an exception or is not recorded."""
 
     def __init__(self) -> None:
-        self._running: list[_Claim] = []
+        self._running: list[tuple[weakref.ref[OptimizerStep], Sequence[str]]] = []
         self._doubtful: set[str] = set()
 
     def enter(self, step: OptimizerStep, names: Sequence[str]) -> None:
         """A step begins to hold these rows. Of those that another one holds as well (in another thread) it tells nothing."""
-        for claim in self._running:
-            other = claim.step()
-            if other is None:
-                self._doubtful.update(claim.names)
-            elif other is not step:
-                step.unsure.update(set(names).intersection(claim.names))
-        self._running = [claim for claim in self._running if claim.step() is not None]
-        self._running.append(_Claim(weakref.ref(step), names))
+        unsure: set[str] = set()
+        if self._running:
+            for ref, claimed in self._running:
+                other = ref()
+                if other is None:
+                    self._doubtful.update(claimed)
+                elif other is not step:
+                    unsure.update(set(names).intersection(claimed))
+            self._running = [claim for claim in self._running if claim[0]() is not None]
+        self._running.append((weakref.ref(step), names))
         if self._doubtful:
-            step.unsure |= self._doubtful.intersection(names)
+            unsure |= self._doubtful.intersection(names)
             self._doubtful.difference_update(names)
+        if unsure:
+            step.unsure = unsure.union(step.unsure)
 
     def leave(self, step: OptimizerStep) -> None:
         """It was recorded to its end."""
-        self._running = [claim for claim in self._running if claim.step() is not step]
+        if len(self._running) == 1 and self._running[0][0]() is step:
+            self._running = []
+        else:
+            self._running = [claim for claim in self._running if claim[0]() is not step]
 
     def doubt(self, names: Iterable[str]) -> None:
         """These rows may have been stepped by someone who is not recorded."""
         self._doubtful.update(names)
-
-
-@dataclass
-class _Claim:
-    step: weakref.ref[OptimizerStep]
-    names: Sequence[str]
 
 
 class Outside:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -22,6 +21,7 @@ from paramwatch.inventory import LiveInventory
 from paramwatch.measure import Kept, Reading, native
 from paramwatch.measure.forms import Forms
 from paramwatch.optimizers import groups_of, params_of
+from paramwatch.rooms import Grads, Room
 
 ENTERED, USED, MOVED, LEFT, KINDS = range(5)
 """Where the readings of a step are: parameters as entered, gradients, updates, parameters as left."""
@@ -29,8 +29,12 @@ ENTERED, USED, MOVED, LEFT, KINDS = range(5)
 _STEPS, _STEPS_BYTES = 64, 1 << 20
 """Steps whose readings lie in one block, and bytes of a block that holds more than one."""
 
-_ALIGNED = 64
-_address = Tensor.data_ptr
+_address, _grad = Tensor.data_ptr, attrgetter("grad")
+
+
+def grads_of(tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradient of each."""
+    return list(map(_grad, tensors))
 
 
 class Plan:
@@ -50,6 +54,8 @@ class Plan:
         self.inventory = live.current
         self.names = list(rows)
         self.stepped = frozenset(rows)
+        self.completes = self.stepped >= self.inventory.awaited
+        """Whether a step of it is a whole round."""
         self.held = frozenset(key for key in map(id, params) if live.holds(key))
         self.ids = tuple(map(id, params))
         self.forms = Forms(tensors)
@@ -60,7 +66,7 @@ class Plan:
         self.types = [native.TYPES[tensor.dtype] for tensor in tensors]
         self._live, self._readings = live, live.readings
         self._grads: Grads | None = None
-        self._rooms: list[_Room] = []
+        self._rooms: list[Room] = []
         self._block = np.empty((0, KINDS, len(tensors), len(PARTS)))
         self._block_at, self._used = 0, 0
         at = {key: i for i, key in enumerate(self.ids)}
@@ -87,22 +93,34 @@ class Plan:
         tensors: Sequence[Tensor] = params if self._all else self._choose(params)[:-1]
         return tensors if self._live.holds_the_same(ids, step) and self.forms.hold(tensors) else None
 
-    def enter(self, tensors: Sequence[Tensor]) -> Folded:
-        """Measure parameters as a step finds them, and copy them."""
-        room = self._rooms.pop() if self._rooms else _Room(self)
+    def enter(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None] | None = None) -> Folded:
+        """Measure parameters as a step finds them, and copy them.
+
+        Args:
+            tensors: The parameters.
+            grads: Their gradients, if these are measured as well; if they cannot be here, only the parameters are.
+        """
+        room = self._rooms.pop() if self._rooms else Room(self.sizes, self.types, self.forms.each, self.exact)
         folded = Folded(self, room, *self._next_slot())
-        room.before.lead_to(list(map(_address, tensors)))
-        room.before.read(folded.address(ENTERED))
+        room.addresses = list(map(_address, tensors))
+        known = None if grads is None else self.grads_of(grads)
+        if known is None or grads is None:
+            room.before.lead_to(room.addresses)
+            room.before.read(folded.address(ENTERED))
+            return folded
+        folded.grads, table = known, room.both(known)
+        table.lead_to([*room.addresses, *map(_address, known.found(grads))])
+        table.read(folded.address(ENTERED))
         return folded
 
     def grads_of(self, grads: Sequence[Tensor | None]) -> Grads | None:
         """What is known of gradients like these; None if they cannot be measured here."""
         if self._grads is None or not self._grads.fit(grads):
             found = [grad for grad in grads if grad is not None]
-            self._grads = Grads(self, grads) if all(map(native.takes, found)) else None
+            self._grads = Grads(self.forms.each, grads) if all(map(native.takes, found)) else None
         return self._grads
 
-    def take_back(self, room: _Room) -> None:
+    def take_back(self, room: Room) -> None:
         """A step is over."""
         self._rooms.append(room)
 
@@ -116,72 +134,19 @@ class Plan:
         return self._block, self._used - 1, self._block_at + (self._used - 1) * self._block.strides[0]
 
 
-class Grads:
-    """Which rows have a gradient, and of which form."""
-
-    def __init__(self, plan: Plan, grads: Sequence[Tensor | None]) -> None:
-        found = [grad for grad in grads if grad is not None]
-        self.had = [grad is not None for grad in grads]
-        self.required = [bool(form[3]) for form in plan.forms.each]
-        self._all = all(self.had)
-        self._forms = Forms(found)
-        types = [native.NOTHING if grad is None else native.TYPES[grad.dtype] for grad in grads]
-        self._table = [grad.numel() if grad is not None else 0 for grad in grads], types
-
-    def fit(self, grads: Sequence[Tensor | None]) -> bool:
-        """Whether these are like those."""
-        return [grad is not None for grad in grads] == self.had and self._forms.hold(self.found(grads))
-
-    def found(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor]:
-        """Those that there are."""
-        return grads if self._all else [grad for grad in grads if grad is not None]  # type: ignore[return-value]  # all: none is None
-
-    def table(self) -> native.Table:
-        """For the kernel."""
-        return native.Table(*self._table)
-
-
-class _Room:
-    """Copies of the parameters of one step in progress, and what leads the kernel to its tensors: never shared by two steps."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self.used: native.Table | None = None
-        self.used_by: Grads | None = None
-        if not plan.exact:
-            self.before = self.after = native.Table(plan.sizes, plan.types)
-            return
-        sizes = [size * form[1].itemsize for size, form in zip(plan.sizes, plan.forms.each, strict=True)]
-        starts = np.concatenate(([0], np.cumsum([-(-size // _ALIGNED) * _ALIGNED for size in sizes])))
-        self._memory = np.empty(int(starts[-1]) + _ALIGNED, dtype=np.uint8)
-        self._starts = (starts + -self._memory.__array_interface__["data"][0] % _ALIGNED).tolist()
-        copies = (self._memory.__array_interface__["data"][0] + np.array(self._starts[:-1])).tolist()
-        self.before = native.Table(plan.sizes, plan.types, copies=copies)
-        self.after = native.Table(plan.sizes, plan.types, before=copies)
-
-    def kept(self) -> Kept:
-        """The copies, as tensors."""
-        whole = torch.from_numpy(self._memory)
-        copies = []
-        for start, size, form in zip(self._starts, self._plan.sizes, self._plan.forms.each, strict=False):
-            flat = whole[start : start + size * form[1].itemsize].view(form[1])
-            copies.append(flat.as_strided(form[4], form[5]))
-        return Kept.of(copies)
-
-
 class Folded:
     """A step that goes the quick way: where its readings are."""
 
     __slots__ = ("_at", "_room", "block", "grads", "plan", "position", "rates")
 
-    def __init__(self, plan: Plan, room: _Room, block: Array, position: int, at: int) -> None:
+    def __init__(self, plan: Plan, room: Room, block: Array, position: int, at: int) -> None:
         self.plan = plan
         self.block, self.position = block, position
         """[steps, kinds, rows, parts], and which step this is."""
         self.grads: Grads | None = None
         self.rates: list[float] = []
         """For each group of the optimizer, NaN where it has none."""
-        self._room: _Room | None = room
+        self._room: Room | None = room
         self._at = at
 
     def address(self, kind: int) -> int:
@@ -193,24 +158,26 @@ class Folded:
         known, room = self.plan.grads_of(grads), self._room
         if known is None or room is None:
             return False
-        self.grads = known
-        if room.used is None or room.used_by is not known:
-            room.used, room.used_by = known.table(), known
-        room.used.lead_to(list(map(_address, known.found(grads))))
-        room.used.read(self.address(USED))
+        self.grads, table = known, room.used(known)
+        table.lead_to(list(map(_address, known.found(grads))))
+        table.read(self.address(USED))
         return True
 
     def end(self, optimizer: Optimizer, tensors: Sequence[Tensor]) -> bool:
         """Measure the update; False if that cannot be done here."""
         plan, room = self.plan, self._room
-        rates = [group.get("lr", np.nan) for group in optimizer.param_groups]
-        if room is None or self.grads is None or not all(isinstance(rate, float | int) for rate in rates):
+        if room is None or self.grads is None:
             return False
-        if plan.exact:
-            addresses = list(map(_address, tensors))
-            if addresses != room.before.addresses or not plan.forms.hold(tensors):
+        rates = []
+        for group in optimizer.param_groups:
+            rate = group.get("lr", np.nan)
+            if not isinstance(rate, float | int):
                 return False
-            room.after.lead_to(addresses)
+            rates.append(rate)
+        if plan.exact:
+            if list(map(_address, tensors)) != room.addresses or not plan.forms.hold(tensors):
+                return False
+            room.after.lead_to(room.addresses)
             room.after.read(self.address(MOVED), self.address(LEFT))
         self.rates, self._room = rates, None
         plan.take_back(room)

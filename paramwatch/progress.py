@@ -22,8 +22,13 @@ class Watcher(Protocol):
 
     guard: Guard
 
-    def begin(self, optimizer: Optimizer) -> Any | None:
-        """A step is entered; parameters have their old value. None: this optimizer holds nothing of ours."""
+    def begin(self, optimizer: Optimizer, at_once: bool = False) -> Any | None:
+        """A step is entered; parameters have their old value. None: this optimizer holds nothing of ours.
+
+        Args:
+            optimizer: About to step.
+            at_once: Gradients are as it will use them. Who has taken them says so (`token.has_gradients`) and is not told again.
+        """
 
     def begin_inside(self, token: Any, optimizer: Optimizer) -> None:
         """An optimizer steps inside a step of ours (a wrapper's base optimizer): it is part of that step."""
@@ -61,18 +66,20 @@ _of_threads: dict[int, list[Entry]] = {}
 stack = Stack()
 
 
-def open_entry(optimizer: Optimizer, caller: FrameType | None, watchers: tuple[Watcher, ...]) -> Entry:
-    """Begin a step for each watcher; inside another step of the same watcher the two are one."""
+def open_entry(optimizer: Optimizer, caller: FrameType | None, watchers: tuple[Watcher, ...], at_once: bool) -> Entry:
+    """Begin a step for each watcher, `at_once` with gradients; inside another step of the same watcher the two are one."""
     entry = Entry(optimizer, caller)
-    outer = [pair for other in stack.entries for pair in other.begun]
+    outer = [pair for other in stack.entries for pair in other.begun] if stack.entries else []
     stack.entries.append(entry)
     for watcher in watchers:
-        running = next((token for other, token in outer if other is watcher), None)
+        running = next((token for other, token in outer if other is watcher), None) if outer else None
         with watcher.guard.contain("entering an optimizer step"):
             if running is not None:
                 watcher.begin_inside(running, optimizer)
                 entry.seen.append((watcher, running))
-            elif (token := watcher.begin(optimizer)) is not None:
+                if at_once:
+                    report_gradients(entry.seen[-1:], optimizer)
+            elif (token := watcher.begin(optimizer, at_once)) is not None:
                 entry.begun.append((watcher, token))
                 entry.seen.append((watcher, token))
     return entry
@@ -112,6 +119,13 @@ def drop_left_in_any_thread() -> None:
                     entry.hook.remove()
         if thread not in tops:
             _of_threads.pop(thread, None)
+
+
+def report_missing(entry: Entry) -> None:
+    """Report gradients to those who have not taken them at once."""
+    for watcher, token in entry.begun:
+        if not token.has_gradients:
+            report_gradients([(watcher, token)], entry.optimizer)
 
 
 def report_gradients(seen: list[tuple[Watcher, Any]], optimizer: Optimizer, evaluation: bool = False, awaited: bool = False) -> None:

@@ -19,7 +19,8 @@ class RawGradients:
     """What each row's gradient was before it was clipped, since the row last stepped."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, _Raw] = {}
+        self.seen: dict[str, _Raw] = {}
+        """By the name of the row."""
 
     def see(self, grads: Mapping[str, Tensor], replace: bool) -> None:
         """Measure gradients, by the name of their row, that are about to be clipped.
@@ -30,28 +31,28 @@ class RawGradients:
         """
         new: dict[str, Tensor] = {}
         for name, grad in grads.items():
-            seen = self._seen.get(name)
+            seen = self.seen.get(name)
             if seen is not None and not replace and seen.became(grad):
                 seen.version = _version(grad)
             else:
                 new[name] = grad
         if new:
             measured = Measured("grad_raw", list(new), measure(list(new.values())))
-            self._seen |= {name: _Raw(measured, _address(grad), _version(grad), replace) for name, grad in new.items()}
+            self.seen |= {name: _Raw(measured, _address(grad), _version(grad), replace) for name, grad in new.items()}
 
     def of(self, names: Sequence[str], grads: Sequence[Tensor | None]) -> list[Measured]:
         """What these gradients were before they were clipped, where they were."""
-        if not self._seen:
+        if not self.seen:
             return []
-        seen = ((name, self._seen.get(name), grad) for name, grad in zip(names, grads, strict=True))
+        seen = ((name, self.seen.get(name), grad) for name, grad in zip(names, grads, strict=True))
         found = {name: raw.measured for name, raw, grad in seen if raw is not None and raw.became(grad)}
         distinct = {id(measured): measured for measured in found.values()}
         return [measured.only(name for name, other in found.items() if other is measured) for measured in distinct.values()]
 
     def forget(self, names: Iterable[str]) -> None:
         """These rows have stepped."""
-        for name in names if self._seen else ():
-            self._seen.pop(name, None)
+        for name in names if self.seen else ():
+            self.seen.pop(name, None)
 
 
 @dataclass

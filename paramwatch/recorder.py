@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from paramwatch.gradients import see_gradients, take_raw
+from paramwatch.gradients import is_plain, see_gradients, take_raw
 from paramwatch.guard import Guard
 from paramwatch.inventory import LiveInventory
 from paramwatch.measure import Kept, captured, measure, prepare, read_scalars
 from paramwatch.measure.histograms import histograms
+from paramwatch.numbering import Rounds
 from paramwatch.optimizers import params_of
 from paramwatch.others import Others
 from paramwatch.outside import Claims, Outside
-from paramwatch.plan import Plans
+from paramwatch.plan import Plans, grads_of
 from paramwatch.raw import RawGradients
-from paramwatch.rounds import Measured, OptimizerStep, Round, Rounds
+from paramwatch.rounds import Measured, OptimizerStep, Round
 from paramwatch.updates import UpdateMode, Updates
 from paramwatch.uses.splits import Splits
 
@@ -102,24 +103,28 @@ class Recorder:
 
     # ---- a step, as `steps` tells it ---------------------------------------------------------
 
-    def begin(self, optimizer: Optimizer) -> OptimizerStep | None:
-        """Take the rows of this optimizer and their old values."""
+    def begin(self, optimizer: Optimizer, at_once: bool = False) -> OptimizerStep | None:
+        """Take the rows of this optimizer and their old values; `at_once` its gradients too, if that is quick."""
         started = time.perf_counter_ns()
         idle = captured() or self.idle()
         with self.lock:
             if idle:
                 self._claims.doubt(row.name for row in self._live.current.rows)
                 return None
-            step = self._enter(optimizer)
+            step = self._enter(optimizer, at_once=at_once)
             if step is None:
                 self.foreign_steps += 1
                 if self._live.changed.lost:
                     # nothing of ours may ever step again: there may be no other record to say it with
                     self._opened(self._rounds.step, time.time())
                     self.close_round()
-            elif step.wanted:
-                self._others.look(step.number, step.binned)
-            self.steps_entered += step is not None
+                return None
+            if step.wanted:
+                if step.number >= self._others.due:
+                    self._others.look(step.number, step.binned)
+                if self.splits is not None and step.has_gradients:
+                    step.uses = self.splits.used(step.names, evaluation=False)
+            self.steps_entered += 1
             self._overhead_ns += time.perf_counter_ns() - started
             return step
 
@@ -136,8 +141,10 @@ class Recorder:
 
     def gradients(self, step: OptimizerStep, optimizer: Optimizer, evaluation: bool, awaited: bool = False) -> None:
         """Measure gradients; the last time wins, and `awaited` says that there may be another."""
-        step.evaluations += evaluation
-        if step.wanted and not captured():
+        if evaluation:
+            step.evaluations += 1
+        # what is folded is not on a device
+        if step.wanted and (step.folded is not None or not captured()):
             started = time.perf_counter_ns()
             see_gradients(step, optimizer, self._raw, self._full, evaluation)
             if self.splits is not None:
@@ -149,7 +156,7 @@ class Recorder:
         with self.lock:
             started = time.perf_counter_ns()
             # entered before the capture began (`watch.step` around it): counted, and not measured
-            step.wanted = step.wanted and not captured()
+            step.wanted = step.wanted and (step.folded is not None or not captured())
             # a closure that was never called, and whose gradients were there already
             if step.wanted and not step.has_gradients:
                 self.gradients(step, step.optimizers[0], evaluation=False)
@@ -204,19 +211,21 @@ class Recorder:
 
     # ---- pieces --------------------------------------------------------------------------------
 
-    def _enter(self, optimizer: Optimizer, snapshot: bool = True) -> OptimizerStep | None:
+    def _enter(self, optimizer: Optimizer, snapshot: bool = True, at_once: bool = False) -> OptimizerStep | None:
         params = params_of(optimizer)
         ids = tuple(map(id, params))
-        number = self._rounds.number(optimizer, ids)
-        measured, beside = divmod(self._rounds.steps_of(optimizer), self._every)
+        number, made = self._rounds.due(optimizer, ids)
+        measured, beside = divmod(made, self._every)
         binned = not beside and self._histograms > 0 and measured % self._histograms == 0
         plan = self._plans.of(optimizer) if snapshot and not binned else None
-        tensors = None if plan is None else plan.tensors_of(params, ids, number)
-        if plan is not None and tensors is not None:
+        if plan is not None and (tensors := plan.tensors_of(params, ids, number)) is not None:
             step = OptimizerStep(number, not beside, False, [optimizer], plan.inventory)
             step.names, step.tensors = plan.names, tensors
             self._claims.enter(step, plan.names)
-            step.folded = plan.enter(tensors) if step.wanted else None
+            if step.wanted:
+                # those that may have been clipped, or are scaled, are looked at more closely
+                plain = at_once and not self._raw.seen and is_plain(optimizer)
+                step.folded = plan.enter(tensors, grads_of(tensors) if plain else None)
             return step
         with torch.no_grad():
             rows = self._live.held_by(params, number)
@@ -231,38 +240,35 @@ class Recorder:
 
     def _count(self, step: OptimizerStep, started: int, skipped: bool = False) -> None:
         self._claims.leave(step)
-        plan = None if step.folded is None else step.folded.plan
-        number = self._rounds.take(step.optimizers[0], None if plan is None else plan.held)
+        number = self._rounds.take(step.optimizers[0], None if step.folded is None else step.folded.plan.held)
         self.steps_seen += 1
         if self._open is not None and self._open.step != number:
             self.close_round()
         if step.wanted:
             self._measure_end(step)
             opened = self._opened(number, step.time)
-            opened.optimizer_steps.append(step)
-            opened.stepped.update(step.names if plan is None else plan.stepped)
-            opened.skipped |= skipped
-            if self.backwards:
-                opened.steps["backwards"] = opened.steps.get("backwards", 0) + self.backwards
+            complete = opened.add(step, skipped, self.backwards)
             opened.overhead_ns += time.perf_counter_ns() - started + self._overhead_ns
             self._overhead_ns = 0
-            if opened.stepped >= opened.inventory.awaited:
+            if complete:
                 self.close_round()
         else:
             self._raw.forget(step.names)
         if self.splits is not None:
             self.splits.ended(step.names, number, again=self.splits.due(self._rounds.steps_of(step.optimizers[0])))
         self.backwards = 0
-        step.tensors, step.before, step.grads, step.optimizers = (), [], None, []
+        step.tensors, step.before, step.grads, step.optimizers = (), (), None, []
 
     def _opened(self, number: int, entered: float) -> Round:
         if self._open is None:
             self._open = Round(number, entered, self._live.current, dict(self.context), self._outside.changed)
-        apart, lost = self._live.changed.take()
-        self._open.apart += apart
-        self._open.lost += lost
-        self._open.inventory = self._live.current
-        self._open.steps.update(self.context)
+        else:
+            self._open.inventory = self._live.current
+            self._open.steps.update(self.context)
+        if self._live.changed.apart or self._live.changed.lost:
+            apart, lost = self._live.changed.take()
+            self._open.apart += apart
+            self._open.lost += lost
         self._open.others += self._others.take()
         return self._open
 
@@ -274,24 +280,19 @@ class Recorder:
             return
         kept = self._updates.keep(chosen, step.number) if snapshot else None
         if kept is not None:
-            step.before.append(kept)
+            step.before = [*step.before, kept]
         reading = measure(chosen, kept=kept if isinstance(kept, Kept) else None)
-        step.entered.append(Measured("param", names, reading, histograms(chosen) if step.binned else None))
+        step.entered = [*step.entered, Measured("param", names, reading, histograms(chosen) if step.binned else None)]
 
     def _measure_end(self, step: OptimizerStep) -> None:
-        if self._end_folded(step):
+        folded = step.folded
+        self._raw.forget(step.names)
+        if folded is not None and not step.raw and self.amp_scale is None and folded.end(step.optimizers[0], step.tensors):
+            step.raw_is_used, step.amp = self.raw, _NO_AMP
             return
         step.unfold()
-        take_raw(step, self._raw, self.raw)
+        take_raw(step, self.raw)
         with torch.no_grad():
             self._updates.end(step)
             step.amp = read_scalars([self.amp_scale if step.scale is None else step.scale, step.found_inf])
         self.amp_scale = None
-
-    def _end_folded(self, step: OptimizerStep) -> bool:
-        """Measure the end of a step the quick way; False if that cannot be done."""
-        if step.folded is None or step.raw or self.amp_scale is not None or not step.folded.end(step.optimizers[0], step.tensors):
-            return False
-        self._raw.forget(step.names)
-        step.raw_is_used, step.amp = self.raw, _NO_AMP
-        return True

@@ -7,17 +7,15 @@ conversions): a tensor is known by the module that holds it, its key there, and 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
-from operator import attrgetter, eq, methodcaller
+from operator import attrgetter, call, eq, itemgetter, methodcaller
 from typing import Any
 
 from torch import nn
 
 from paramwatch.rows import is_lazy
 
-# a scripted module has something less than a dictionary: it has methods alone
-_keys, _values = methodcaller("keys"), methodcaller("values")
 _parameters, _modules = attrgetter("_parameters"), attrgetter("_modules")
 _shape, _dtype, _device = attrgetter("shape"), attrgetter("dtype"), attrgetter("device")
 
@@ -33,10 +31,27 @@ class Sight:
 
     def __init__(self, modules: Iterable[nn.Module], wanted: Sequence[nn.Parameter], lazy: Collection[int] = ()) -> None:
         found = list(modules)
-        self._holders = _Side([module for module in found if len(module._parameters)], _parameters)
-        self._parents = _Side([module for module in found if len(module._modules)], _modules)
+        # a scripted module has something less than dictionaries: methods alone, which takes several times longer
+        plain = all(isinstance(registry, dict) for module in found for registry in (module._parameters, module._modules))
+        self._keys_of: Callable[[Any], Iterable[str]] = iter if plain else methodcaller("keys")
+        self._values_of: Callable[[Any], Iterable[Any]] = dict.values if plain else methodcaller("values")
+        parents = [module for module in found if len(module._modules)]
+        children = self._held(map(_modules, parents))
+        reached = {*map(id, parents), *map(id, children)}
+        asked = [*parents, *(module for module in found if id(module) not in reached)]
+        self._refs, self._asked = [weakref.ref(module) for module in asked], [*map(id, asked)]
+        self._parents = len(parents)
+        self._children = [*map(id, children)]
+        place = {identity: i for i, identity in reversed(list(enumerate((*self._asked, *self._children))))}
+        holders = [module for module in found if len(module._parameters)]
+        self._holders = _picked([place[id(module)] for module in holders])
+        registries = [*map(_modules, parents)]
+        self._module_counts, self._module_keys = [*map(len, registries)], [*chain.from_iterable(map(self._keys_of, registries))]
+        registries = [*map(_parameters, holders)]
+        self._counts, self._keys = [*map(len, registries)], [*chain.from_iterable(map(self._keys_of, registries))]
+        self._identities = [*map(id, self._held(registries))]
         at: dict[int, int] = {}
-        for i, identity in enumerate(self._holders.identities):
+        for i, identity in enumerate(self._identities):
             at.setdefault(identity, i)
         self._at = [at[id(tensor)] for tensor in wanted]
         self._lazy = [at[identity] for identity in lazy]
@@ -47,7 +62,8 @@ class Sight:
 
     def look(self) -> list[nn.Parameter] | None:
         """The parameters; None if anything is no longer as it was."""
-        if self._parents.look() is None or (held := self._holders.look()) is None:
+        held = self._look()
+        if held is None:
             return None
         if not all(is_lazy(held[i]) for i in self._lazy):
             return None
@@ -57,7 +73,32 @@ class Sight:
 
     def is_there(self) -> bool:
         """Whether the modules hold what they held, whatever has become of its shape."""
-        return self._parents.look() is not None and self._holders.look() is not None
+        return self._look() is not None
+
+    def _look(self) -> list[Any] | None:
+        """All parameters that the modules hold; None if anything holds something else, or under another name."""
+        there = self._look_for_modules()
+        if there is None:
+            return None
+        registries = [*map(_parameters, self._holders(there))]
+        held = self._held(registries)
+        if [*map(id, held)] != self._identities or [*map(len, registries)] != self._counts:
+            return None
+        return held if [*chain.from_iterable(map(self._keys_of, registries))] == self._keys else None
+
+    def _look_for_modules(self) -> list[Any] | None:
+        """The modules; None if they are others, in other places or under other names."""
+        asked: list[Any] = [*map(call, self._refs)]
+        if [*map(id, asked)] != self._asked:
+            return None
+        registries = [*map(_modules, asked[: self._parents])]
+        children = self._held(registries)
+        if [*map(id, children)] != self._children or [*map(len, registries)] != self._module_counts:
+            return None
+        return asked + children if [*chain.from_iterable(map(self._keys_of, registries))] == self._module_keys else None
+
+    def _held(self, registries: Iterable[Any]) -> list[Any]:
+        return [*chain.from_iterable(map(self._values_of, registries))]
 
     @property
     def waits(self) -> bool:
@@ -66,39 +107,21 @@ class Sight:
 
     def has_modules(self) -> bool:
         """Whether the modules are those that they were. Of tensors others may stand in for a while (shards, a functional call)."""
-        return self._parents.look() is not None
+        return self._look_for_modules() is not None
 
     def has_shapes(self) -> bool:
         """Whether a parameter that was lazy is not so any more."""
-        held = self._holders.look()
+        held = self._look()
         return held is not None and not all(is_lazy(held[i]) for i in self._lazy)
 
     def _with_shape(self, tensors: Sequence[nn.Parameter]) -> Sequence[nn.Parameter]:
         return tensors if self._shaped is None else [tensor for tensor, has in zip(tensors, self._shaped, strict=True) if has]
 
 
-class _Side:
-    """What some modules hold of one kind: parameters, or modules."""
-
-    def __init__(self, modules: Sequence[nn.Module], registry: attrgetter[Any]) -> None:
-        self._registry = registry
-        self._refs = [weakref.ref(module) for module in modules]
-        self._modules = [*map(id, modules)]
-        held = [*map(registry, modules)]
-        self._counts = [*map(len, held)]
-        self._keys = [*chain.from_iterable(map(_keys, held))]
-        self.identities = [*map(id, chain.from_iterable(map(_values, held)))]
-
-    def look(self) -> list[Any] | None:
-        """All that they hold; None if it is not what it was."""
-        modules: list[Any] = [ref() for ref in self._refs]
-        if [*map(id, modules)] != self._modules:
-            return None
-        registries = [*map(self._registry, modules)]
-        held = [*chain.from_iterable(map(_values, registries))]
-        if [*map(id, held)] != self.identities or [*map(len, registries)] != self._counts:
-            return None
-        return held if [*chain.from_iterable(map(_keys, registries))] == self._keys else None
+def _picked(places: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """Takes what is at these places."""
+    # of a single place it would take the thing itself
+    return itemgetter(*places) if len(places) > 1 else lambda things: [things[place] for place in places]
 
 
 def above(modules: Iterable[nn.Module], parents: Mapping[int, Sequence[weakref.ref[nn.Module]]]) -> list[nn.Module] | None:

@@ -32,6 +32,7 @@ from paramwatch.progress import (
     drop_left_in_any_thread,
     open_entry,
     report_gradients,
+    report_missing,
     stack,
 )
 
@@ -125,8 +126,8 @@ def explicit(watcher: Watcher, optimizer: Optimizer) -> Iterator[None]:
     entry: Entry | None = None
     with watcher.guard.contain("entering an optimizer step"):
         drop_left_by_exception()
-        entry = open_entry(optimizer, None, (watcher,))
-        report_gradients(entry.seen, optimizer)
+        entry = open_entry(optimizer, None, (watcher,), at_once=True)
+        report_missing(entry)
     try:
         yield
     except BaseException:
@@ -160,28 +161,31 @@ def _before_parents_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: di
 
 def _enter(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], hooks_follow: bool) -> Arguments | None:
     """A `step` is entered; unless None, it is to be given these arguments."""
-    drop_left_by_exception()
-    entry = open_entry(optimizer, caller(__file__), _watchers)
+    if stack.entries:
+        drop_left_by_exception()
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    # a model, or a class, is not called for gradients, and must stay what it is
+    evaluates = callable(closure) and not isinstance(closure, (torch.nn.Module, type))
+    at_once = not evaluates and not (hooks_follow and _others_follow(optimizer))
+    entry = open_entry(optimizer, caller(__file__), _watchers, at_once)
     if not entry.seen:
         stack.entries.pop()
         return None
     see_parents(type(optimizer), _before_parents_step, _after_parents_step)
-    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if isinstance(closure, ReportingClosure):
         closure.add(entry.seen)
-    # a model, or a class, is not called for gradients, and must stay what it is
-    elif callable(closure) and not isinstance(closure, (torch.nn.Module, type)):
+    elif evaluates:
         if optimizer not in _evaluating:
             # it may never call its closure, and use up the gradients there are
             report_gradients(entry.seen, optimizer, awaited=True)
-        closure = ReportingClosure(closure, entry)
+        closure = ReportingClosure(closure, entry)  # type: ignore[arg-type]  # it can be called
         if "closure" in kwargs:
             return args, {**kwargs, "closure": closure}
         return (args[0], closure, *args[2:]), kwargs
-    elif hooks_follow:
-        _report_when_hooks_are_done(entry)
+    elif at_once:
+        report_missing(entry)
     else:
-        report_gradients(entry.seen, optimizer)
+        _report_when_hooks_are_done(entry)
     return None
 
 
@@ -200,9 +204,10 @@ def _after_parents_step(optimizer: Optimizer) -> None:
 
 
 def _leave(optimizer: Optimizer) -> None:
-    entry = next((entry for entry in reversed(stack.entries) if entry.optimizer is optimizer), None)
-    if entry is not None:
-        close_entry(entry)
+    for entry in reversed(stack.entries):
+        if entry.optimizer is optimizer:
+            close_entry(entry)
+            return
 
 
 class ReportingClosure:
@@ -246,21 +251,21 @@ def _untraced_report() -> Any:
     return torch.compiler.disable(_report_evaluation)
 
 
-def _report_when_hooks_are_done(entry: Entry) -> None:
-    """Report gradients after everyone who may still change them: pre-hooks of others run after ours, so ours must be the last of all."""
-    optimizer = entry.optimizer
+def _others_follow(optimizer: Optimizer) -> bool:
+    """Whether ours is not the last of all pre-hooks: those of others run after it, and may still change gradients."""
     own = getattr(optimizer, "_optimizer_step_pre_hooks", None)
-    ours_is_last = next(reversed(torch_optimizer._global_optimizer_pre_hooks), None) == _handles[0].id
-    if own is None or (not own and ours_is_last):
-        report_gradients(entry.seen, optimizer)
-        return
+    return own is not None and (bool(own) or next(reversed(torch_optimizer._global_optimizer_pre_hooks), None) != _handles[0].id)
+
+
+def _report_when_hooks_are_done(entry: Entry) -> None:
+    """Report gradients after everyone who may still change them."""
 
     def last(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         with _guard.contain("measuring before an optimizer step"):
             report_gradients(entry.seen, optimizer)
 
     # a hook added from a pre-hook takes effect in the same step, as the last one
-    entry.hook = optimizer.register_step_pre_hook(torch.compiler.disable(last))
+    entry.hook = entry.optimizer.register_step_pre_hook(torch.compiler.disable(last))
 
 
 if hasattr(os, "register_at_fork"):

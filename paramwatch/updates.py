@@ -53,18 +53,18 @@ class Updates:
             these = slice(start, start := start + len(before))
             if isinstance(before, Kept):
                 reading, left = measure_end(after[these], before, step.grads and step.grads[these], step.scale)
-                step.left.append(Measured("param", names[these], left))
+                step.left = [*step.left, Measured("param", names[these], left)]
                 binned = update_histograms(after[these], before.copies) if step.binned else None
             else:
                 reading, binned = measure_sampled_update(after[these], before), None
-            step.ended.append(Measured("update", names[these], reading, binned))
+            step.ended = [*step.ended, Measured("update", names[these], reading, binned)]
         if not step.before:  # a step that was skipped
             step.left = [measured for measured in step.entered if measured.kind == "param"]
         if not all(map(self.tells, step.optimizers)):
             step.left = []
         if self._full:
             for kind in ("exp_avg", "exp_avg_sq"):
-                step.ended.append(Measured(kind, names, measure(states(step.optimizers, after, kind))))
+                step.ended = [*step.ended, Measured(kind, names, measure(states(step.optimizers, after, kind)))]
         step.rates = read_scalars(learning_rates(step.optimizers, after))
 
     def tells(self, optimizer: torch.optim.Optimizer) -> bool:

@@ -24,10 +24,11 @@ from paramwatch.folder import DiskFolder, MemoryFolder, Until, WithSpare
 from paramwatch.guard import Guard, ParamWatchError
 from paramwatch.handover import Handover
 from paramwatch.inventory import LiveInventory
+from paramwatch.numbering import AllRows
 from paramwatch.ranks import rank
 from paramwatch.record import Inventory, Record, Sink
 from paramwatch.recorder import Recorder
-from paramwatch.rounds import AllRows, Round
+from paramwatch.rounds import Round
 from paramwatch.rules import RULES
 from paramwatch.run import Run
 from paramwatch.store import MEMORY_BYTES, Contents, Store
@@ -245,7 +246,7 @@ class Watch(Run):
 
     def _publish(self, closed: Round) -> None:
         self._handover.add(closed)
-        self._hand_over(wait=False)
+        self._handover.give(self.recorder, self._worker, wait=False)
 
     def _hand_over(self, wait: bool) -> None:
         self._handover.give(self.recorder, self._worker, wait)

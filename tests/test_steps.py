@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 import paramwatch
 from paramwatch import attached
-from paramwatch.rounds import Rounds
+from paramwatch.numbering import Rounds
 from paramwatch.testing import ListSink
 
 HOOKS = (torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks)

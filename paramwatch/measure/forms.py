@@ -21,13 +21,12 @@ class Forms:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.each = [_form(tensor) for tensor in tensors]
         make = _check_of_many()
-        self._together = make(tensors) if make is not None and tensors else None
+        self.at_a_glance: Callable[..., bool] = make(tensors) if make is not None and tensors else _never
+        """Torch's check, of the tensors one by one: says yes only where they are of these forms, and no to whatever is no tensor."""
 
     def hold(self, tensors: Sequence[Tensor]) -> bool:
         """Whether as many tensors are of these forms, in this order."""
-        if self._together is not None and self._together(*tensors):
-            return True
-        return [_form(tensor) for tensor in tensors] == self.each
+        return self.at_a_glance(*tensors) or [_form(tensor) for tensor in tensors] == self.each
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
@@ -35,6 +34,10 @@ def _form(tensor: Tensor) -> tuple[Any, ...]:
         return type(tensor), tensor.layout
     lies = tuple(tensor.shape), tensor.stride(), tensor.is_neg(), tensor.is_conj()
     return type(tensor), tensor.dtype, tensor.device, tensor.requires_grad, *lies
+
+
+def _never(*tensors: object) -> bool:
+    return False
 
 
 @cache
@@ -55,7 +58,7 @@ def _check_of_many() -> Callable[[Sequence[Tensor]], Callable[..., bool]] | None
     ]
     try:
         check = _torchs_check([x])
-        believed = check(x) and check(x.clone()) and not any(map(check, others))
+        believed = check(x) and check(x.clone()) and not any(map(check, (*others, None)))
     except (ImportError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         believed = False
     return _torchs_check if believed else None

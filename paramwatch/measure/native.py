@@ -122,7 +122,8 @@ class Table:
             self._table[:, 4] = before
         self._there = np.flatnonzero(self._table[:, 2] != NOTHING)
         self._at, self._rows = _at(self._table), len(sizes)
-        self._function = _functions()[sum(sizes) * (2 if before else 1) > _SHORT]
+        self._long = sum(sizes) * (2 if before else 1) > _SHORT
+        self._function = _functions()[self._long]
 
     def lead_to(self, addresses: list[int]) -> None:
         """From now on the elements are here; one address for each tensor that there is."""
@@ -135,7 +136,7 @@ class Table:
 
         Whoever calls holds all memory that addresses lead to.
         """
-        self._function(self._at, self._rows, parts, after, torch.get_num_threads())
+        self._function(self._at, self._rows, parts, after, torch.get_num_threads() if self._long else 1)
 
 
 def _call(rows: list[int], count: int, total: int, after: Array | None) -> Array:

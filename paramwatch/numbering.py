@@ -1,0 +1,147 @@
+"""Which number a step has: the steps of several optimizers as rounds.
+
+Between `recorder`, which asks at every step, and `rounds`, which hold what was measured.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from paramwatch.inventory import LiveInventory
+from paramwatch.optimizers import params_of
+
+
+@dataclass
+class _Known:
+    optimizer: weakref.ref[Optimizer]
+    place: int
+    steps: int = 0
+
+
+class Rounds:
+    """Numbers steps as rounds of several optimizers: ordered by first appearance, a round ends when one steps that is not after the last.
+
+    An optimizer that holds a tensor of an earlier one (it was made anew, or they take turns) has the earlier one's place, so that no
+    tensor steps twice in a round; several that share a place, but no tensor (one was replaced by two), step in one round. So has one that
+    holds what came into the place of such a tensor, under its name. One that holds what came into the model after the last step begins
+    with a new round.
+
+    Args:
+        first_step: Number of the first step.
+        holds: Whether the model has a tensor of this identity. Of others what is known is forgotten with the optimizers that held them.
+        named: Gives the name of each tensor, by identity: of those the model has now or, cheaper, had when it was last read.
+    """
+
+    def __init__(
+        self,
+        first_step: int,
+        holds: Callable[[int], bool] = lambda identity: False,
+        named: Callable[[bool], Mapping[int, str]] = lambda now: {},
+    ) -> None:
+        self.step = first_step
+        self._holds = holds
+        self._named = named
+        self._known: dict[int, _Known] = {}
+        self._place_of: dict[int, int] = {}
+        self._stepped: dict[str, tuple[int, int]] = {}
+        self._there: Mapping[int, str] = {}
+        self._places = 0
+        self._last = -1
+        self._in_round: list[AbstractSet[int]] = []
+
+    def due(self, optimizer: Optimizer, ids: Iterable[int]) -> tuple[int, int]:
+        """The step that this optimizer's next step belongs to, and how many of its steps were counted.
+
+        Args:
+            optimizer: About to step.
+            ids: The identities of what it holds.
+        """
+        known = self._find(optimizer)
+        if known is None:
+            return self._next(optimizer, known, ids)[1], 0
+        return self.step + self._ends(known.place, ids), known.steps
+
+    def steps_of(self, optimizer: Optimizer) -> int:
+        """How many steps of this optimizer were counted."""
+        known = self._find(optimizer)
+        return 0 if known is None else known.steps
+
+    def take(self, optimizer: Optimizer, held: AbstractSet[int] | None = None) -> int:
+        """Count a step of this optimizer, and give its number.
+
+        Args:
+            optimizer: Steps.
+            held: The identities of what it holds of the model, where they are known.
+        """
+        known = self._find(optimizer)
+        place, number = self._next(optimizer, known, held)
+        if known is None:
+            known = _Known(weakref.ref(optimizer), place)
+            self._forget_what_is_gone()
+            self._known[id(optimizer)] = known
+            self._places = max(self._places, place + 1)
+            named = self._named(True)
+            for key in map(id, params_of(optimizer)):
+                self._place_of.setdefault(key, place)
+                if key in named:
+                    self._stepped[named[key]] = place, key
+        known.steps += 1
+        if number != self.step:
+            self._in_round = []
+        # what has left the model is not stepped: whoever holds what took its place may step in the same round
+        self._in_round.append({*filter(self._holds, map(id, params_of(optimizer)))} if held is None else held)
+        self.step, self._last, self._there = number, place, self._named(False)
+        return number
+
+    def _forget_what_is_gone(self) -> None:
+        self._known = {key: known for key, known in self._known.items() if known.optimizer() is not None}
+        living = (known.optimizer() for known in self._known.values())
+        held = {id(param) for optimizer in living if optimizer is not None for param in params_of(optimizer)}
+        self._place_of = {key: place for key, place in self._place_of.items() if key in held or self._holds(key)}
+
+    def _find(self, optimizer: Optimizer) -> _Known | None:
+        known = self._known.get(id(optimizer))
+        return known if known is not None and known.optimizer() is optimizer else None
+
+    def _next(self, optimizer: Optimizer, known: _Known | None, ids: Iterable[int] | None) -> tuple[int, int]:
+        """The place of an optimizer, and the number of its next step."""
+        if known is not None:
+            return known.place, self.step + self._ends(known.place, [*map(id, params_of(optimizer))] if ids is None else ids)
+        held = [id(param) for param in params_of(optimizer)]
+        places = [self._place_of[key] for key in held if key in self._place_of]
+        if places:
+            return min(places), self.step + self._ends(min(places), held)
+        named = self._named(True)
+        rows = {key: named[key] for key in held if key in named}
+        # while the tensor that had a name is in the model, under another one, what has the name now is not in its place
+        before = [self._stepped[name] for name in rows.values() if name in self._stepped and self._stepped[name][1] not in named]
+        if before:
+            place = min(place for place, _ in before)
+            return place, self.step + self._ends(place, [key for _, key in before])
+        # who holds nothing of the model takes no place, and is followed by the next round once all places have stepped
+        came = self._last >= 0 and any(self._there.get(key) != name for key, name in rows.items())
+        return self._places, self.step + (came if rows else 0 <= self._last == self._places - 1)
+
+    def _ends(self, place: int, held: Iterable[int]) -> bool:
+        """Whether the round is over: the order begins anew, or a tensor of these identities would step twice."""
+        if place != self._last:
+            return place < self._last
+        return any(not stepped.isdisjoint(held) for stepped in self._in_round)
+
+
+class AllRows:
+    """Stands for an optimizer of all trainable rows."""
+
+    def __init__(self, live: LiveInventory) -> None:
+        self._live = live
+
+    @property
+    def param_groups(self) -> list[dict[Literal["params"], list[Tensor]]]:
+        return [{"params": [tensor for tensor in self._live.glance() if tensor.requires_grad]}]
