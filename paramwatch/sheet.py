@@ -90,6 +90,8 @@ class Summary:
 def text(summary: Summary) -> str:
     """As wide as the terminal."""
     width = max(shutil.get_terminal_size().columns, 40)
+    if summary.frame.empty:
+        return "\n".join([*_wrap(_heading(summary), width), *_footer(summary, width)])
     shown = summary.tree[:LINES]
     layout = _Layout(summary.frame, shown, width)
     position = {name: i for i, name in enumerate(summary.frame.index)}
@@ -101,7 +103,8 @@ def text(summary: Summary) -> str:
             out.append(layout.tied(line) if line.note else layout.row(line, position[line.row]))
     if len(summary.tree) > LINES:
         out.append(f"… and {len(summary.tree) - LINES:,} more lines; .frame has them all")
-    return "\n".join([*out, "─" * width, *_footer(summary, width)])
+    left_out = _wrap(f"no room for {', '.join(layout.left_out)}: .frame has them", width) if layout.left_out else []
+    return "\n".join([*out, "─" * width, *left_out, *_footer(summary, width)])
 
 
 def html(summary: Summary) -> str:
@@ -160,6 +163,8 @@ class _Layout:
         self._widths = {name: max([width_of(name), *map(width_of, cells)]) for name, cells in self._cells.items()}
         needed = max((width_of(line.label) for line in lines if line.row is not None), default=0)
         self._first = min(max(needed, width_of("parameter")), max(width // 3, 12))
+        self.left_out: list[str] = []
+        """Columns that do not fit."""
         self._names = self._chosen(width - self._first)
         self._total = width
 
@@ -172,6 +177,8 @@ class _Layout:
             if not same and (self._widths[name] + 2 <= left or name in ("shape", "std")):
                 chosen.add(name)
                 left -= self._widths[name] + 2
+            elif not same:
+                self.left_out.append(name)
         return [name for name in self._cells if name in chosen]
 
     def header(self) -> str:

@@ -485,3 +485,15 @@ def test_a_summary_is_equal_to_itself_alone_and_can_be_hashed() -> None:
     assert one == one
     assert one != summary(nn.Linear(2, 2))
     assert hash(one)
+
+
+def test_of_a_model_without_parameters_no_empty_table_is_printed() -> None:
+    assert str(summary(nn.ReLU())).splitlines()[0] == "ReLU: no parameters"
+    assert "looks like" not in str(summary(nn.ReLU()))
+
+
+def test_columns_that_do_not_fit_are_named_below_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "no room for zeros, mean, max, min, elements: .frame has them" in str(summary(nn.Linear(20, 64)))
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "no room" not in str(summary(nn.Linear(20, 64)))
