@@ -93,7 +93,7 @@ def _row(found: Sequence[Place], tensor: nn.Parameter) -> _Row:
     if not has_values(tensor):
         why = "on the meta device: no values" if tensor.is_meta else "fake: no values"
     elif not is_supported(stored(tensor)):
-        why = "of a dtype that cannot be measured"
+        why = "nested: cannot be measured" if tensor.is_nested else "of a dtype that cannot be measured"
     elif not tensor.numel():
         why = "empty"
     elif not (here := held(tensor)).numel():

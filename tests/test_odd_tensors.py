@@ -248,6 +248,7 @@ def test_tensors_of_tensors_are_named_and_have_the_shape_that_they_share(layout:
     found = paramwatch.summary(net)
     assert found.frame.loc["odd", "shape"] == (2, -1, 3)
     assert "2x?x3" in str(found)
+    assert "nested: cannot be measured" in str(found)
 
 
 def test_quantised_subclasses_are_measured_by_the_numbers_they_stand_for() -> None:
