@@ -92,7 +92,7 @@ def test_any_split_of_a_tensor_merges_to_the_whole(numbers: list[float], cuts: l
     x = torch.tensor(numbers, dtype=torch.float64).to(dtype)
     found = histograms(x.tensor_split(sorted(cuts))).numpy()
 
-    assert_counts(merged(found.astype(np.int64)), truth(x))
+    assert_counts(merged(found.astype(np.int64), np.arange(len(found)), np.array([0])), [truth(x)])
     assert_counts(histograms([x]).numpy(), [truth(x)])
 
 
