@@ -90,10 +90,10 @@ def handing_over(rows: int, steps: int = 12) -> float:
 
 
 def _timed(function: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: Any, **named: Any) -> Any:
         start = time.thread_time()
         try:
-            return function(*arguments)
+            return function(*arguments, **named)
         finally:
             spent[-1] += time.thread_time() - start
 
