@@ -90,8 +90,8 @@ class Alarm:
         axes = [i for i, kind in enumerate(batch.inventory.kinds) if kind in ("param", "grad")]
         bad = np.zeros(len(batch), bool)
         for part in ("nan", "posinf", "neginf"):
-            if (spoilt := batch.values[part] > 0).any():
-                bad |= spoilt[:, axes].any((1, 2))
+            if batch.values[part].max(initial=0) > 0:
+                bad |= (batch.values[part][:, axes] > 0).any((1, 2))
         for i, (spoilt, steps) in enumerate(zip(bad.tolist(), batch.steps, strict=True)):
             if steps.get("skipped"):
                 continue
