@@ -22,6 +22,9 @@ HELD = 0.99
 
 Statistics = dict[str, float]
 
+NAMES = ("agreement", "coherence", "imbalance", "horizon", "residual", "unattributed", "use_count")
+"""Of all statistics, in the order in which they are shown."""
+
 
 def norms(split: Split) -> Array:
     """float64 [K]: the norm of each contribution, in units of the gradient as the optimizer used it; as summed where that is no number."""

@@ -65,7 +65,7 @@ def agreement_frame(
     """
     found = [(step, name, agreement.statistics(split)) for step, name, split in _chosen(blocks, lines, parameters, steps, aliases)]
     index = _index([(step, name) for step, name, _ in found], ["step", "parameter"])
-    columns: dict[str, Any] = {name: np.array([statistics[name] for _, _, statistics in found]) for name in (found[0][2] if found else ())}
+    columns: dict[str, Any] = {name: np.array([statistics[name] for _, _, statistics in found], np.float64) for name in agreement.NAMES}
     for whole in ("horizon", "use_count"):
         values = columns[whole]
         unknown = np.isnan(values)

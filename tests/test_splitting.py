@@ -105,6 +105,15 @@ def test_steps_that_are_multiples_are_split_and_nothing_is_installed_off_them() 
     assert global_hooks() == 0
 
 
+def test_where_nothing_was_split_of_what_is_asked_for_frames_are_empty_and_have_their_columns() -> None:
+    watch = train(mlp(), 2)
+    for frame in (watch.uses, watch.agreement):
+        none = frame(steps=slice(50, 60))
+        assert none.empty
+        assert list(none.columns) == list(frame().columns)
+    watch.close()
+
+
 def test_frames_have_the_columns_of_the_design_live_and_loaded(tmp_path: Path) -> None:
     watch = train(mlp(), 2, log_dir=tmp_path)
     uses, agreement, cosines = watch.uses(), watch.agreement(), watch.use_cosines("4.weight", 1)
@@ -493,6 +502,7 @@ def test_rows_that_are_asked_for_and_not_there_are_misuse() -> None:
 
 def test_a_model_without_ties_is_told_what_to_ask_for(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "paramwatch"):
-        paramwatch.attach(nn.Linear(2, 2), uses=1)
+        # what it says at its end must not reach the next test
+        paramwatch.attach(nn.Linear(2, 2), uses=1).close()
 
     assert "uses_of='*'" in caplog.text

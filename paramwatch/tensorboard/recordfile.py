@@ -56,10 +56,11 @@ class RecordFile:
         return True
 
     def flush(self) -> None:
-        self._written_out = time.monotonic()
         self._file.write(b"".join(self._waiting))
         self._waiting.clear()
         self._file.flush()
+        # from the end, so that where writing takes long there is not always time for more of it
+        self._written_out = time.monotonic()
 
     def close(self) -> None:
         try:

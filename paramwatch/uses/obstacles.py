@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 EAGER = (
-    "To split a step that is compiled call the module itself instead of its compiled form, or set torch.compiler.set_stance('force_eager') "
-    "before the step before it ends: docs/tied-gradients.md"
+    "To split a step that is compiled set torch.compiler.set_stance('force_eager') before the step before it ends, or train the module "
+    "without a compiled form of it: docs/tied-gradients.md"
 )
 """The way out."""
 
