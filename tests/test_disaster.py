@@ -50,7 +50,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def in_memory(watch: paramwatch.Watch) -> int:
     """Bytes of files that are not on the disk."""
-    spare = watch._store._files._folder._spare  # type: ignore[attr-defined]
+    spare = watch._store._files._folder._spare  # type: ignore[attr-defined]  # on disk it is one with a spare
     return sum(piece.size for file in spare._files.values() for piece in file.pieces) if spare else 0
 
 
@@ -118,13 +118,13 @@ def test_memory_that_takes_the_place_of_a_disk_is_bounded_however_much_the_disk_
     watch = paramwatch.attach(net, folder)
     train(net, 20)
     watch.flush()
-    base = watch._store.schedule.base  # type: ignore[union-attr]
+    base = watch._store.schedule.base  # type: ignore[union-attr]  # after a step there is one
     shutil.rmtree(folder)
     train(net, 3000)
     watch.flush()
     steps = watch.steps
 
-    assert watch._store.schedule.base < base  # type: ignore[union-attr]
+    assert watch._store.schedule.base < base  # type: ignore[union-attr]  # as above
     assert in_memory(watch) + held(watch._store)[2] <= 200_000
     assert not steps["full_rate"].iloc[-1]
     assert 100 < len(steps) < 1000

@@ -90,7 +90,7 @@ def hostile_page(hostile: Run) -> str:
 @pytest.mark.parametrize("by", ["parameter", "layer"])
 @pytest.mark.parametrize("statistic", ["grad_norm", "update_ratio"])
 def test_a_heat_map_of_a_short_run_has_a_cell_for_each_number(run: Run, statistic: str, by: str) -> None:
-    (found,) = heatmaps(run, [statistic], by, recorded_steps(run))  # type: ignore[arg-type]
+    (found,) = heatmaps(run, [statistic], by, recorded_steps(run))  # type: ignore[arg-type]  # `by` is one of two words
 
     frame = run.frame(statistic, by=by).to_numpy(np.float64)  # type: ignore[call-overload]
     measured = ~np.isnan(run.frame("grad_norm", by=by, finite=True).to_numpy(np.float64))  # type: ignore[call-overload]

@@ -111,14 +111,14 @@ class Signs(Parent):
 class OfABatch(Parent):
     """Is given a number and a model, and makes the closure itself."""
 
-    def step(self, i: int, net: nn.Module) -> Tensor | None:  # type: ignore[override]
+    def step(self, i: int, net: nn.Module) -> Tensor | None:  # type: ignore[override]  # as users write it
         return super().step(closure_of(net, self, i))
 
 
 class OfAModel(Signs):
     """Is given the model, and notes something on it."""
 
-    def step(self, net: nn.Module) -> Tensor | None:  # type: ignore[override]
+    def step(self, net: nn.Module) -> Tensor | None:  # type: ignore[override]  # as users write it
         assert isinstance(net, nn.Module)
         net.steps = getattr(net, "steps", 0) + 1
         return super().step()
