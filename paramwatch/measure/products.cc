@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "elements.h"
+#include "lanes.h"
 
 namespace {
 
@@ -23,16 +24,8 @@ constexpr int64_t LEAST = 64, MOST = 1024;  // elements of a block
 constexpr int64_t WORTH_A_THREAD = 1 << 18;
 constexpr int AT_ONCE = 4;
 
-#if defined(__AVX512F__)
-constexpr int LANES = 8;
-#elif defined(__AVX2__)
-constexpr int LANES = 4;
-#else
-constexpr int LANES = 2;
-#endif
+constexpr int LANES = Lanes<double>::N;
 constexpr int STRIDE = 2 * LANES;  // two sums of each product at a time: an addition takes several cycles
-
-typedef double Wide __attribute__((vector_size(LANES * 8)));
 
 struct Vectors {
   const int64_t* table;  // address and type of each of K vectors, and of the one that they should add up to
