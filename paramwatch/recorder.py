@@ -193,6 +193,7 @@ class Recorder:
         with self.lock:
             opened, self._open = self._open, None
             if opened is not None:
+                opened.send()
                 self._publish(opened)
 
     def finish(self) -> None:

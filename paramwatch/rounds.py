@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from paramwatch.measure import Kept, Reading
+from paramwatch.measure import Kept, Reading, send
 from paramwatch.plan import ENTERED, LEFT, MOVED, USED, Folded
 from paramwatch.record import CameApart, Inventory, Lost
 from paramwatch.uses.reading import SplitReading
@@ -174,6 +174,11 @@ class Round:
             if not self.others:
                 return True
         return all(reading.ready for reading in self.readings())
+
+    def send(self) -> None:
+        """Nothing more is measured of it: what is on a device travels from now on, all of it together."""
+        if self.others or any(step.folded is None for step in self.optimizer_steps):
+            send(self.readings())
 
     def readings(self) -> list[Reading]:
         """Every reading of the round."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import paramwatch.measure as measuring
+from paramwatch.bins import BINS
 from paramwatch.measure import histograms, reading, sampled, scaled
+from paramwatch.measure.ring import end_to_end
 from paramwatch.uses.contributions import Budget, Contributions
 from paramwatch.uses.reading import SplitReading
 from paramwatch.uses.sites import Site
@@ -49,8 +51,11 @@ class Sent:
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
 
-    def send(self, tensor: Tensor) -> None:
-        self.tensors.append(tensor)
+    def queue(self, tensor: Tensor) -> None:
+        """There is one."""
+
+    def send(self, tensors: Sequence[Tensor], queue: None) -> None:
+        self.tensors.append(end_to_end(tensors))
 
 
 @pytest.fixture
@@ -90,34 +95,38 @@ def test_measuring_in_plain_torch_waits_for_nothing(ring: Sent, scale: str | Non
     tensors = [on_gpu(3, 5), on_gpu(70_000), on_gpu(7, dtype=torch.bfloat16), on_gpu()]
     factor = None if scale is None else torch.empty((), device=scale)
     with Waits() as waits:
-        measuring.measure(tensors, factor)
-        measuring.measure_end(tensors, measuring.Kept(tensors), tensors, factor)
-        histograms.histograms(tensors, None if scale == "cpu" else factor)
-        histograms.update_histograms(tensors, tensors)
+        readings = [
+            measuring.measure(tensors, factor),
+            *measuring.measure_end(tensors, measuring.Kept(tensors), tensors, factor),
+            histograms.histograms(tensors, None if scale == "cpu" else factor),
+            histograms.update_histograms(tensors, tensors),
+        ]
+        measuring.send(readings)
 
     assert waits.seen > 100
     assert waits.found == []
-    assert [x.device.type for x in ring.tensors] == ["cuda"] * 5
+    parts, counted = 3 * len(tensors) * len(measuring.ORDER), 2 * len(tensors) * BINS
+    assert [(x.device.type, x.numel()) for x in ring.tensors] == [("cuda", parts + counted)]
 
 
 def test_samples_wait_for_nothing(ring: Sent) -> None:
     tensors = [on_gpu(9_000), on_gpu(3)]
     with Waits() as waits:
         before = [measuring.sample(tensor) for tensor in tensors]
-        measuring.measure_sampled_update(tensors, before)
+        measuring.send([measuring.measure_sampled_update(tensors, before)])
 
     assert waits.found == []
-    assert [x.shape for x in ring.tensors] == [(2, len(measuring.ORDER))]
+    assert [x.numel() for x in ring.tensors] == [2 * len(measuring.ORDER)]
 
 
 def test_numbers_of_the_host_meet_a_factor_on_a_gpu_without_waiting(ring: Sent) -> None:
     with Waits() as waits:
         found = scaled.unscaled([([0], torch.empty(1, len(measuring.ORDER), dtype=torch.float64))], torch.empty((), device="cuda"), [5])
-        reading.Reading(found, (1, len(measuring.ORDER)))
-        reading.read_scalars([0.1, torch.empty((), device="cuda"), None])
+        scalars = reading.read_scalars([0.1, torch.empty((), device="cuda"), None])
+        measuring.send([reading.Reading(found, (1, len(measuring.ORDER))), scalars])
 
     assert waits.found == []
-    assert len(ring.tensors) == 2
+    assert [x.numel() for x in ring.tensors] == [len(measuring.ORDER) + 1]
 
 
 @pytest.mark.parametrize(("budget", "mode"), [(1 << 30, "full"), (200_000, "stream"), (0, "norms")])
@@ -140,7 +149,7 @@ def test_splitting_a_gradient_by_use_waits_for_nothing(budget: int, mode: str, p
         sums = row.sums()
         assert sums is not None
         # products stay where they were made, and those of all rows travel together
-        SplitReading([("weight", sums), ("other", sums)])
+        measuring.send([SplitReading([("weight", sums), ("other", sums)]).reading])
 
     assert sums.mode.split(", ")[0] == mode
     assert sums.backwards == (passes if mode == "full" else 1)

@@ -20,7 +20,7 @@ from torch import Tensor
 from paramwatch.measure import chunked, gpu, native, packed, reading, sampled, scaled, tables, trusted
 from paramwatch.measure.capture import captured
 from paramwatch.measure.naive import ORDER, as_reals, is_supported, parts, parts_of
-from paramwatch.measure.reading import Numbers, Reading, read_scalars, stacked
+from paramwatch.measure.reading import Numbers, Reading, read_scalars, send, stacked
 from paramwatch.measure.sampled import SAMPLE, measure_sampled_update, sample
 from paramwatch.measure.scaled import unscaled
 from paramwatch.measure.trusted import prepare
@@ -39,6 +39,7 @@ __all__ = [
     "prepare",
     "read_scalars",
     "sample",
+    "send",
 ]
 
 _SCALED = [ORDER.index(part) for part in ("mean", "std", "rms", "min", "max", "dot")]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +21,7 @@ from paramwatch.guard import logger
 from paramwatch.measure.capture import capturing
 
 SLOTS, WAITING = 32, 96
-"""By default: a step sends about four, and a GPU may be some steps behind. Slots are made when they are needed."""
+"""By default: a step is sent by one copy, and a GPU may be some steps behind. Slots are made when they are needed."""
 
 
 class Mark(Protocol):
@@ -39,6 +40,9 @@ class Transport(Protocol):
     def queue(self, tensor: Tensor) -> Any:
         """Where work on a tensor is queued at this moment."""
 
+    def packed(self, tensors: Sequence[Tensor], queue: Any) -> Tensor:
+        """Tensors of 8 bytes an element end to end, as one of int64, behind all that is in a queue."""
+
     def copy(self, tensor: Tensor, to: Tensor, queue: Any) -> Mark:
         """Queue a copy behind all that is in a queue."""
 
@@ -52,12 +56,22 @@ class Cuda:
     def queue(self, tensor: Tensor) -> torch.cuda.Stream:
         return torch.cuda.current_stream(tensor.device)
 
+    def packed(self, tensors: Sequence[Tensor], queue: torch.cuda.Stream) -> Tensor:
+        with torch.cuda.stream(queue):
+            return end_to_end(tensors)
+
     def copy(self, tensor: Tensor, to: Tensor, queue: torch.cuda.Stream) -> Mark:
         with torch.cuda.stream(queue):
             to.copy_(tensor, non_blocking=True)
             event = torch.cuda.Event()
             event.record(queue)
         return event
+
+
+def end_to_end(tensors: Sequence[Tensor]) -> Tensor:
+    """One vector of int64: as such, no bit of a number that is none is changed on the way."""
+    flat = [tensor.reshape(-1).view(torch.int64) for tensor in tensors]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
 class _Room:
@@ -79,7 +93,7 @@ class _Room:
 
 
 class Slot:
-    """A tensor that was sent."""
+    """What was sent by one copy."""
 
     __slots__ = ("_queue", "_ring", "_room", "_tensor", "_view")
 
@@ -149,17 +163,22 @@ class Ring:
         # several Watches share a ring, and each has its own threads and lock
         self._lock = threading.RLock()
 
-    def send(self, tensor: Tensor) -> Slot | None:
-        """Start a tensor on its way. None if it was dropped: too many are waiting already.
+    def queue(self, tensor: Tensor) -> Any:
+        """Where work on a tensor is queued at this moment."""
+        return self._transport.queue(tensor)
+
+    def send(self, tensors: Sequence[Tensor], queue: Any) -> Slot | None:
+        """Start tensors on their way, as one vector of int64. None if they were dropped: too many are waiting already.
 
         Args:
-            tensor: Contiguous, and not written to again: it may be copied only later.
+            tensors: On one device, of 8 bytes an element, and not written to again: they may be copied only later.
+            queue: Where they were made.
         """
         with self._lock:
-            return self._send(tensor)
+            return self._send(self._transport.packed(tensors, queue), queue)
 
-    def _send(self, tensor: Tensor) -> Slot | None:
-        slot = Slot(self, tensor, self._transport.queue(tensor))
+    def _send(self, tensor: Tensor, queue: Any) -> Slot | None:
+        slot = Slot(self, tensor, queue)
         self._waiting.append(slot)
         self.advance()
         if len(self._waiting) > self._most:
