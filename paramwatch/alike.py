@@ -187,7 +187,7 @@ class _FoldedForm:
         folded = step.folded
         if folded is None or folded.plan is not self._plan or folded.grads is not self._grads or step.inventory is not self._inventory:
             return False
-        return not step.unsure and not step.uses and not step.raw and step.raw_is_used is self._raw
+        return not (step.unsure or step.uses or step.raw or step.amp) and step.raw_is_used is self._raw
 
     def amp(self, steps: Sequence[OptimizerStep]) -> None:
         return None

@@ -29,14 +29,18 @@ def see_gradients(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, 
         keep: Keep copies for the direction of the update.
         evaluation: Whether a closure has just computed them.
     """
-    if step.folded is not None and is_plain(optimizer):
+    plain, scale, found_inf = is_plain(optimizer), None, None
+    if not plain:
+        with torch.no_grad():
+            scale, found_inf = (_copied(getattr(optimizer, name, None)) for name in ("grad_scale", "found_inf"))
+    if step.folded is not None and (plain or step.folded.scales):
         grads = [tensor.grad for tensor in step.tensors]
         step.raw = raw.of(step.names, grads)
-        if step.folded.see(grads):
+        if step.folded.see(grads, scale):
+            step.scale, step.found_inf = scale, found_inf
             return
     step.unfold()
     with torch.no_grad():
-        scale, found_inf = (_copied(getattr(optimizer, name, None)) for name in ("grad_scale", "found_inf"))
         if step.used is not None and not evaluation and optimizer is not step.optimizers[0]:
             _see_inner(step, optimizer, raw, scale, found_inf)
         else:

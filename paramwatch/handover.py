@@ -18,7 +18,8 @@ class Handover:
         self._waiting: deque[Round] = deque()
 
     def add(self, closed: Round) -> None:
-        """Take a round; a step that was read before its round was over comes in several."""
+        """Take a round, and let what is on a device travel; a step that was read before its round was over comes in several."""
+        closed.send()
         steps, first, last = self.counts
         if not steps or closed.step != last:
             self.counts = steps + 1, first if steps else closed.step, closed.step

@@ -37,6 +37,17 @@ def grads_of(tensors: Sequence[Tensor]) -> list[Tensor | None]:
     return list(map(_grad, tensors))
 
 
+def rates_of(optimizer: Optimizer) -> list[float] | None:
+    """The learning rate of each group, NaN where it has none; None if one is no number."""
+    rates = []
+    for group in optimizer.param_groups:
+        rate = group.get("lr", np.nan)
+        if not isinstance(rate, float | int):
+            return None
+        rates.append(rate)
+    return rates
+
+
 class Plan:
     """How the steps of one optimizer are measured.
 
@@ -75,8 +86,8 @@ class Plan:
         # of a single position it would give the tensor itself
         self._choose = itemgetter(*positions, positions[0])
 
-    @staticmethod
-    def takes(tensors: Sequence[Tensor]) -> bool:
+    @classmethod
+    def takes(cls, tensors: Sequence[Tensor]) -> bool:
         """Whether there can be a plan for these."""
         return bool(tensors) and native.available() and all(map(native.takes, tensors))
 
@@ -93,8 +104,8 @@ class Plan:
         tensors: Sequence[Tensor] = params if self._all else self._choose(params)[:-1]
         return tensors if self._live.holds_the_same(ids, step) and self.forms.hold(tensors) else None
 
-    def enter(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None] | None = None) -> Folded:
-        """Measure parameters as a step finds them, and copy them.
+    def enter(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None] | None = None) -> Folded | None:
+        """Measure parameters as a step finds them, and copy them; None if that cannot be done here.
 
         Args:
             tensors: The parameters.
@@ -117,8 +128,13 @@ class Plan:
         """What is known of gradients like these; None if they cannot be measured here."""
         if self._grads is None or not self._grads.fit(grads):
             found = [grad for grad in grads if grad is not None]
-            self._grads = Grads(self.forms.each, grads) if all(map(native.takes, found)) else None
+            self._grads = Grads(self.forms.each, grads) if all(map(self.reads, found)) else None
         return self._grads
+
+    @staticmethod
+    def reads(tensor: Tensor) -> bool:
+        """Whether a gradient can be measured here."""
+        return native.takes(tensor)
 
     def take_back(self, room: Room) -> None:
         """A step is over."""
@@ -139,22 +155,32 @@ class Folded:
 
     __slots__ = ("_at", "_room", "block", "grads", "plan", "position", "rates")
 
-    def __init__(self, plan: Plan, room: Room, block: Array, position: int, at: int) -> None:
+    on_way: Reading | None = None
+    """What the block waits for, where the numbers were not written into it at once."""
+    scales = False
+    """Whether gradients that carry a scale can be measured here."""
+
+    def __init__(self, plan: Plan, room: Room | None, block: Array, position: int, at: int) -> None:
         self.plan = plan
         self.block, self.position = block, position
         """[steps, kinds, rows, parts], and which step this is."""
         self.grads: Grads | None = None
         self.rates: list[float] = []
         """For each group of the optimizer, NaN where it has none."""
-        self._room: Room | None = room
+        self._room = room
         self._at = at
 
     def address(self, kind: int) -> int:
         """Where the readings of a kind go."""
         return self._at + kind * self.block.strides[1]
 
-    def see(self, grads: Sequence[Tensor | None]) -> bool:
-        """Measure gradients, the last time wins; False if that cannot be done here."""
+    def see(self, grads: Sequence[Tensor | None], scale: Tensor | None = None) -> bool:
+        """Measure gradients, the last time wins; False if that cannot be done here.
+
+        Args:
+            grads: Of the rows.
+            scale: A factor that they carry, where that can be taken out (`scales`).
+        """
         known, room = self.plan.grads_of(grads), self._room
         if known is None or room is None:
             return False
@@ -165,15 +191,9 @@ class Folded:
 
     def end(self, optimizer: Optimizer, tensors: Sequence[Tensor]) -> bool:
         """Measure the update; False if that cannot be done here."""
-        plan, room = self.plan, self._room
-        if room is None or self.grads is None:
+        plan, room, rates = self.plan, self._room, rates_of(optimizer)
+        if room is None or self.grads is None or rates is None:
             return False
-        rates = []
-        for group in optimizer.param_groups:
-            rate = group.get("lr", np.nan)
-            if not isinstance(rate, float | int):
-                return False
-            rates.append(rate)
         if plan.exact:
             if list(map(_address, tensors)) != room.addresses or not plan.forms.hold(tensors):
                 return False
@@ -204,10 +224,15 @@ class Folded:
 
 
 class Plans:
-    """The plan of each optimizer that has one."""
+    """The plan of each optimizer that has one.
 
-    def __init__(self, live: LiveInventory) -> None:
-        self._live = live
+    Args:
+        live: The rows.
+        sorts: Of plans: one of the first that takes an optimizer's tensors is made.
+    """
+
+    def __init__(self, live: LiveInventory, sorts: Sequence[type[Plan]] = (Plan,)) -> None:
+        self._live, self._sorts = live, sorts
         self._plans: dict[int, Plan] = {}
         self._refused: dict[int, int] = {}
 
@@ -222,8 +247,9 @@ class Plans:
         if self._refused.get(key) == readings:
             return
         self._plans = {other: plan for other, plan in self._plans.items() if other != key and plan.optimizer() is not None}
-        if Plan.takes(list(rows.values())):
-            self._plans[key] = Plan(optimizer, rows, self._live, exact, tells)
+        sort = next((sort for sort in self._sorts if sort.takes(list(rows.values()))), None)
+        if sort is not None:
+            self._plans[key] = sort(optimizer, rows, self._live, exact, tells)
         else:
             self._refused[key] = readings
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from paramwatch.deviceplan import DevicePlan
 from paramwatch.gradients import is_plain, see_gradients, take_raw
 from paramwatch.guard import Guard
 from paramwatch.inventory import LiveInventory
@@ -24,7 +25,7 @@ from paramwatch.numbering import Rounds
 from paramwatch.optimizers import params_of
 from paramwatch.others import Others
 from paramwatch.outside import Claims, Outside
-from paramwatch.plan import Plans, grads_of
+from paramwatch.plan import Plan, Plans, grads_of
 from paramwatch.raw import RawGradients
 from paramwatch.rounds import Measured, OptimizerStep, Round
 from paramwatch.updates import UpdateMode, Updates
@@ -80,7 +81,7 @@ class Recorder:
         self._live = live
         self._publish = publish
         self._rounds = Rounds(first_step, live.holds, live.named)
-        self._plans = Plans(live)
+        self._plans = Plans(live, (Plan, DevicePlan))
         self._updates = Updates(update, live, each=every == 1, full=full)
         self._every, self._full, self._histograms = every, full, histograms
         self._raw = RawGradients()
@@ -193,7 +194,6 @@ class Recorder:
         with self.lock:
             opened, self._open = self._open, None
             if opened is not None:
-                opened.send()
                 self._publish(opened)
 
     def finish(self) -> None:
@@ -222,12 +222,12 @@ class Recorder:
         if plan is not None and (tensors := plan.tensors_of(params, ids, number)) is not None:
             step = OptimizerStep(number, not beside, False, [optimizer], plan.inventory)
             step.names, step.tensors = plan.names, tensors
-            self._claims.enter(step, plan.names)
-            if step.wanted:
-                # those that may have been clipped, or are scaled, are looked at more closely
-                plain = at_once and not self._raw.seen and is_plain(optimizer)
-                step.folded = plan.enter(tensors, grads_of(tensors) if plain else None)
-            return step
+            # gradients that may have been clipped, or are scaled, are looked at more closely
+            plain = at_once and not self._raw.seen and is_plain(optimizer)
+            step.folded = plan.enter(tensors, grads_of(tensors) if plain else None) if step.wanted else None
+            if step.folded is not None or not step.wanted:
+                self._claims.enter(step, plan.names)
+                return step
         with torch.no_grad():
             rows = self._live.held_by(params, number)
             self._live.changed.look(optimizer, params, rows, self._live.current, number)
@@ -288,12 +288,13 @@ class Recorder:
     def _measure_end(self, step: OptimizerStep) -> None:
         folded = step.folded
         self._raw.forget(step.names)
-        if folded is not None and not step.raw and self.amp_scale is None and folded.end(step.optimizers[0], step.tensors):
-            step.raw_is_used, step.amp = self.raw, _NO_AMP
+        scale, self.amp_scale = self.amp_scale if step.scale is None else step.scale, None
+        step.amp = None if scale is None and step.found_inf is None else read_scalars([scale, step.found_inf])
+        if folded is not None and not step.raw and (step.amp is None or folded.scales) and folded.end(step.optimizers[0], step.tensors):
+            step.raw_is_used = self.raw
             return
+        step.amp = step.amp or _NO_AMP
         step.unfold()
         take_raw(step, self.raw)
         with torch.no_grad():
             self._updates.end(step)
-            step.amp = read_scalars([self.amp_scale if step.scale is None else step.scale, step.found_inf])
-        self.amp_scale = None

@@ -124,7 +124,8 @@ class OptimizerStep:
         """What the record waits for."""
         readings = [reading for each in (*self.measured, *self.left) for reading in each.readings()]
         uses = None if self.uses is None else self.uses.reading
-        return [*readings, *(reading for reading in (self.rates, self.amp, uses) if reading is not None)]
+        folded = None if self.folded is None else self.folded.on_way
+        return [*readings, *(reading for reading in (folded, self.rates, self.amp, uses) if reading is not None)]
 
 
 @dataclass
@@ -167,18 +168,20 @@ class Round:
     @property
     def ready(self) -> bool:
         """Whether every reading has arrived."""
-        for step in self.optimizer_steps:
-            if step.folded is None:
-                break
-        else:
-            if not self.others:
-                return True
-        return all(reading.ready for reading in self.readings())
+        return not self._waits or all(reading.ready for reading in self.readings())
 
     def send(self) -> None:
         """Nothing more is measured of it: what is on a device travels from now on, all of it together."""
-        if self.others or any(step.folded is None for step in self.optimizer_steps):
+        if self._waits:
             send(self.readings())
+
+    @property
+    def _waits(self) -> bool:
+        """Whether there may be a reading that it waits for."""
+        for step in self.optimizer_steps:
+            if step.folded is None or step.folded.on_way is not None:
+                return True
+        return bool(self.others)
 
     def readings(self) -> list[Reading]:
         """Every reading of the round."""

@@ -161,7 +161,7 @@ def records(layout: tables.Layout, sizes: tables.Sizes, last: int, device: str) 
 
 def read_twice(name: str, device: str) -> float:
     """The share of chunks that float32 was not enough for: their pivot is the mean, so that the sum about it is exactly 0."""
-    layout = tables.Layout([placed(large()[name], device)])
+    layout = tables.Layout.of([placed(large()[name], device)])
     found = records(layout, tables.Sizes(), layout.plan(tables.Sizes(), 0).chunks, device)
     return float((found[6] == 0).mean())
 
@@ -169,7 +169,7 @@ def read_twice(name: str, device: str) -> float:
 def beyond_32_bits(dtype: torch.dtype, device: str) -> tuple[Array, Array]:
     """The last chunk of a tensor of 2^33 elements, of which nothing else is there; and the same elements as a tensor."""
     last, numel = (noise(700) + 3).to(dtype).to(device), (1 << 33) + 700
-    layout = tables.Layout([last])
+    layout = tables.Layout.of([last])
     layout.numel[:] = numel
     layout._addresses -= (numel - 700) * dtype.itemsize
     found = records(layout, tables.Sizes(chunk=1 << 22, lanes=32, slow_lanes=32), 1, device)

@@ -27,7 +27,7 @@ def columns(plan: Plan, rows: int) -> dict[str, list[int]]:
 
 def test_a_chunk_of_each_dtype_is_as_many_elements_as_fit() -> None:
     tensors = [zeros(n, dtype) for dtype in tables.DTYPES for n in (0, 1, 256, 257, 1024, 1025, 2049)]
-    plan = Layout(tensors).plan(SIZES, 0)
+    plan = Layout.of(tensors).plan(SIZES, 0)
 
     expected = [-(-x.numel() // SIZES.elements(x.dtype)) for x in tensors]
     assert columns(plan, len(tensors))["chunks"] == expected
@@ -36,7 +36,7 @@ def test_a_chunk_of_each_dtype_is_as_many_elements_as_fit() -> None:
 
 def test_every_chunk_has_one_owner_and_those_of_a_tensor_lie_together_in_order() -> None:
     tensors = [zeros(3000), zeros(5000, torch.bfloat16), zeros(0), zeros(1), zeros(700, torch.float64), zeros(1025, shift=1)]
-    known = columns(Layout(tensors).plan(SIZES, 0), len(tensors))
+    known = columns(Layout.of(tensors).plan(SIZES, 0), len(tensors))
 
     for row, (base, chunks) in enumerate(zip(known["base"], known["chunks"], strict=True)):
         assert known["owner"][base : base + chunks] == [row] * chunks
@@ -45,7 +45,7 @@ def test_every_chunk_has_one_owner_and_those_of_a_tensor_lie_together_in_order()
 
 def test_there_is_one_launch_for_each_dtype_and_alignment_whatever_the_number_of_tensors() -> None:
     tensors = [zeros(n, dtype, shift) for n in range(1, 200) for dtype in (torch.float32, torch.bfloat16) for shift in (0, 1)]
-    plan = Layout(tensors).plan(SIZES, 0)
+    plan = Layout.of(tensors).plan(SIZES, 0)
 
     assert [(launch.variant.dtype, launch.variant.aligned) for launch in plan.launches] == [
         (torch.float32, False),
@@ -59,7 +59,7 @@ def test_there_is_one_launch_for_each_dtype_and_alignment_whatever_the_number_of
 
 
 def test_what_has_no_elements_is_launched_for_nowhere_and_folded_all_the_same() -> None:
-    plan = Layout([zeros(0), zeros(0, torch.float64)]).plan(SIZES, 0)
+    plan = Layout.of([zeros(0), zeros(0, torch.float64)]).plan(SIZES, 0)
 
     assert plan.launches == ()
     assert plan.chunks == 0
@@ -67,7 +67,7 @@ def test_what_has_no_elements_is_launched_for_nowhere_and_folded_all_the_same() 
 
 
 def test_rows_of_few_chunks_are_folded_before_rows_of_many() -> None:
-    plan = Layout([zeros(4000), zeros(3), zeros(9000), zeros(3 * 1024)]).plan(SIZES, 0)
+    plan = Layout.of([zeros(4000), zeros(3), zeros(9000), zeros(3 * 1024)]).plan(SIZES, 0)
 
     assert columns(plan, 4)["turn"] == [1, 3, 0, 2]
     assert plan.few == 2
@@ -75,7 +75,7 @@ def test_rows_of_few_chunks_are_folded_before_rows_of_many() -> None:
 
 def test_beside_a_tensor_that_is_not_aligned_nothing_counts_as_aligned() -> None:
     odd, even = zeros(8, shift=1), zeros(8)
-    first, second, third = (Layout([x], [other], [grad]) for x, other, grad in ((odd, even, even), (even, odd, even), (even, even, odd)))
+    first, second, third = (Layout.of([x], [other], [grad]) for x, other, grad in ((odd, even, even), (even, odd, even), (even, even, odd)))
 
     assert Variant.of(int(first.codes[0])) == Variant(torch.float32, False, False, False, torch.float32)
     assert Variant.of(int(second.codes[0])) == Variant(torch.float32, True, False, True, torch.float32)
@@ -85,7 +85,7 @@ def test_beside_a_tensor_that_is_not_aligned_nothing_counts_as_aligned() -> None
 def test_a_variant_knows_all_dtypes_and_whether_there_is_a_gradient() -> None:
     x = [zeros(4, dtype) for dtype in tables.DTYPES for _ in range(5)]
     grads = [grad for _ in tables.DTYPES for grad in (None, *(zeros(4, dtype) for dtype in tables.DTYPES))]
-    layout = Layout(x, x, grads)
+    layout = Layout.of(x, x, grads)
 
     for tensor, grad, code in zip(x, grads, layout.codes, strict=True):
         assert Variant.of(int(code)) == Variant(tensor.dtype, True, True, grad is not None, None if grad is None else grad.dtype)
@@ -95,35 +95,35 @@ def test_a_variant_knows_all_dtypes_and_whether_there_is_a_gradient() -> None:
 def test_addresses_are_of_tensors_then_copies_then_gradients() -> None:
     x, copies, grad = [zeros(4), zeros(5)], [zeros(4), zeros(5)], zeros(5)
 
-    found = Layout(x, copies, [None, grad]).addresses(0).tolist()
+    found = Layout.of(x, copies, [None, grad]).addresses(0).tolist()
     assert found == [*(tensor.data_ptr() for tensor in (*x, *copies)), 0, grad.data_ptr()]
 
 
 def test_tables_are_sent_again_only_when_they_changed() -> None:
     x, first, second = [zeros(4), zeros(5)], [zeros(4), zeros(5)], [zeros(4), zeros(5)]
-    plan = Layout(x).plan(SIZES, 0)
-    sent = [Layout(tensors).addresses(0) for tensors in (x, first, second)]
+    plan = Layout.of(x).plan(SIZES, 0)
+    sent = [Layout.of(tensors).addresses(0) for tensors in (x, first, second)]
 
     for again in range(2):
         for tensors, table in zip((x, first, second), sent, strict=True):
-            assert Layout(tensors).addresses(0) is table, again
-            assert Layout(tensors).plan(SIZES, 0) is plan
+            assert Layout.of(tensors).addresses(0) is table, again
+            assert Layout.of(tensors).plan(SIZES, 0) is plan
     kept = sent[0].clone()
-    other = Layout([x[0], zeros(5)]).addresses(0)
+    other = Layout.of([x[0], zeros(5)]).addresses(0)
     assert other is not sent[0]
     assert torch.equal(sent[0], kept)  # one that a kernel may still read is never written to
-    assert Layout([x[0], zeros(6)]).plan(SIZES, 0) is not plan
+    assert Layout.of([x[0], zeros(6)]).plan(SIZES, 0) is not plan
 
 
 def test_what_was_sent_on_one_stream_is_not_used_on_another() -> None:
-    layout = Layout([zeros(4)])
+    layout = Layout.of([zeros(4)])
 
     assert layout.addresses(7) is not layout.addresses(8)
     assert layout.plan(SIZES, 7) is not layout.plan(SIZES, 8)
 
 
 def test_tables_are_given_back() -> None:
-    layout = Layout([zeros(4)])
+    layout = Layout.of([zeros(4)])
     before = layout.addresses(0)
     tables.forget()
 
@@ -133,12 +133,12 @@ def test_tables_are_given_back() -> None:
 def test_a_copy_or_a_gradient_of_another_size_is_refused() -> None:
     for others, grads in (([zeros(3)], None), ([], None), ([zeros(4)], [zeros(5)])):
         with pytest.raises(ValueError, match="differ in size"):
-            Layout([zeros(4)], others, grads)
+            Layout.of([zeros(4)], others, grads)
 
 
 def test_a_model_of_15_000_tensors_is_laid_out() -> None:
     tensors = [zeros(64)] * 15_000
-    layout = Layout(tensors, tensors)
+    layout = Layout.of(tensors, tensors)
     plan = layout.plan(Sizes(), 0)
 
     assert (plan.chunks, len(plan.launches), plan.few) == (15_000, 1, 15_000)
@@ -146,7 +146,7 @@ def test_a_model_of_15_000_tensors_is_laid_out() -> None:
 
 
 def test_sizes_beyond_32_bits_are_laid_out() -> None:
-    layout = Layout([zeros(4), zeros(4, torch.bfloat16)])
+    layout = Layout.of([zeros(4), zeros(4, torch.bfloat16)])
     layout.numel[:] = 1 << 36
     known = columns(layout.plan(Sizes(chunk=1 << 24), 0), 2)
 

@@ -43,9 +43,13 @@ def takes(tensor: Tensor) -> bool:
         and (tensor.is_contiguous() or _is_dense(tensor))
         and not tensor.is_neg()
         and not tensor.is_nested
-        # who shards a model may have taken the memory away for now: what is left of the address then is the offset
-        and (tensor.data_ptr() != tensor.storage_offset() * tensor.element_size() or not tensor.numel())
+        and is_there(tensor)
     )
+
+
+def is_there(tensor: Tensor) -> bool:
+    """Whether its memory is: who shards a model may have taken it away for now. What is left of the address then is the offset."""
+    return tensor.data_ptr() != tensor.storage_offset() * tensor.element_size() or not tensor.numel()
 
 
 def are_alike(after: Tensor, before: Tensor, grad: Tensor | None) -> bool:
@@ -63,9 +67,14 @@ def measure(tensors: Sequence[Tensor], copies: Sequence[Tensor] | None = None, s
     """
     if not tensors:
         return torch.empty((0, len(PARTS)), dtype=torch.float64, device="cpu")
-    layout, kernel = Layout(tensors, copies), kernels().measure_chunks
-    found: Tensor = _run(kernel, layout, {"COPY": copies is not None}, _NOTHING if scale is None else _ALL_BUT_COUNTS, scale)[0]
-    return found
+    found = torch.empty((1, len(tensors), len(PARTS)), dtype=torch.float64, device=tensors[0].device)
+    read(Layout.of(tensors, copies), found, scale)
+    return found[0]
+
+
+def read(layout: Layout, found: Tensor, scale: Tensor | None = None) -> None:
+    """`measure` of what lies so, with a copy where that has a place, into float64 [1, tensors, parts] of the device."""
+    _run(kernels().measure_chunks, layout, {"COPY": layout.copied}, _NOTHING if scale is None else _ALL_BUT_COUNTS, scale, found)
 
 
 def measure_update(
@@ -81,9 +90,14 @@ def measure_update(
     """
     if not after:
         return measure(after), measure(after)
-    layout, kernel = Layout(after, before, grads), kernels().measure_updates
-    found = _run(kernel, layout, {"maxnreg": SIZES.registers}, _NOTHING if scale is None else _DOT, scale, sets=2)
+    found = torch.empty((2, len(after), len(PARTS)), dtype=torch.float64, device=after[0].device)
+    read_update(Layout.of(after, before, grads), found, scale)
     return found[0], found[1]
+
+
+def read_update(layout: Layout, found: Tensor, scale: Tensor | None = None) -> None:
+    """`measure_update` of what lies so, into float64 [2, tensors, parts] of the device."""
+    _run(kernels().measure_updates, layout, {"maxnreg": SIZES.registers}, _NOTHING if scale is None else _DOT, scale, found)
 
 
 def histograms(tensors: Sequence[Tensor], before: Sequence[Tensor] | None = None, scale: Tensor | None = None) -> Tensor:
@@ -96,9 +110,9 @@ def histograms(tensors: Sequence[Tensor], before: Sequence[Tensor] | None = None
     """
     if not tensors:
         return torch.empty((0, BINS), dtype=torch.int64, device="cpu")
-    layout, rows, kernel = Layout(tensors, before), len(tensors), kernels().count_chunks
+    layout, rows, kernel = Layout.of(tensors, before), len(tensors), kernels().count_chunks
     with _on(layout.device) as stream:
-        plan, addresses = layout.plan(SIZES, stream), layout.addresses(stream)
+        plan, addresses = layout.sent(SIZES, stream)
         counts = torch.zeros((rows, BINS), dtype=torch.int64, device=layout.device)
         factor = counts if scale is None else _factor(scale, layout.device)
         extra = {"UPDATE": before is not None, "SCALED": scale is not None}
@@ -131,13 +145,11 @@ def options(variant: Variant, kernel: Any, sizes: Sizes, extra: dict[str, Any]) 
     return known | pull | {"OLD_ALIGNED": variant.other_aligned, "GRAD_ALIGNED": variant.grad_aligned} | extra
 
 
-def _run(kernel: Any, layout: Layout, extra: dict[str, Any], scaled: int, scale: Tensor | None, sets: int = 1) -> Tensor:
-    """float64 [sets, tensors, parts]."""
-    device, rows, sizes, compiled = layout.device, len(layout.numel), SIZES, kernels()
+def _run(kernel: Any, layout: Layout, extra: dict[str, Any], scaled: int, scale: Tensor | None, found: Tensor) -> None:
+    device, (sets, rows, _), sizes, compiled = layout.device, found.shape, SIZES, kernels()
     with _on(device) as stream:
-        plan, addresses = layout.plan(sizes, stream), layout.addresses(stream)
+        plan, addresses = layout.sent(sizes, stream)
         records = torch.empty(max(plan.chunks, 1) * sets * compiled.fields, dtype=torch.float64, device=device)
-        found = torch.empty((sets, rows, len(PARTS)), dtype=torch.float64, device=device)
         for launch in plan.launches:
             chosen = options(launch.variant, kernel, sizes, extra)
             kernel[(launch.chunks,)](plan.table, addresses, records, rows, plan.chunks, launch.base, **chosen)
@@ -146,7 +158,6 @@ def _run(kernel: Any, layout: Layout, extra: dict[str, Any], scaled: int, scale:
             if turns:
                 given = (plan.table, records, factor, found, rows, plan.chunks, base, turns)
                 compiled.fold[(sets * turns,)](*given, SCALED=scaled, LANES=lanes, num_warps=warps, enable_fp_fusion=False)
-    return found
 
 
 def _factor(scale: Tensor, device: torch.device) -> Tensor:

@@ -40,11 +40,11 @@ class Reading:
         self._under_way: list[_Part] = []
         for positions, found in numbers:
             if not isinstance(found, Tensor):
-                self._hosts.append((positions, found))
+                self._take(positions, found)
             elif (ring := ring_of(found.device)) is not None:
                 self._there.append((positions, found, ring.queue(found)))
             else:
-                self._hosts.append((positions, found.cpu().numpy()))
+                self._take(positions, found.cpu().numpy())
 
     @property
     def ready(self) -> bool:
@@ -55,11 +55,7 @@ class Reading:
             part = self._under_way[-1]
             if not part.load.ready:
                 return False
-            numbers = part.numpy()
-            if self._into is not None:
-                self._into[...] = numbers
-                numbers = self._into
-            self._hosts.append((part.positions, numbers))
+            self._take(part.positions, part.numpy())
             self._under_way.pop()
         return not self._there
 
@@ -71,6 +67,12 @@ class Reading:
             part.load.wait()
         if not self.ready:
             raise RuntimeError("a copy was waited for and has not arrived")
+
+    def _take(self, positions: Sequence[int], numbers: Array) -> None:
+        if self._into is not None:
+            self._into[...] = numbers
+            numbers = self._into
+        self._hosts.append((positions, numbers))
 
     def numpy(self) -> Array:
         """float64, or int64 for counts; NaN where no tensor was given, or what was measured was dropped. Not to be written to."""

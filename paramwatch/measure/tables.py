@@ -71,35 +71,52 @@ class Layout:
     """Where the elements of one call lie. Holds no tensor.
 
     Args:
-        tensors: What is measured.
-        others: Their copies, to be written or to be compared with.
-        grads: With None for "no gradient".
+        device: Where they lie.
+        numel: How many there are of each tensor.
+        types: Of each, as `native.TYPES` numbers them.
+        addresses: Of the tensors; of their copies, to be written or to be compared with; of their gradients, 0 for none.
+        grad_types: Of the gradients, -1 for none.
     """
 
     def __init__(
-        self, tensors: Sequence[Tensor], others: Sequence[Tensor] | None = None, grads: Sequence[Tensor | None] | None = None
+        self, device: torch.device, numel: Array, types: Array, addresses: Sequence[Array], grad_types: Array | None = None
     ) -> None:
-        n = len(tensors)
-        self.device = tensors[0].device
-        self.numel = _numbers(Tensor.numel, tensors)
-        addresses = [_numbers(Tensor.data_ptr, tensors)]
+        self.device, self.numel = device, numel
+        self.copied = len(addresses) > 1
         aligned = addresses[0] % 16 == 0
-        self.codes = np.fromiter(map(TYPES.__getitem__, map(_dtype_of, tensors)), np.int64, n) + (aligned << 2)
-        if others is not None:
-            _check(self.numel, others)
-            addresses.append(_numbers(Tensor.data_ptr, others))
+        self.codes = types + (aligned << 2)
+        if self.copied:
             # beside a tensor that is not aligned everything is read element by element
             self.codes += (aligned & (addresses[1] % 16 == 0)) << 3
+        if grad_types is not None:
+            self.codes += ((aligned & (addresses[-1] != 0) & (addresses[-1] % 16 == 0)) << 4) + ((1 + grad_types) << 5)
+        self._addresses = np.concatenate(addresses)
+        self._sent: dict[tuple[Sizes, int], tuple[Plan, Tensor]] = {}
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], others: Sequence[Tensor] | None = None, grads: Sequence[Tensor | None] | None = None) -> Layout:
+        """Of tensors on one device, their copies, and their gradients with None for "no gradient"."""
+        n = len(tensors)
+        numel, addresses, grad_types = _numbers(Tensor.numel, tensors), [_numbers(Tensor.data_ptr, tensors)], None
+        if others is not None:
+            _check(numel, others)
+            addresses.append(_numbers(Tensor.data_ptr, others))
         if grads is not None:
             given = np.array([grad is not None for grad in grads], bool)
             pulls = [grad for grad in grads if grad is not None]
-            _check(self.numel[given], pulls)
-            at = np.zeros(n, np.int64)
+            _check(numel[given], pulls)
+            at, grad_types = np.zeros(n, np.int64), np.full(n, -1, np.int64)
             at[given] = _numbers(Tensor.data_ptr, pulls)
+            grad_types[given] = types_of(pulls)
             addresses.append(at)
-            self.codes += (aligned & given & (at % 16 == 0)) << 4
-            self.codes[given] += np.fromiter((1 + TYPES[grad.dtype] for grad in pulls), np.int64, len(pulls)) << 5
-        self._addresses = np.concatenate(addresses)
+        return cls(tensors[0].device, numel, types_of(tensors), addresses, grad_types)
+
+    def sent(self, sizes: Sizes, stream: int) -> tuple[Plan, Tensor]:
+        """`plan` and `addresses`; who keeps the layout for the next time needs nobody to look for them."""
+        known = self._sent.get((sizes, stream))
+        if known is None:
+            known = self._sent[sizes, stream] = self.plan(sizes, stream), self.addresses(stream)
+        return known
 
     def plan(self, sizes: Sizes, stream: int) -> Plan:
         """Who reads what, on the device."""
@@ -108,6 +125,11 @@ class Layout:
     def addresses(self, stream: int) -> Tensor:
         """int64 on the device: of the tensors, behind them of the others, behind these of the gradients."""
         return _address_table(self.device, stream, self._addresses.tobytes())
+
+
+def types_of(tensors: Sequence[Tensor]) -> Array:
+    """int64, as `native.TYPES` numbers them."""
+    return np.fromiter(map(TYPES.__getitem__, map(_dtype_of, tensors)), np.int64, len(tensors))
 
 
 @dataclass(frozen=True)
