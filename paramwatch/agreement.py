@@ -86,10 +86,11 @@ def _agreement(split: Split) -> float:
 
 
 def _summed(split: Split) -> float:
-    """||S||^2; where only norms are known, that of G."""
+    """||S||^2; where nothing is known to be missing, that of G."""
     k = len(split.uses)
     total, cross, missing = split.products[k, k], split.products[k, k + 1], split.products[k + 1, k + 1]
-    return float(total if split.mode.startswith("norms") else max(total - 2 * cross + missing, 0.0))
+    unknown = split.mode.startswith("norms") and np.isnan(missing)
+    return float(total if unknown else max(total - 2 * cross + missing, 0.0))
 
 
 def _horizon(n: Array) -> float:

@@ -100,12 +100,31 @@ class UnattributedUse:
                 "torch.compiler.set_stance('force_eager') from before the step before ends lets a compiled step be split"
             )
             yield Finding(record.step, "unattributed_use", whole[0], message)
-        if parts := [row for row in new if record.uses[row].uses]:
-            message = (
-                f"part of the gradient of {_listed(parts, 3)} ({new[parts[0]]:.0%} of its norm) was found in no use: it is used between "
-                "the outputs of the model and the loss, which watch.root(loss) before backward finds, or a gradient hook has changed it"
-            )
+        of_cause: dict[str, list[str]] = {}
+        for row in new:
+            if record.uses[row].uses:
+                cause = next((cause for label, cause in _CAUSES.items() if label in record.uses[row].mode), _CAUSES[""])
+                of_cause.setdefault(cause, []).append(row)
+        for cause, parts in of_cause.items():
+            message = f"part of the gradient of {_listed(parts, 3)} ({new[parts[0]]:.0%} of its norm) was found in no use: {cause}"
             yield Finding(record.step, "unattributed_use", parts[0], message)
+
+
+_CAUSES = {
+    "left over": (
+        "it was there before the first backward pass through the model, left from the steps before (optimizer.zero_grad() comes before "
+        "the backward pass) or from a pass beside the model, which watch.root(loss) before it makes known"
+    ),
+    "changed between": (
+        "between two backward passes of the step the gradient was changed, and not by a factor. To be told of the uses alone, change it "
+        "after the last one"
+    ),
+    "": (
+        "it is used between the outputs of the model and the loss, which watch.root(loss) before backward finds, a gradient hook has "
+        "changed it, or it comes from a backward pass in which the parameter had a single use"
+    ),
+}
+"""Of what is unattributed, by what the mode says."""
 
 
 class SharedStorage:

@@ -188,20 +188,6 @@ def test_beyond_the_budget_the_last_backward_counts_and_it_is_said(monkeypatch: 
     assert list(shares) == pytest.approx([float((g * total).sum() / total.square().sum()) for g in last.values()], rel=1e-5)
 
 
-def test_a_gradient_that_was_changed_between_two_backward_passes_of_the_first_step_is_not_taken_for_what_was_delivered() -> None:
-    net = mlp()
-    watch = paramwatch.attach(net, uses=1)
-    for _ in range(2):
-        net(X).square().mean().backward()
-        net[2].weight.grad *= 0.5
-    torch.optim.SGD(net.parameters(), lr=0.1).step()
-
-    modes = watch.uses()["mode"].droplevel(["step", "use"])
-    assert set(modes["2.weight"]) == {"full, last backward"}
-    assert set(modes["2.bias"]) == {"full"}
-    assert watch.agreement()["residual"].lt(1e-6).all()
-
-
 @pytest.mark.parametrize(("budget", "mode"), [(5 * 768, "stream"), (0, "norms")])
 def test_many_uses_are_streamed_beyond_the_budget_and_then_only_their_norms_known(
     budget: int, mode: str, monkeypatch: pytest.MonkeyPatch

@@ -118,6 +118,83 @@ def test_a_step_of_a_compiled_model_that_runs_eagerly_is_split() -> None:
     assert all(torch.equal(one, other) for one, other in zip(net.parameters(), bare.parameters(), strict=True))
 
 
+def never_called(net: nn.Module) -> Any:
+    beside(net)
+    return net
+
+
+def called_in_a_validation(net: nn.Module) -> Any:
+    call = beside(net)
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            call(x)
+        return net(x)
+
+    return forward
+
+
+def beside_a_compiled_teacher(net: nn.Module) -> Any:
+    teacher = beside(nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
+    return lambda x: net(teacher(x))
+
+
+def disabled(net: nn.Module) -> Any:
+    return torch.compiler.disable(net)
+
+
+def told_to_be_eager_in_the_step_itself(net: nn.Module) -> Any:
+    call = beside(net)
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.compiler.set_stance("force_eager"):
+            return call(x)
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    "way", [never_called, called_in_a_validation, beside_a_compiled_teacher, disabled, told_to_be_eager_in_the_step_itself]
+)
+def test_a_step_that_runs_eagerly_is_split_whatever_is_compiled_beside_it(
+    way: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    torch._dynamo.reset()
+    net, graphs = mlp(), []
+    for watched in (False, True):
+        torch._dynamo.utils.counters.clear()
+        call = way(net)
+        if watched:
+            watch = train(net, lambda net: call(X).square().mean())  # noqa: B023  # called at once
+        else:
+            call(X).square().mean().backward()
+        graphs.append(torch._dynamo.utils.counters["frames"]["total"])
+        torch._dynamo.reset()
+
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert list(watch.uses(parameters="2.weight").loc[0].droplevel("parameter").index) == ["2", "4"]
+    assert watch.agreement()["residual"].lt(1e-6).all()
+    # hooks are no part of what is compiled
+    assert graphs[0] == graphs[1]
+
+
+def test_a_step_that_is_compiled_in_part_is_not_split_and_the_next_one_is() -> None:
+    net = mlp()
+    call, optimizer = beside(net), torch.optim.SGD(net.parameters(), lr=0.1)
+    with paramwatch.attach(net, uses=1) as watch:
+        for step in range(3):
+            optimizer.zero_grad()
+            net(X).square().mean().backward()
+            (call if step == 1 else net)(X).square().mean().backward()
+            optimizer.step()
+
+    uses = watch.uses(parameters="2.weight").reset_index()
+    assert [(step, use) for step, use in zip(uses["step"], uses["use"], strict=True)] == [
+        (0, "2"), (0, "4"), (1, "(unattributed)"), (2, "2"), (2, "4"),
+    ]  # fmt: skip
+    assert list(uses["mode"]) == ["full", "full", "off", "full", "full"]
+
+
 class CompiledInside(nn.Module):
     """What is compiled here is no module, and uses a weight twice."""
 

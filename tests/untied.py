@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from paramwatch.record import Split
-from paramwatch.uses import contributions
+from paramwatch.uses import contributions, held
 
 Multiplied = list[tuple[list[Tensor], Tensor]]
 """The contributions of a row, and what autograd delivered to it."""
@@ -23,11 +23,11 @@ def multiplied() -> Iterator[Multiplied]:
     found: Multiplied = []
     gram = contributions.gram
 
-    def listening(grads: Sequence[Tensor], total: Tensor) -> Tensor:
+    def listening(grads: Sequence[Tensor], total: Tensor, before: Tensor | None = None) -> Tensor:
         found.append(([grad.clone().to(total.dtype) for grad in grads], total.clone()))
-        return gram(grads, total)
+        return gram(grads, total, before)
 
-    with patch.object(contributions, "gram", listening):
+    with patch.object(contributions, "gram", listening), patch.object(held, "gram", listening):
         yield found
 
 

@@ -21,7 +21,7 @@ from paramwatch.inventory import LiveInventory
 from paramwatch.rows import module_names
 from paramwatch.uses.calls import Call, Calls, Names, numbered
 from paramwatch.uses.graph import Node, Use, arrived, outputs_of, uses_below
-from paramwatch.uses.obstacles import SEVERAL_THREADS, merged, no_warning_of_hooks
+from paramwatch.uses.obstacles import SEVERAL_THREADS, in_words, is_compiled, merged, no_warning_of_hooks, runs_compiled
 from paramwatch.uses.sites import Site
 from paramwatch.uses.watched import Watched, WatchedRow
 
@@ -98,6 +98,9 @@ class Armed:
         if torch.compiler.is_compiling() or self.over:
             return
         with self._guard.contain("noting a module call"):
+            if runs_compiled(module):
+                self._step_aside(module)
+                return
             if not self._looked:
                 self._looked = True
                 if not self._live.sight.has_modules():
@@ -132,6 +135,27 @@ class Armed:
                 roots = [tensor.grad_fn for tensor in outputs_of(output) if tensor.grad_fn is not None]
                 if roots:
                     self._plan(calls, roots, call.enter, self._site_in(call))
+
+    def _step_aside(self, compiled: nn.Module) -> None:
+        """Compiled code is about to run: hooks would become a part of it. Where it is of the model its uses cannot be told apart."""
+        for handle in self._handles:
+            handle.remove()
+        names = [names[0] for part in compiled.modules() if (names := self._names.of(part)) is not None]
+        if names and torch.is_grad_enabled():
+            self._say(is_compiled(in_words(names[0])))
+            self.blind = self.over = True
+            for row in self.watched.rows.values():
+                row.found.reset()
+        else:
+            self._handles = [compiled.register_forward_hook(self._go_on, always_call=True)]
+
+    def _go_on(self, module: nn.Module, args: Any, output: Any) -> None:
+        with self._guard.contain("looking at module calls again"):
+            (handle,) = self._handles
+            handle.remove()
+            self._handles = []
+            if not self.over:
+                self.install()
 
     def _look_again(self) -> None:
         """Find the modules and the rows as they are now."""

@@ -1,90 +1,28 @@
-"""What each use adds to the gradient of one row, gathered during a backward pass within a budget of memory, and multiplied.
+"""What each use adds to the gradient of one row in one step, over all of its backward passes.
 
-Autograd itself holds two contributions and their sum when it adds, so two cost nothing. Of more uses all are kept within the budget
-(`full`), else their running sum (`stream`), else nothing but their norms (`norms`). Those of several backward passes of one step are added
-up, which takes keeping them until the step; where there is no room for that, the last pass counts. Until a step has shown how many passes
-there are, the first one is multiplied and kept as well: what it delivered is then the gradient itself, and no copy of it is made.
+Those of several passes are added up (`held`), which takes keeping them until the step; where there is no room for that, the last pass
+counts. Until a step has shown how many passes there are, the first one is multiplied and kept as well: what it delivered is then the
+gradient itself, and no copy of it is made. What was there before the first pass, or came to the gradient between two of them, is in it and
+in no contribution: it is unattributed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from paramwatch.uses.gram import add, dense, diagonal, flat, gram, order_of, own, side_by_side, square, workspace
+from paramwatch.ranks import is_one_of_several
+from paramwatch.uses.arriving import Arriving, Budget, begin
+from paramwatch.uses.between import NONE, Change, Mark, Number, mark_of
+from paramwatch.uses.gram import dense, diagonal, flat, gram, side_by_side, square
+from paramwatch.uses.held import Held, Pass
 from paramwatch.uses.reading import Sums
-from paramwatch.uses.sites import Site, forward_order, names_of
+from paramwatch.uses.sites import Site, names_of
 
-Mode = Literal["full", "stream", "norms"]
-
-
-@dataclass
-class Budget:
-    """Bytes that may be kept beyond what autograd keeps itself, on one device."""
-
-    most: int
-    taken: int = 0
-
-    def take(self, size: int) -> bool:
-        """Whether there was room."""
-        if size and self.taken + size > self.most:
-            return False
-        self.taken += size
-        return True
-
-    def give_back(self, size: int) -> None:
-        self.taken -= size
-
-
-@dataclass
-class _Arrived:
-    """Contributions of one backward pass, the last use first."""
-
-    mode: Mode
-    size: int
-    sites: list[Site] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)
-    squares: list[Tensor] = field(default_factory=list)
-    summed: Tensor | None = None
-    order: tuple[int, ...] | None = None
-    """Of dimensions, in which the elements of vectors are taken."""
-    eps: float = 0.0
-
-
-@dataclass
-class _Held:
-    """Contributions of all backward passes of a step so far, by name of the use."""
-
-    grads: dict[str, Tensor]
-    order: dict[str, tuple[int, int, int, int]]
-    total: Tensor | None
-    """What was delivered; None where that has become the gradient of the parameter,"""
-    mark: tuple[int, int]
-    """at this address and of this version: it is still so."""
-    passes: set[int]
-    eps: float
-    size: int
-
-    def goes_on_from(self, so_far: Tensor | None) -> bool:
-        """Whether what was delivered is known, if the parameter has this gradient."""
-        if self.total is not None:
-            return True
-        return so_far is not None and so_far.layout is torch.strided and self.mark == (so_far.data_ptr(), so_far._version)
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """What one backward pass, or a recomputed segment of it, has contributed, in the order of the forward pass."""
-
-    names: list[str]
-    sites: list[Site]
-    grads: list[Tensor]
-    total: Tensor
-    origin: int
-    eps: float
+LEFT, CHANGED, LAST = "left over", "changed between", "last backward"
+"""What the mode says of a gradient that was there before the first pass, that something else changed, and of which only the last counts."""
 
 
 class Contributions:
@@ -107,20 +45,26 @@ class Contributions:
         self.always = always
         self.recomputed = False
         """Whether other uses may come in runs of the engine that recompute a part of the forward pass."""
+        self._arrived: dict[int, Arriving] = {}
+        self._mark: Mark = None
+        """How the gradient of the parameter is known if nobody but autograd has changed it since."""
+        self._held: Held | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was delivered; what is on its way stays."""
+        self._drop()
+        self._done: Sums | None = None
         self.seen = False
         """Whether a use has contributed in this step."""
-        self._arrived: dict[int, _Arrived] = {}
-        self._held: _Held | None = None
-        self._done: Sums | None = None
         self._passes: set[int] = set()
-        self._evaluated = False
-        self._versions: tuple[int, ...] = ()
-        """Those that the gradient of the parameter may have if nobody but autograd has changed it since."""
+        self._unseen = 0
+        self._notes: dict[str, Tensor] = {}
 
     @property
     def backwards(self) -> int:
-        """Backward passes seen in this step."""
-        return len(self._passes)
+        """Backward passes in this step, those in which no use was seen as well."""
+        return len(self._passes) + self._unseen
 
     def take(self, task: int, site: Site, grad: Tensor, eps: float) -> None:
         """A contribution: the tensor itself, which autograd is about to add.
@@ -133,23 +77,8 @@ class Contributions:
         """
         arrived = self._arrived.get(task)
         if arrived is None:
-            arrived = self._arrived[task] = self._begin(*self._coming())
-        arrived.sites.append(site)
-        arrived.eps = max(arrived.eps, eps)
-        if arrived.mode == "full":
-            arrived.grads.append(grad)
-            return
-        if arrived.order is None:
-            arrived.order = order_of(grad) if grad.layout is torch.strided else tuple(range(grad.ndim))
-        x = flat(grad, arrived.order)
-        arrived.squares.append(square(x))
-        if arrived.mode != "stream":
-            return
-        if arrived.summed is None:
-            # the first one may be the engine's own
-            arrived.summed = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
-        else:
-            add(arrived.summed, x)
+            arrived = self._arrived[task] = begin(self._budget, *self._coming(), self._numel, self._size)
+        arrived.take(site, grad, eps)
 
     def deliver(self, task: int, total: Tensor, so_far: Tensor | None, whole: bool, keep: bool | None, apart: bool = False) -> None:
         """What autograd delivers to the parameter: the contributions of this run are complete.
@@ -164,63 +93,45 @@ class Contributions:
         """
         arrived = self._arrived.pop(task, None)
         self._before, self.expected, self.copied = self._coming(), 0, 0
-        changed = whole and so_far is not None and bool(self._passes) and so_far._version not in self._versions
-        # zeroed before the step, and not set to None; on other devices asking would mean to wait, and a closure is taken to do so
-        asked = changed and so_far is not None and so_far.is_cpu and so_far.layout is torch.strided
-        zeroed = not so_far.any() if asked and so_far is not None else changed and self._evaluated
-        afresh = whole and so_far is None
-        if afresh or zeroed:
-            self.forget()
-        unsure = changed and not zeroed and so_far is not None and not so_far.is_cpu
-        self._versions = (0, total._version) if so_far is None else (so_far._version + 1,)
-        self.seen |= arrived is not None
-        recomputed = self.recomputed or (arrived is not None and any(site.kind == "recompute" for site in arrived.sites))
+        now = so_far if whole else None
+        known = now is not None and self._mark is not None and self._mark == mark_of(now, 0)
+        factor = self._go_on(now, known) if whole else 1.0
+        self._mark = None if apart or not whole else mark_of(total, 0) if now is None else mark_of(now, 1)
+        if arrived is not None:
+            self.seen = True
+            self._budget.give_back(arrived.size)
+        recomputed = self.recomputed or (arrived is not None and arrived.recomputed_by is not None)
         if arrived is None or (len(arrived.sites) < 2 and not (self.always or recomputed or self._held)):
-            if arrived is not None:
-                self._budget.give_back(arrived.size)
+            self._add_unseen(total, now, factor)
             return
+        arrived.sort()
         # the segments of a checkpointed pass are runs of their own
-        origin = next((site.origin for site in arrived.sites if site.kind == "recompute"), task)
+        origin = task if arrived.recomputed_by is None else arrived.recomputed_by
         earlier = self._passes - {origin}
+        left = None if self._passes else self._left(now)
         self._passes.add(origin)
-        order = sorted(range(len(arrived.sites)), key=lambda i: forward_order(arrived.sites[i]))
-        sites = [arrived.sites[i] for i in order]
-        names = names_of(sites)
-        self._budget.give_back(arrived.size)
-        kept = False
-        if arrived.mode == "full":
-            grads = [arrived.grads[i] for i in order]
-            first = self._held is None
-            if not unsure and (keep is not False or recomputed or not first):
-                pass_ = _Pass(names, sites, grads, total, origin, arrived.eps)
-                kept = self._hold(pass_, so_far if whole else None, copy=not afresh or apart or recomputed or keep is True)
-            if kept and (keep or recomputed or not first):
+        pass_ = Pass(names_of(arrived.sites), arrived.sites, arrived.grads, total, origin, arrived.eps)
+        held, kept = self._held, False
+        if arrived.mode == "full" and (keep is not False or recomputed or held is not None):
+            kept = self._hold(pass_, now, left, factor, apart or recomputed or keep is True)
+            if kept and (keep or recomputed or held is not None):
                 self._done = None
                 return
-            *vectors, whole_one = side_by_side([*map(dense, grads), dense(total)])
-            found = gram(vectors, whole_one)
-        else:
-            found = diagonal([arrived.squares[i] for i in order], flat(total, arrived.order), arrived.summed)
         if not kept:
             self._drop()
-        mode = f"{arrived.mode}, last segment" if recomputed else f"{arrived.mode}, last backward" if earlier else arrived.mode
-        self._done = Sums(names, mode, 1, arrived.eps, found)
+        mode = arrived.mode + (", last segment" if recomputed else f", {LAST}" if earlier and (now is None or now.is_cpu) else "")
+        if earlier:
+            # on a device it may have been zeroed since
+            self._notes = {LAST: square(flat(now))} if now is not None and not now.is_cpu and not recomputed else {}
+        self._done = Sums(pass_.names, mode, 1, arrived.eps, _products(arrived, total, left), dict(self._notes))
 
     def sums(self, more: bool = False) -> Sums | None:
         """What was found in this step so far; None if nothing was. What was kept for it is let go, unless there may be more."""
-        held = self._held
-        if held is not None and self._done is None:
-            names = sorted(held.grads, key=held.order.__getitem__)
-            assert held.total is not None
-            *grads, total = side_by_side([*(held.grads[name] for name in names), held.total])
-            self._done = Sums(names, "full", len(held.passes), held.eps, gram(grads, total))
+        if self._held is not None and self._done is None:
+            self._done = replace(self._held.sums(), notes=dict(self._notes))
         if not more:
             self._drop()
         return self._done
-
-    def evaluated(self) -> None:
-        """A closure has just computed the gradient; if it does so again that is added, or begins anew where it was zeroed in between."""
-        self._evaluated = True
 
     def left(self, task: int) -> None:
         """A run of the engine is over: what has come in it and was not delivered went to the caller of `torch.autograd.grad`."""
@@ -237,58 +148,114 @@ class Contributions:
         self._arrived.clear()
         self.expected = self.copied = 0
 
+    # ---- pieces ------------------------------------------------------------------------------------
+
     def _coming(self) -> tuple[int, int]:
         """Of a graph that is gone through again nothing new is known."""
         return (self.expected, self.copied) if self.expected else self._before
 
-    def _begin(self, expected: int, copied: int) -> _Arrived:
-        needed = min(max(expected - 2, 0) + copied, expected) * self._size
-        if needed:
-            needed += workspace(expected, self._numel)
-        if self._budget.take(needed):
-            return _Arrived("full", needed)
-        # the sum is at least in single precision
-        needed = max(self._size, 4 * self._numel)
-        return _Arrived("stream", needed) if self._budget.take(needed) else _Arrived("norms", 0)
+    def _go_on(self, now: Tensor | None, known: bool) -> Number:
+        """What the gradient was multiplied with since the last pass; where it is none, or zero, what came before is forgotten."""
+        if now is None:
+            self.forget()
+        if now is None or not self._passes:
+            return 1.0
+        change = self._change(now, known)
+        if isinstance(change.factor, float) and change.factor == 0:
+            self.forget()
+            return 1.0
+        # where ranks are averaged the gradient is not what was delivered, and is no less in order
+        if (isinstance(change.rest, Tensor) or change.rest != 0) and not is_one_of_several():
+            rest = change.rest if isinstance(change.rest, Tensor) else torch.tensor(change.rest, dtype=torch.float64)
+            self._notes[CHANGED] = self._notes.get(CHANGED, 0) + rest
+        return change.factor
 
-    def _hold(self, pass_: _Pass, so_far: Tensor | None, copy: bool) -> bool:
+    def _change(self, now: Tensor, known: bool) -> Change:
+        held = self._held
+        if held is None:
+            return Change(0.0, 0.0) if now.is_cpu and _is_zero(now) else NONE
+        if known and held.total is None and self._done is not None and now.is_cpu:
+            # what is written to `.data` has no version
+            norms = [float(x.sqrt().numpy()) for x in (self._done.products[-2, -2], square(flat(now)))]
+            known = abs(norms[0] - norms[1]) <= 1e-9 * norms[0]
+        if known or held.total is not None:
+            return held.changed(now, known)
+        if not self._budget.take(self._size):
+            self._drop()
+            return NONE
+        change = held.changed(now, known)
+        self._budget.give_back(self._size)
+        return change
+
+    def _left(self, now: Tensor | None) -> Tensor | None:
+        """What was there before the first pass, if that is not zero or nobody knows without waiting."""
+        if now is None or (now.is_cpu and _is_zero(now)):
+            return None
+        if not self._unseen:
+            self._notes[LEFT] = square(flat(now))
+        return now
+
+    def _hold(self, pass_: Pass, now: Tensor | None, left: Tensor | None, factor: Number, copy: bool) -> bool:
         """Keep contributions until the step, added to those that are kept; False where that cannot be done.
 
         Args:
             pass_: What came.
-            so_far: The gradient of the parameter before that.
+            now: The gradient of the parameter before that.
+            left: What of it was there before the first pass.
+            factor: What it was multiplied with since the last pass.
             copy: Whether what was delivered is copied, if it is the first.
         """
         held, total = self._held, pass_.total
-        copy = copy or type(total) is not Tensor or total.layout is not torch.strided
-        new = [name for name in pass_.names if held is None or name not in held.grads]
-        totals = copy if held is None else held.total is None
-        size = (len(new) + totals) * self._size
-        if (held is None and self._done is not None) or (held is not None and not held.goes_on_from(so_far)) or not self._budget.take(size):
-            return False
-        mine = dict(zip(pass_.names, [own(grad, total) for grad in pass_.grads], strict=True))
-        order = dict(zip(pass_.names, map(forward_order, pass_.sites), strict=True))
         if held is None:
-            mark = (0, 0) if copy else (total.data_ptr(), total._version)
-            self._held = _Held(mine, order, dense(total).clone() if copy else None, mark, {pass_.origin}, pass_.eps, size)
+            copy = copy or left is not None or type(total) is not Tensor or total.layout is not torch.strided
+            size = (len(pass_.names) + copy) * self._size
+            if self._done is not None or not self._budget.take(size):
+                return False
+            whole = None if not copy else dense(total).clone() if left is None else dense(total) + dense(left)
+            self._held = Held(pass_.own(), pass_.order(), whole, {pass_.origin}, pass_.eps, size)
             return True
-        for name, grad in mine.items():
-            # out of place: two uses may have been given one tensor
-            held.grads[name] = held.grads[name] + grad.to(total.dtype) if name in held.grads else grad
-        before = so_far if held.total is None else held.total
-        assert before is not None
-        held.total = dense(total) + before.detach()
-        held.passes.add(pass_.origin)
-        held.order = order | held.order
-        held.eps, held.size = max(held.eps, pass_.eps), held.size + size
+        before = self._sum_before(held, now)
+        size = (held.new(pass_.names) + (held.total is None)) * self._size
+        if before is None or not self._budget.take(size):
+            return False
+        held.multiply(factor)
+        held.add(pass_, before)
+        held.size += size
         return True
 
-    def forget(self) -> None:
-        """Drop what was delivered; what is on its way stays."""
-        self._drop()
-        self._done, self._passes, self.seen, self._evaluated = None, set(), False, False
+    def _sum_before(self, held: Held, now: Tensor | None) -> Tensor | None:
+        """The gradient to which autograd adds; None where nobody knows. Where ranks are averaged that of this one."""
+        if held.total is not None and (now is None or is_one_of_several()):
+            return held.total
+        return now
+
+    def _add_unseen(self, total: Tensor, now: Tensor | None, factor: Number) -> None:
+        """A backward pass in which no use was seen is a part of the gradient all the same."""
+        self._unseen += 1
+        held = self._held
+        before = None if held is None else self._sum_before(held, now)
+        if held is not None and before is not None and self._budget.take(size := (held.total is None) * self._size):
+            held.multiply(factor)
+            held.add_total(total, before)
+            held.size += size
+            self._done = None
+        elif self._done is not None:
+            self._done = replace(self._done, mode=f"{self._done.mode}, without a backward")
 
     def _drop(self) -> None:
         if self._held is not None:
             self._budget.give_back(self._held.size)
         self._held = None
+
+
+def _products(arrived: Arriving, total: Tensor, left: Tensor | None) -> Tensor:
+    """Of what has come in one pass, and of what was there before."""
+    if arrived.mode != "full":
+        flat_left = None if left is None else flat(dense(left), arrived.order)
+        return diagonal(arrived.squares, flat(total, arrived.order), arrived.summed, flat_left)
+    vectors = side_by_side([*map(dense, arrived.grads), *([] if left is None else [dense(left)]), dense(total)])
+    return gram(vectors[: len(arrived.grads)], vectors[-1], None if left is None else vectors[-2])
+
+
+def _is_zero(gradient: Tensor) -> bool:
+    return bool(square(flat(gradient)).numpy() == 0)

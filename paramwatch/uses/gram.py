@@ -55,19 +55,20 @@ def _real(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def gram(grads: Sequence[Tensor], total: Tensor) -> Tensor:
+def gram(grads: Sequence[Tensor], total: Tensor, before: Tensor | None = None) -> Tensor:
     """Inner products [K + 2, K + 2] of K contributions, the gradient, and the gradient minus their sum; float64, on their device.
 
     Args:
         grads: Vectors of one size.
         total: What autograd delivered.
+        before: What it adds that to.
     """
-    if can_multiply((*grads, total)):
+    if before is None and can_multiply((*grads, total)):
         return torch.from_numpy(products(grads, total, len(grads) <= MOST_PAIRS))
-    return plain_gram(grads, total)
+    return plain_gram(grads, total, before)
 
 
-def plain_gram(grads: Sequence[Tensor], total: Tensor) -> Tensor:
+def plain_gram(grads: Sequence[Tensor], total: Tensor, before: Tensor | None = None) -> Tensor:
     """`gram` in PyTorch: on other devices, and where there is no kernel."""
     k, n = len(grads), total.numel()
     found = torch.zeros(k + 2, k + 2, dtype=torch.float64, device=total.device)
@@ -75,6 +76,8 @@ def plain_gram(grads: Sequence[Tensor], total: Tensor) -> Tensor:
     for start in range(0, n, piece):
         these = slice(start, min(n, start + piece))
         wide = torch.stack([x[these].to(torch.float64) for x in (*grads, total, total)])
+        if before is not None:
+            wide[k:] += before[these]
         wide[-1] -= wide[:k].sum(0)
         if k <= MOST_PAIRS:
             found += wide @ wide.T
@@ -112,20 +115,25 @@ def workspace(k: int, n: int) -> int:
     return 8 * (size * size + pairs * -(-n // CHUNK))
 
 
-def diagonal(squares: Sequence[Tensor], total: Tensor, summed: Tensor | None) -> Tensor:
+def diagonal(squares: Sequence[Tensor], total: Tensor, summed: Tensor | None, before: Tensor | None = None) -> Tensor:
     """What is known of `gram` where contributions were not kept.
 
     Args:
         squares: Of the contributions.
         total: What autograd delivered.
         summed: The sum of the contributions, where that was kept.
+        before: What it adds that to: without a sum, all that is known to be missing.
     """
     k = len(squares)
     found = torch.full((k + 2, k + 2), float("nan"), dtype=torch.float64, device=total.device)
     found.diagonal()[:k] = torch.stack([*squares])
-    found[k, k] = square(total)
-    if summed is not None:
-        found[k:, k:] = gram([summed], total)[1:, 1:]
+    if summed is None and before is None:
+        found[k, k] = square(total)
+    elif summed is not None:
+        found[k:, k:] = gram([summed], total, before)[1:, 1:]
+    else:
+        # the gradient without what was there before is what was delivered
+        found[k:, k:] = gram([total], total, before)[1:, 1:]
     return found
 
 

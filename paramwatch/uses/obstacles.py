@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import re
 import sys
 import warnings
@@ -13,8 +12,8 @@ import torch
 from torch import nn
 
 EAGER = (
-    "To split a step that is compiled set torch.compiler.set_stance('force_eager') before the step before it ends, or train the module "
-    "without a compiled form of it: docs/tied-gradients.md"
+    "To split a step that is compiled set torch.compiler.set_stance('force_eager') before the step before it ends, or call the module "
+    "itself, which is not compiled: docs/tied-gradients.md"
 )
 """The way out."""
 
@@ -53,8 +52,13 @@ def obstacle_to_splitting(module: nn.Module) -> str | None:
             "was made; another version of torch or of paramwatch may get along. All else is recorded"
         )
     if not is_eager() and (compiled := compiled_part(module)) is not None:
-        return f"gradients are not split by use: uses inside a compiled region cannot be told apart, and {compiled} is one. {EAGER}"
+        return is_compiled(compiled)
     return None
+
+
+def is_compiled(part: str) -> str:
+    """Of a part, in words."""
+    return f"gradients are not split by use: uses inside a compiled region cannot be told apart, and {part} is one. {EAGER}"
 
 
 def missing() -> str:
@@ -71,22 +75,27 @@ def is_eager() -> bool:
 
 
 def compiled_part(module: nn.Module) -> str | None:
-    """What of a model is compiled, in words; None if nothing is."""
+    """What of a model is compiled in its place, in words; None if nothing is. What is only beside it shows when it is called."""
     for name, part in module.named_modules():
-        if "_orig_mod" in part._modules or getattr(part, "_compiled_call_impl", None) is not None:
-            return f"{name!r}" if name else "the model"
-    return "the model" if _has_compiled_form(module) else None
+        # the last is Lightning's, of a module that was given to it compiled
+        compiled = getattr(part, "_compiled_call_impl", None) is not None or vars(part).get("_compiler_ctx") is not None
+        if compiled or hasattr(vars(part).get("forward"), "_torchdynamo_orig_callable"):
+            return in_words(name)
+    return None
 
 
-def _has_compiled_form(module: nn.Module) -> bool:
-    """Whether there is a `torch.compile(module)` beside the module, which knows nothing of it."""
+def in_words(name: str) -> str:
+    """A part of a model."""
+    return f"{name!r}" if name else "the model"
+
+
+def runs_compiled(module: nn.Module) -> bool:
+    """Whether it is a `torch.compile(module)`, of which compiled code is about to run."""
     frames: Any = sys.modules.get("torch._dynamo.eval_frame")
-    # nothing was ever compiled in most processes, and to look at all objects takes 40 ms; None is what `torch.compiler.disable` leaves here
-    if frames is None or not any(backend is not None for backend in getattr(frames, "cached_backends", {}).values()):
+    if frames is None or not isinstance(module, frames.OptimizedModule) or is_eager():
         return False
-    inside = {id(part) for part in module.modules()}
-    forms = [each for each in gc.get_referrers(frames.OptimizedModule) if type(each) is frames.OptimizedModule]
-    return any(id(each._modules.get("_orig_mod")) in inside for each in forms)
+    # what `torch.compiler.disable` gives is one as well
+    return not isinstance(module.dynamo_ctx, frames.DisableContext)
 
 
 class no_warning_of_hooks:  # noqa: N801

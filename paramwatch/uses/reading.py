@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from paramwatch.columns import Array
 from paramwatch.measure import Reading
 from paramwatch.record import Split
 
@@ -22,20 +23,24 @@ class Sums:
     names: list[str]
     """Of its uses, in the order of the forward pass."""
     mode: str
-    backwards: int
+    backwards: float | Tensor
+    """Over how many passes; float64 [] on its device where that is only known there."""
     eps: float
     """Of the type in which the contributions were added."""
     products: Tensor
     """`gram` of the contributions, still on its device."""
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the mode says as well unless the number, float64 [] on its device, is 0."""
 
 
 class SplitReading:
     """Nobody waits for it on the training thread."""
 
     def __init__(self, rows: Sequence[tuple[str, Sums]]) -> None:
-        self.reading = _reading([sums.products for _, sums in rows])
         # the tensors themselves are not kept
-        self._rows = [(name, sums.names, sums.mode, sums.backwards, sums.eps) for name, sums in rows]
+        self._rows = [(name, sums.names, sums.mode, sums.eps, list(sums.notes)) for name, sums in rows]
+        self._backwards = [None if isinstance(sums.backwards, Tensor) else sums.backwards for _, sums in rows]
+        self.reading = _reading([x for _, sums in rows for x in _tensors_of(sums)])
 
     def splits(self, grad_norm: Callable[[str], float]) -> dict[str, Split]:
         """The splits by row, once the reading is there.
@@ -43,21 +48,45 @@ class SplitReading:
         Args:
             grad_norm: Gives the norm of a row's gradient as the optimizer used it.
         """
-        numbers, start, found = self.reading.numpy(), 0, {}
-        for row, names, mode, backwards, eps in self._rows:
+        numbers, found = iter(self.reading.numpy().tolist()), {}
+        for (row, names, mode, eps, labels), known in zip(self._rows, self._backwards, strict=True):
             k = len(names)
-            size = (k + 2) ** 2
-            products = np.array(numbers[start : start + size], dtype=np.float64).reshape(k + 2, k + 2)
-            start += size
-            with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-                norms = np.sqrt(np.diagonal(products))
-                # a gradient that was set to zero and not touched needs no use
-                if not k and norms[0] == 0:
-                    continue
-                rounding = float(eps * math.sqrt(k * backwards) * norms[:k].sum())
-                unit = float(grad_norm(row) / norms[k])
-            found[row] = Split(tuple(names), mode, backwards, products, rounding, unit)
+            products = np.array(list(itertools.islice(numbers, (k + 2) ** 2))).reshape(k + 2, k + 2)
+            backwards = next(numbers) if known is None else known
+            # NaN is not 0
+            mode = ", ".join([mode, *(label for label in labels if next(numbers) != 0)])
+            if known is None:
+                names, products = _without_zeroed(names, products)
+            if (split := _split(row, names, mode, backwards, eps, products, grad_norm)) is not None:
+                found[row] = split
         return found
+
+
+def _split(
+    row: str, names: Sequence[str], mode: str, backwards: float, eps: float, products: Array, grad_norm: Callable[[str], float]
+) -> Split | None:
+    k = len(names)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        norms = np.sqrt(np.diagonal(products))
+        # a gradient that was set to zero and not touched needs no use
+        if not k and norms[0] == 0:
+            return None
+        rounding = float(eps * math.sqrt(k * backwards) * norms[:k].sum())
+        unit = float(grad_norm(row) / norms[k])
+    return Split(tuple(names), mode, int(backwards), products, rounding, unit)
+
+
+def _without_zeroed(names: Sequence[str], products: Array) -> tuple[list[str], Array]:
+    """Without the uses of passes after which the gradient was set to zero."""
+    kept = [i for i in range(len(names)) if products[i, i] != 0]
+    both = [*kept, len(names), len(names) + 1]
+    return [names[i] for i in kept], products[np.ix_(both, both)]
+
+
+def _tensors_of(sums: Sums) -> Iterable[Tensor]:
+    """What travels, in order."""
+    backwards = [sums.backwards] if isinstance(sums.backwards, Tensor) else []
+    return [sums.products, *backwards, *sums.notes.values()]
 
 
 def _reading(products: Sequence[Tensor]) -> Reading:

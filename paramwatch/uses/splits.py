@@ -42,7 +42,7 @@ class Splits:
         self._period, self._uses_of = uses * every, uses_of
         self._said: set[str] = set()
         self._off = False
-        # whether a step has several backward passes: as the last one had that was split
+        # whether a step has several backward passes: one that was split had, or none had
         self._several: bool | None = None
         self._armed: Armed | None = None
         if hint := check_uses_of(live.current, live.sight.waits, uses_of):
@@ -91,8 +91,6 @@ class Splits:
                     row.passes = row.found.backwards
                     mode = f"{sums.mode} (this rank)" if is_one_of_several() else sums.mode
                     found.append((row.name, replace(sums, mode=mode)))
-                if evaluation:
-                    row.found.evaluated()
         return SplitReading(found) if found else None
 
     def ended(self, names: Collection[str], number: int, again: bool) -> None:
@@ -110,7 +108,7 @@ class Splits:
         watched = self._armed.watched
         stepped = watched.still_open(names)
         if passes := [row.passes for row in stepped if row.passes]:
-            self._several = self._armed.several = max(passes) > 1
+            self._several = self._armed.several = bool(self._several) or max(passes) > 1
         watched.stepped(names, again)
         if self._off or not watched.waits(self._live.current, number - watched.number):
             # what was frozen so far is not among those that were watched

@@ -15,7 +15,8 @@ from paramwatch.inventory import LiveInventory
 from paramwatch.measure.room import share_of_device
 from paramwatch.record import Inventory, Row
 from paramwatch.rows import held_under, places
-from paramwatch.uses.contributions import Budget, Contributions
+from paramwatch.uses.arriving import Budget
+from paramwatch.uses.contributions import Contributions
 
 TIED = "tied"
 """Among patterns: the rows that have several names."""

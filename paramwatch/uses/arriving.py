@@ -1,0 +1,103 @@
+"""The contributions of one backward pass as they arrive, the last use first, within a budget of memory.
+
+Autograd itself holds two contributions and their sum when it adds, so two cost nothing. Of more uses all are kept within the budget
+(`full`), else their running sum (`stream`), else nothing but their norms (`norms`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from paramwatch.uses.gram import add, flat, order_of, square, workspace
+from paramwatch.uses.sites import Site, forward_order
+
+Mode = Literal["full", "stream", "norms"]
+
+
+@dataclass
+class Budget:
+    """Bytes that may be kept beyond what autograd keeps itself, on one device."""
+
+    most: int
+    taken: int = 0
+
+    def take(self, size: int) -> bool:
+        """Whether there was room."""
+        if size and self.taken + size > self.most:
+            return False
+        self.taken += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        self.taken -= size
+
+
+@dataclass
+class Arriving:
+    """What has come of a backward pass."""
+
+    mode: Mode
+    size: int
+    """Bytes that were taken from the budget."""
+    sites: list[Site] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    squares: list[Tensor] = field(default_factory=list)
+    summed: Tensor | None = None
+    order: tuple[int, ...] | None = None
+    """Of dimensions, in which the elements of vectors are taken."""
+    eps: float = 0.0
+
+    def take(self, site: Site, grad: Tensor, eps: float) -> None:
+        """A contribution."""
+        self.sites.append(site)
+        self.eps = max(self.eps, eps)
+        if self.mode == "full":
+            self.grads.append(grad)
+            return
+        if self.order is None:
+            self.order = order_of(grad) if grad.layout is torch.strided else tuple(range(grad.ndim))
+        x = flat(grad, self.order)
+        self.squares.append(square(x))
+        if self.mode != "stream":
+            return
+        if self.summed is None:
+            # the first one may be the engine's own
+            self.summed = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+        else:
+            add(self.summed, x)
+
+    def sort(self) -> None:
+        """In the order of the forward pass."""
+        order = sorted(range(len(self.sites)), key=lambda i: forward_order(self.sites[i]))
+        self.sites = [self.sites[i] for i in order]
+        self.grads = [self.grads[i] for i in order if self.grads]
+        self.squares = [self.squares[i] for i in order if self.squares]
+
+    @property
+    def recomputed_by(self) -> int | None:
+        """The run of the engine that has recomputed the part of the forward pass in which they are; None where they were not."""
+        return next((site.origin for site in self.sites if site.kind == "recompute"), None)
+
+
+def begin(budget: Budget, expected: int, copied: int, numel: int, size: int) -> Arriving:
+    """Choose how contributions are kept.
+
+    Args:
+        budget: What may be taken.
+        expected: How many come,
+        copied: and of how many autograd itself holds something else.
+        numel: Elements of each,
+        size: and bytes.
+    """
+    needed = min(max(expected - 2, 0) + copied, expected) * size
+    if needed:
+        needed += workspace(expected, numel)
+    if budget.take(needed):
+        return Arriving("full", needed)
+    # the sum is at least in single precision
+    needed = max(size, 4 * numel)
+    return Arriving("stream", needed) if budget.take(needed) else Arriving("norms", 0)

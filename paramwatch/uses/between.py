@@ -1,0 +1,64 @@
+"""What became of a gradient since a backward pass of the same step: nothing, a multiple of itself (clipping), zeros, or something else.
+
+Beside `held`, which keeps what earlier passes have contributed: that is multiplied as the gradient was, so that it stays a part of it. What
+is no multiple is nobody's contribution. Of elements on a device nothing is asked that would have to be waited for: the factor stays there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paramwatch.uses.gram import dense, gram, side_by_side
+
+Number: TypeAlias = float | Tensor
+"""A number: known here, or float64 [] on a device."""
+
+Mark: TypeAlias = tuple[int, int] | None
+"""Address and version of a gradient as autograd has left it; None where nobody knows."""
+
+
+class Change(NamedTuple):
+    """What became of a gradient."""
+
+    factor: Number
+    """What it was multiplied with; 1 where it is no multiple of what it was."""
+    rest: Number
+    """The squared norm of what came to it; 0 where it is a multiple."""
+
+
+NONE = Change(1.0, 0.0)
+
+
+def mark_of(gradient: Tensor, more: int) -> Mark:
+    """How a gradient will be known that is changed in place so often."""
+    return (gradient.data_ptr(), gradient._version + more) if gradient.layout is torch.strided else None
+
+
+def change_of(was: Tensor, now: Tensor) -> Change:
+    """What a gradient was multiplied with, and what came to it."""
+    one, other = side_by_side([dense(was), dense(now)])
+    found: Any = gram([one], other)
+    where: Any = torch.where
+    if found.is_cpu:
+        found, where = found.numpy(), np.where
+    a, b, product, apart = found[0, 0], found[1, 1], found[0, 1], found[2, 2]
+    # of the multiplication of each element; sums of products are not exact either
+    tolerance = max(2 * torch.finfo(now.dtype).eps, 1e-7) ** 2
+    with np.errstate(all="ignore"):
+        same, nothing = apart <= tolerance * b, b == 0
+        multiple = (product * product >= (1 - tolerance) * a * b) & (a > 0)
+        factor = where(nothing, 0.0, where(same | ~multiple, 1.0, product / a))
+        rest = where(same | multiple | nothing, 0.0, apart)
+    return Change(factor, rest) if isinstance(factor, Tensor) else Change(float(factor), float(rest))
+
+
+def times(grad: Tensor, factor: Number) -> Tensor:
+    """The contribution, multiplied as the gradient was."""
+    if isinstance(factor, float):
+        return grad if factor == 1 else grad * factor
+    # what was NaN and has been zeroed is zero
+    return torch.where(factor == 0, 0.0, grad * factor).to(grad.dtype)

@@ -1,0 +1,193 @@
+"""A gradient that something else than autograd changes, or that is there before the first backward pass: what is split, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_uses_edges import Chain, X, loss, mlp, near
+from torch import Tensor, nn
+
+import paramwatch
+from paramwatch import Watch
+from paramwatch.uses import watched
+
+ROW = "2.weight"
+FIRST, SECOND = X[:8], X[8:]
+
+Change = Callable[[nn.Module], Any]
+
+
+def halve(net: nn.Module) -> None:
+    for parameter in net.parameters():
+        parameter.grad.mul_(0.5)
+
+
+def halve_data(net: nn.Module) -> None:
+    """No version of anything is another one after that."""
+    for parameter in net.parameters():
+        parameter.grad.data.mul_(0.5)
+
+
+def replace(net: nn.Module) -> None:
+    for parameter in net.parameters():
+        parameter.grad = parameter.grad * 0.5
+
+
+def zero(net: nn.Module) -> None:
+    net.zero_grad(set_to_none=False)
+
+
+def zero_data(net: nn.Module) -> None:
+    for parameter in net.parameters():
+        parameter.grad.data.zero_()
+
+
+def add(net: nn.Module) -> None:
+    for parameter in net.parameters():
+        parameter.grad.add_(0.01)
+
+
+def add_data(net: nn.Module) -> None:
+    for parameter in net.parameters():
+        parameter.grad.data.add_(0.01)
+
+
+def penalise(net: nn.Module) -> None:
+    """A backward pass that does not lead through the model."""
+    net[2].weight.square().sum().mul(0.01).backward()
+
+
+def nothing(net: nn.Module) -> None:
+    pass
+
+
+def steps(
+    between: Change, before: Change = nothing, after: Change = nothing, zeroes: bool = True, n: int = 3
+) -> tuple[Watch, list[Tensor]]:
+    """Of two backward passes each, and the gradient as each used it."""
+    net, used = mlp(), []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    with paramwatch.attach(net, uses=1) as watch:
+        for _ in range(n):
+            if zeroes:
+                optimizer.zero_grad()
+            before(net)
+            loss(net, FIRST).backward()
+            between(net)
+            loss(net, SECOND).backward()
+            after(net)
+            used.append(net[2].weight.grad.double().clone())
+            optimizer.step()
+    assert not watch.recorder.splits.guard.failed  # type: ignore[union-attr]  # with `uses` there are splits
+    return watch, used
+
+
+def truth(factor: float) -> dict[str, Tensor]:
+    """What the uses contribute to the second pass, and `factor` times what they contribute to the first."""
+    found = {}
+    for x, times in ((FIRST, factor), (SECOND, 1.0)):
+        twin = mlp(tied=False)
+        loss(twin, x).backward()
+        for name in "24":
+            found[name] = found.get(name, 0) + times * twin[int(name)].weight.grad.double()
+    return found
+
+
+def assert_parts(watch: Watch, step: int, parts: dict[str, Tensor], used: Tensor) -> None:
+    """The frame has these parts of this gradient, and what is left of it as unattributed, if it is more than rounding."""
+    frame = watch.uses().loc[(step, ROW)]
+    missing = used - sum(parts.values())
+    if missing.norm() > 1e-6 * used.norm():
+        parts = {**parts, "(unattributed)": missing}
+    assert dict(frame["use_norm"]) == near({name: float(part.norm()) for name, part in parts.items()})
+    assert dict(frame["use_share"]) == near({name: float((part * used).sum() / used.square().sum()) for name, part in parts.items()})
+    assert frame["use_share"].sum() == pytest.approx(1, abs=1e-6)
+
+
+VERSIONED = {"halve": (halve, 0.5), "replace": (replace, 0.5), "zero": (zero, 0.0), "nothing": (nothing, 1.0)}
+EXACT = VERSIONED | {"halve data": (halve_data, 0.5), "zero data": (zero_data, 0.0)}
+
+
+@pytest.mark.parametrize(("change", "factor"), EXACT.values(), ids=EXACT)
+def test_a_gradient_that_is_multiplied_between_two_passes_is_split_as_it_is_used(change: Change, factor: float) -> None:
+    watch, used = steps(change)
+
+    for step in range(3):
+        assert_parts(watch, step, truth(factor), used[step])
+        assert set(watch.uses().loc[step]["mode"]) == {"full"}
+    assert (watch.uses(parameters=ROW)["backwards"] == (2 if factor else 1)).all()
+
+
+@pytest.mark.parametrize("change", [add, add_data])
+def test_what_is_added_between_two_passes_is_unattributed_and_said_once(change: Change, caplog: pytest.LogCaptureFixture) -> None:
+    watch, used = steps(change)
+
+    for step in range(3):
+        assert_parts(watch, step, truth(1.0), used[step])
+    assert set(watch.uses(steps=slice(1, 3), parameters=ROW)["mode"]) == {"full, changed between"}
+    (said,) = watch.findings["message"]
+    assert "between two backward passes" in said
+    assert "after the last" in said
+
+
+def test_what_is_left_from_the_steps_before_is_unattributed_and_said_once() -> None:
+    watch, used = steps(nothing, zeroes=False)
+
+    for step in range(3):
+        assert_parts(watch, step, truth(1.0), used[step])
+        assert set(watch.uses().loc[step]["mode"]) == {"full, left over" if step else "full"}
+    (said,) = watch.findings["message"]
+    assert "before the first backward pass through the model" in said
+    assert "zero_grad" in said
+
+
+@pytest.mark.parametrize("budget", [None, 0])
+@pytest.mark.parametrize("uses", [2, 6])
+def test_what_is_left_is_unattributed_in_every_mode(budget: int | None, uses: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if budget is not None:
+        monkeypatch.setattr(watched, "LEAST_BUDGET", budget)
+        monkeypatch.setattr(watched, "share_of_device", lambda device: 0)
+    net, left = Chain(True, uses), torch.randn(4, 4, generator=torch.manual_seed(1))
+    twin = Chain(False, uses)
+    with paramwatch.attach(net, uses=1, uses_of="layer.weight") as watch:
+        net.layer.weight.grad = left.clone()
+        loss(net).backward()
+        torch.optim.SGD(net.parameters(), lr=0.1).step()
+    loss(twin).backward()
+
+    grads = torch.stack([layer.weight.grad.double().flatten() for layer in twin.copies])  # type: ignore[union-attr]  # it is untied
+    frame, row = watch.uses().loc[(0, "layer.weight")], watch.agreement().loc[(0, "layer.weight")]
+    norms = [*grads.norm(dim=1).tolist(), float(left.norm())]
+    assert list(frame["use_norm"]) == pytest.approx(norms, rel=1e-5)
+    assert frame.index[-1] == "(unattributed)"
+    assert all(mode.endswith(", left over") for mode in frame["mode"])
+    summed = grads.sum(0)
+    pairs = sum(norms[:-1]) ** 2 - float(grads.square().sum())
+    assert row["agreement"] == pytest.approx(float(summed.square().sum() - grads.square().sum()) / pairs, rel=1e-4)
+    assert row["residual"] == pytest.approx(float(left.norm() / (summed.view(4, 4) + left).norm()), rel=1e-5)
+    assert "left over" not in watch.findings["message"][0]
+    assert "before the first backward pass" in watch.findings["message"][0]
+
+
+@pytest.mark.parametrize("place", ["before", "between", "after"])
+def test_a_backward_pass_beside_the_model_is_a_part_of_the_gradient(place: str) -> None:
+    watch, used = steps(**{"between": nothing, place: penalise})
+
+    for step in range(3):
+        assert_parts(watch, step, truth(1.0), used[step])
+    (said,) = watch.findings["message"]
+    assert "watch.root(loss)" in said
+
+
+def test_on_a_device_nothing_is_asked_and_the_same_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where numbers stay on their device until the record is made."""
+    monkeypatch.setattr(Tensor, "is_cpu", False)
+    for change, factor in VERSIONED.values():
+        watch, used = steps(change)
+        for step in range(3):
+            assert_parts(watch, step, truth(factor), used[step])
+            assert set(watch.uses().loc[step]["mode"]) == {"full"}
+        assert (watch.uses(parameters=ROW)["backwards"] == (2 if factor else 1)).all()
