@@ -407,11 +407,9 @@ def default_dtype() -> Iterator[None]:
 
 @contextlib.contextmanager
 def default_device() -> Iterator[None]:
-    torch.set_default_device("meta")
-    try:
+    # `torch.set_default_device(None)` does not undo all of it in torch 2.6
+    with torch.device("meta"):
         yield
-    finally:
-        torch.set_default_device(None)
 
 
 SURROUNDINGS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {

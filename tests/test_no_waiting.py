@@ -81,6 +81,9 @@ def on_gpu(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="cuda")
 
 
+plain = pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="torch 2.6 cannot take a fake tensor as a plain one")
+
+
 def test_a_wait_would_be_seen(ring: Sent) -> None:
     x = on_gpu(3)
     with Waits() as waits:
@@ -91,6 +94,7 @@ def test_a_wait_would_be_seen(ring: Sent) -> None:
     assert waits.found == ["_to_copy", "copy_", "_to_copy"]
 
 
+@plain
 @pytest.mark.parametrize("scale", [None, "cuda", "cpu"])
 def test_measuring_in_plain_torch_waits_for_nothing(ring: Sent, scale: str | None) -> None:
     tensors = [on_gpu(3, 5), on_gpu(70_000), on_gpu(7, dtype=torch.bfloat16), on_gpu()]
@@ -110,6 +114,7 @@ def test_measuring_in_plain_torch_waits_for_nothing(ring: Sent, scale: str | Non
     assert [(x.device.type, x.numel()) for x in ring.tensors] == [("cuda", parts + counted)]
 
 
+@plain
 def test_samples_wait_for_nothing(ring: Sent) -> None:
     tensors = [on_gpu(9_000), on_gpu(3)]
     with Waits() as waits:

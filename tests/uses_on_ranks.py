@@ -26,7 +26,9 @@ USES = {
 def verify_uses() -> None:
     """To be called by each of several processes, which have met."""
     for wrap, backwards in ((shared, 1), (shared, 3), (shared_in_buckets, 1), (sharded, 1), (sharded, 3), (sharded_in_bfloat16, 1)):
-        _verify(wrap, backwards)
+        # FSDP2 of torch 2.6 runs on no CPU
+        if wrap in (shared, shared_in_buckets) or hasattr(torch.cpu.current_stream(), "record_event"):
+            _verify(wrap, backwards)
 
 
 class Language(nn.Module):
