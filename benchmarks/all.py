@@ -39,7 +39,7 @@ TESTS = (
 )
 """Of the code that is timed."""
 
-TABLES = ("monitored_step", "contestants", "kernel", "growth", "event_file", "uses", "gpu_bandwidth")
+TABLES = ("monitored_step", "contestants", "kernel", "growth", "event_file", "uses", "gpu_bandwidth", "gpu_step")
 
 
 def machine() -> str:

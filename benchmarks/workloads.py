@@ -81,10 +81,10 @@ class Attention(nn.Module):
 
 
 class GPT(nn.Module):
-    def __init__(self, layers: int = 6, width: int = 384, vocabulary: int = 8192, length: int = 128) -> None:
+    def __init__(self, layers: int = 6, width: int = 384, vocabulary: int = 8192, length: int = 128, heads: int = 6) -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
-        self.layers = nn.Sequential(*(Attention(width, 6) for _ in range(layers)))
+        self.layers = nn.Sequential(*(Attention(width, heads) for _ in range(layers)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.tokens.weight
 

@@ -62,7 +62,7 @@ def described(done: Round, update_mode: str, skipped: bool, scale: float | None)
         "evaluations": sum(evaluations) if evaluations else None,
         "backwards": None,
         "update_mode": update_mode,
-        "overhead_us": done.overhead_ns / 1000,
+        **done.spent.described(),
         **done.steps,
     }
 

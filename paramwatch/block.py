@@ -19,13 +19,14 @@ STEP_COLUMNS: Mapping[str, Any] = {
     "backwards": pa.int64(),
     "update_mode": pa.string(),
     "overhead_us": pa.float64(),
+    "overhead_host_us": pa.float64(),
     "epoch": pa.int64(),
     "batch_idx": pa.int64(),
     "global_step": pa.int64(),
 }
 """Types of the known keys of `Record.steps`; those of other keys follow from their values."""
 
-SUMMED = ("evaluations", "backwards", "overhead_us")
+SUMMED = ("evaluations", "backwards", "overhead_us", "overhead_host_us")
 """Keys of `Record.steps` that add up over the parts of a step."""
 
 WIDENING = (pa.bool_(), pa.int64(), pa.float64(), pa.string())

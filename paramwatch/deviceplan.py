@@ -18,6 +18,7 @@ from paramwatch.columns import PARTS, Array
 from paramwatch.inventory import LiveInventory
 from paramwatch.measure import Kept, Reading, gpu, trusted
 from paramwatch.measure.scaled import sent, stream_of
+from paramwatch.measure.streams import follow, stream_now
 from paramwatch.measure.tables import Layout, types_of
 from paramwatch.plan import ENTERED, KINDS, MOVED, USED, Folded, Plan, rates_of
 from paramwatch.rooms import Grads
@@ -74,6 +75,7 @@ class DevicePlan(Plan):
         self.device = next(iter(rows.values())).device
         self.broken = False
         """Whether a kernel could not be launched, or memory was short: then there is no quick way any more."""
+        self._here: Grads | None = None
         self._pulls: tuple[Grads, int, Located, Tensor | None] | None = None
 
     @classmethod
@@ -120,6 +122,13 @@ class DevicePlan(Plan):
         self.broken = self.broken or trusted.attempt(self.device, launched) is None
         return not self.broken
 
+    def grads_of(self, grads: Sequence[Tensor | None]) -> Grads | None:
+        """As for any plan; None as well if one is on another device."""
+        known = super().grads_of(grads)
+        if known is not None and known is not self._here and all(grad.device == self.device for grad in known.found(grads)):
+            self._here = known
+        return known if known is self._here else None
+
     def located(self, grads: Grads, found: Sequence[Tensor]) -> tuple[Located, Tensor | None]:
         """What is known of where gradients like these are, and which rows they are of; None for all rows."""
         stream = stream_of(self.device)
@@ -139,7 +148,7 @@ class FoldedOnDevice(Folded):
         slot: Where on the host the numbers belong.
     """
 
-    __slots__ = ("_copies", "_found", "_numbers", "on_way")
+    __slots__ = ("_copies", "_found", "_numbers", "_stream", "on_way")
 
     plan: DevicePlan
     scales = True
@@ -147,14 +156,15 @@ class FoldedOnDevice(Folded):
     def __init__(self, plan: DevicePlan, numbers: Tensor, copies: Tensor | None, slot: tuple[Array, int, int]) -> None:
         super().__init__(plan, None, *slot)
         self._numbers, self._copies = numbers, copies
-        self._found = plan.rows.addresses
+        self._found, self._stream = plan.rows.addresses, stream_now(plan.device)
         self.on_way: Reading | None = None
 
     def see(self, grads: Sequence[Tensor | None], scale: Tensor | None = None) -> bool:
         """Measure gradients, the last time wins; False if that cannot be done here."""
         plan, known = self.plan, self.plan.grads_of(grads)
-        if known is None or any(grad is not None and grad.device != plan.device for grad in grads):
+        if known is None:
             return False
+        self._follow()
         found, into = known.found(grads), self._numbers[USED:MOVED]
         if found:
             located, rows = plan.located(known, found)
@@ -173,6 +183,7 @@ class FoldedOnDevice(Folded):
         plan, rates = self.plan, rates_of(optimizer)
         if self.grads is None or rates is None:
             return False
+        self._follow()
         if self._copies is not None:
             if not plan.rows.find(tensors) or plan.rows.addresses != self._found or not plan.forms.hold(tensors):
                 return False
@@ -185,6 +196,13 @@ class FoldedOnDevice(Folded):
         self._copies = None
         return True
 
+    def _follow(self) -> None:
+        """Where the step goes on in another stream than before, that one waits for what was queued here; nobody else does."""
+        stream = stream_now(self.plan.device)
+        if stream != self._stream:
+            follow(stream, self._stream, [x for x in (self._numbers, self._copies) if x is not None])
+            self._stream = stream
+
     @property
     def over(self) -> bool:
         """Whether the step has ended this way."""
@@ -194,12 +212,14 @@ class FoldedOnDevice(Folded):
         """What was measured of a kind, and will not be changed any more."""
         if self.over:
             return super().reading(kind)
+        self._follow()
         numbers = self._numbers[kind]
         return Reading([(range(len(numbers)), numbers)], tuple(numbers.shape))
 
     def kept(self) -> Kept:
         """The copies of the parameters, for the general way to go on with."""
         assert self._copies is not None
+        self._follow()
         copies = []
         for start, size, form in zip(self.plan.rows.starts.tolist(), self.plan.sizes, self.plan.forms.each, strict=True):
             flat = self._copies[start : start + size * form[1].itemsize].view(form[1])

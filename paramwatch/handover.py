@@ -37,8 +37,7 @@ class Handover:
             while self._waiting:
                 first = self._waiting.popleft()
                 if wait:
-                    for reading in first.readings():
-                        reading.wait()
+                    first.wait()
                 elif not first.ready:
                     self._waiting.appendleft(first)
                     return

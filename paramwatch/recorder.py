@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from paramwatch.clock import Clock, Started
 from paramwatch.deviceplan import DevicePlan
 from paramwatch.gradients import is_plain, see_gradients, take_raw
 from paramwatch.guard import Guard
@@ -89,7 +90,7 @@ class Recorder:
         self._others = Others(live, first_step)
         self._claims = Claims()
         self._outside = Outside()
-        self._overhead_ns = 0
+        self._clock = Clock(lambda: live.current)
         prepare(live.glance, histograms > 0)
 
     @property
@@ -106,7 +107,7 @@ class Recorder:
 
     def begin(self, optimizer: Optimizer, at_once: bool = False) -> OptimizerStep | None:
         """Take the rows of this optimizer and their old values; `at_once` its gradients too, if that is quick."""
-        started = time.perf_counter_ns()
+        started = self._clock.start()
         idle = captured() or self.idle()
         with self.lock:
             if idle:
@@ -126,7 +127,7 @@ class Recorder:
                 if self.splits is not None and step.has_gradients:
                     step.uses = self.splits.used(step.names, evaluation=False)
             self.steps_entered += 1
-            self._overhead_ns += time.perf_counter_ns() - started
+            self._clock.stop(started)
             return step
 
     def begin_inside(self, step: OptimizerStep, optimizer: Optimizer) -> None:
@@ -146,16 +147,16 @@ class Recorder:
             step.evaluations += 1
         # what is folded is not on a device
         if step.wanted and (step.folded is not None or not captured()):
-            started = time.perf_counter_ns()
+            started = self._clock.start()
             see_gradients(step, optimizer, self._raw, self._full, evaluation)
             if self.splits is not None:
                 step.uses = self.splits.used(step.names, evaluation, awaited) or step.uses
-            self._overhead_ns += time.perf_counter_ns() - started
+            self._clock.stop(started)
 
     def end(self, step: OptimizerStep) -> None:
         """Measure the update, count the step, close what is complete."""
         with self.lock:
-            started = time.perf_counter_ns()
+            started = self._clock.start()
             # entered before the capture began (`watch.step` around it): counted, and not measured
             step.wanted = step.wanted and (step.folded is not None or not captured())
             # a closure that was never called, and whose gradients were there already
@@ -173,17 +174,17 @@ class Recorder:
             replace: Whether these are the next step's for certain, whatever was given since the row's last step.
         """
         with self.guard.contain("measuring gradients before clipping"), self.lock, torch.no_grad():
-            started = time.perf_counter_ns()
+            started = self._clock.start()
             wanted = set() if captured() else {id(grad) for grad in grads}
             tensors = self._live.tensors(self._rounds.step)
             held = zip(self._live.current.rows, tensors, strict=False)
             self._raw.see({row.name: t.grad for row, t in held if t.grad is not None and id(t.grad) in wanted}, replace)
-            self._overhead_ns += time.perf_counter_ns() - started
+            self._clock.stop(started)
 
     def skipped(self, optimizer: Optimizer) -> None:
         """Record a step that was to be made and was not (a `GradScaler` that met an infinity), with its gradients as they are."""
         with self.lock, torch.no_grad():
-            started = time.perf_counter_ns()
+            started = self._clock.start()
             step = self._enter(optimizer, snapshot=False)
             if step is not None:
                 self.gradients(step, optimizer, evaluation=False)
@@ -239,7 +240,7 @@ class Recorder:
                 self._plans.make(optimizer, rows, self.update == "exact", self._updates.tells(optimizer))
         return step
 
-    def _count(self, step: OptimizerStep, started: int, skipped: bool = False) -> None:
+    def _count(self, step: OptimizerStep, started: Started, skipped: bool = False) -> None:
         self._claims.leave(step)
         number = self._rounds.take(step.optimizers[0], None if step.folded is None else step.folded.plan.held)
         self.steps_seen += 1
@@ -249,8 +250,7 @@ class Recorder:
             self._measure_end(step)
             opened = self._opened(number, step.time)
             complete = opened.add(step, skipped, self.backwards)
-            opened.overhead_ns += time.perf_counter_ns() - started + self._overhead_ns
-            self._overhead_ns = 0
+            self._clock.stop(started, opened.spent)
             if complete:
                 self.close_round()
         else:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from paramwatch.clock import Spent
 from paramwatch.measure import Kept, Reading, send
 from paramwatch.plan import ENTERED, LEFT, MOVED, USED, Folded
 from paramwatch.record import CameApart, Inventory, Lost
@@ -143,12 +144,12 @@ class Round:
     stepped: set[str] = field(default_factory=set)
     """Names of the rows that an optimizer stepped."""
     skipped: bool = False
-    overhead_ns: int = 0
+    spent: Spent = field(default_factory=Spent)
     apart: list[CameApart] = field(default_factory=list)
     lost: list[Lost] = field(default_factory=list)
 
     def add(self, step: OptimizerStep, skipped: bool, backwards: int) -> bool:
-        """Take a step that is over; whether the round is complete.
+        """Take a step that is over; whether the round is complete, and on its way to the host.
 
         Args:
             step: As it was measured.
@@ -160,15 +161,23 @@ class Round:
         if backwards:
             self.steps["backwards"] = self.steps.get("backwards", 0) + backwards
         plan = None if step.folded is None else step.folded.plan
-        if plan is not None and plan.completes and plan.inventory is self.inventory:
-            return True
-        self.stepped.update(step.names if plan is None else plan.stepped)
-        return self.stepped >= self.inventory.awaited
+        if plan is None or not plan.completes or plan.inventory is not self.inventory:
+            self.stepped.update(step.names if plan is None else plan.stepped)
+            if not self.stepped >= self.inventory.awaited:
+                return False
+        self.send()
+        return True
 
     @property
     def ready(self) -> bool:
-        """Whether every reading has arrived."""
-        return not self._waits or all(reading.ready for reading in self.readings())
+        """Whether every reading has arrived, and is known what they took."""
+        return (not self._waits or all(reading.ready for reading in self.readings())) and self.spent.ready
+
+    def wait(self) -> None:
+        """Block until it is ready: for flush and close only."""
+        for reading in self.readings():
+            reading.wait()
+        self.spent.wait()
 
     def send(self) -> None:
         """Nothing more is measured of it: what is on a device travels from now on, all of it together."""

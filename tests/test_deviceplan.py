@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import paramwatch
-from paramwatch.deviceplan import DevicePlan, Located
+from paramwatch import deviceplan
+from paramwatch.deviceplan import DevicePlan, FoldedOnDevice, Located
 from paramwatch.measure import tables
 from paramwatch.plan import ENTERED
 from paramwatch.testing import ListSink
@@ -198,3 +199,43 @@ def test_where_the_kernels_fail_in_a_step_it_is_measured_in_plain_torch() -> Non
     for (values, *_), (known, *_) in zip(found, expected, strict=True):
         for part, array in known.items():
             np.testing.assert_array_equal(values[part], array, part)
+
+
+def test_a_step_that_goes_on_in_another_stream_waits_for_the_first_one_and_keeps_its_memory(
+    launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, optimizer = model(2)
+    followed: list[Any] = []
+    monkeypatch.setattr(deviceplan, "follow", lambda *given: followed.append(given))
+    with paramwatch.attach(net, update="exact") as watch:
+        for _ in range(SETTLED):
+            optimizer.step()
+        plan = watch.recorder._plans.of(optimizer)
+        assert isinstance(plan, DevicePlan)
+        for streams in ("AAA", "ABB", "AAB"):
+            stream = iter(streams)
+            monkeypatch.setattr(deviceplan, "stream_now", lambda device, stream=stream: next(stream))
+            folded = plan.enter(list(net.parameters()))
+            assert isinstance(folded, FoldedOnDevice)
+            numbers, copies = folded._numbers, folded._copies
+            assert folded.see([p.grad for p in net.parameters()])
+            assert folded.end(optimizer, list(net.parameters()))
+            monkeypatch.setattr(deviceplan, "stream_now", lambda device: None)
+
+    assert [(stream, earlier) for stream, earlier, _ in followed] == [("B", "A")] * 2
+    assert [id(x) for x in followed[-1][2]] == [id(numbers), id(copies)]
+
+
+def test_gradients_that_are_elsewhere_are_not_measured_here(launched: list[str]) -> None:
+    net, optimizer = model(2)
+    with paramwatch.attach(net, update="exact") as watch:
+        for _ in range(SETTLED):
+            optimizer.step()
+        plan = watch.recorder._plans.of(optimizer)
+        assert isinstance(plan, DevicePlan)
+        grads = [p.grad for p in net.parameters()]
+        assert plan.grads_of(grads) is not None
+        other = DevicePlan(optimizer, {str(i): p for i, p in enumerate(net)}, watch._live, True, True)
+        other.device = torch.device("meta")
+
+    assert other.grads_of(grads) is None

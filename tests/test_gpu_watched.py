@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 import paramwatch
 from paramwatch.bins import BINS, positions
+from paramwatch.deviceplan import DevicePlan
 from paramwatch.measure import trusted
 from paramwatch.record import Record
+from paramwatch.recorder import Recorder
 from paramwatch.testing import ListSink
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -49,12 +51,14 @@ def batches(n: int) -> list[Tensor]:
     return [batch(i).to(CUDA) for i in range(n)]
 
 
-def run(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: list[Tensor], scaler: Any = None) -> None:
+def run(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: list[Tensor], scaler: Any = None, clip: bool = False) -> None:
     for x in inputs:
         optimizer.zero_grad()
         loss = model(x).square().mean()
         if scaler is None:
             loss.backward()
+            if clip:
+                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
             optimizer.step()
         else:
             scaler.scale(loss).backward()
@@ -88,6 +92,68 @@ def test_ten_watched_steps_never_wait(path: str, update: str, scaled: bool, capl
     assert [record.levelname for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
     assert [each.step for each in sink.records] == list(range(13))
     assert all((each.values["count"][each.inventory.kinds.index("grad")] > 0).all() for each in sink.records)
+
+
+@pytest.mark.parametrize("way", ["plain", "GradScaler", "clipped"])
+@pytest.mark.usefixtures("default_mode")
+def test_ten_steps_that_go_the_quick_way_never_wait(way: str, caplog: pytest.LogCaptureFixture) -> None:
+    model, sink, inputs = net(), ListSink(), batches(21)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    given = {"scaler": torch.amp.GradScaler(CUDA) if way == "GradScaler" else None, "clip": way == "clipped"}
+    watch = paramwatch.attach(model, sinks=[sink], update="exact")
+    # the model is read anew at step 8, and planned at step 9
+    run(model, optimizer, inputs[:11], **given)
+    plan = watch.recorder._plans.of(optimizer)
+    torch.cuda.set_sync_debug_mode("error")
+    run(model, optimizer, inputs[11:], **given)
+    torch.cuda.set_sync_debug_mode("default")
+    watch.close()
+
+    assert isinstance(plan, DevicePlan)
+    assert not plan.broken
+    assert [record.levelname for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+    assert [each.step for each in sink.records] == list(range(21))
+    for record in sink.records:
+        assert (record.values["count"][:3] > 0).all()
+        assert 0 < record.steps["overhead_us"] < 1e7
+        assert record.steps["overhead_host_us"] > 0
+
+
+def test_the_quick_way_gives_the_records_of_the_general_one_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[list[Record]] = []
+    for quick in (True, False):
+        monkeypatch.setattr(Recorder, "plans", quick)
+        model, sink = net(), ListSink()
+        with paramwatch.attach(model, sinks=[sink], update="exact"):
+            run(model, torch.optim.AdamW(model.parameters()), batches(16))
+        found.append(sink.records)
+    for one, other in zip(*found, strict=True):
+        for part, values in one.values.items():
+            np.testing.assert_array_equal(values, other.values[part], part)
+        np.testing.assert_array_equal(one.lr, other.lr)
+
+
+def test_a_step_that_goes_on_in_another_stream_is_measured_when_it_is_done(path: str) -> None:
+    model, sink, stepping = net(), ListSink(), torch.cuda.Stream()
+    optimizer, expected = torch.optim.SGD(model.parameters(), lr=0.1), []
+    watch = paramwatch.attach(model, sinks=[sink], update="exact")
+    for x in batches(14):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        before = model[0].weight.detach().clone()
+        with watch.step(optimizer):
+            stepping.wait_stream(torch.cuda.current_stream())
+            torch.cuda.set_stream(stepping)
+            torch.cuda._sleep(20_000_000)
+            optimizer.step()
+        torch.cuda.default_stream().wait_stream(stepping)
+        torch.cuda.set_stream(torch.cuda.default_stream())
+        expected.append((model[0].weight.detach() - before).double().square().mean().sqrt())
+    watch.close()
+
+    for record, rms in zip(sink.records, expected, strict=True):
+        at = record.inventory.kinds.index("update"), row(record, "0.weight")
+        assert record.values["rms"][at] == pytest.approx(rms.item(), rel=1e-5)
 
 
 def test_what_is_recorded_is_what_the_step_used(path: str) -> None:

@@ -23,6 +23,7 @@ from paramwatch.measure.naive import ORDER, as_reals, is_supported, parts, parts
 from paramwatch.measure.reading import Numbers, Reading, read_scalars, send, stacked
 from paramwatch.measure.sampled import SAMPLE, measure_sampled_update, sample
 from paramwatch.measure.scaled import unscaled
+from paramwatch.measure.streams import follow, stream_now
 from paramwatch.measure.trusted import prepare
 
 __all__ = [
@@ -58,13 +59,23 @@ class Kept:
 
     def __init__(self, tensors: Sequence[Tensor], filled: bool = True) -> None:
         self.copies = [torch.empty_like(x) if not filled and _is_quick(x) else _copy(x) for x in tensors]
+        self.streams = {x.device: stream_now(x.device) for x in self.copies if x.is_cuda}
+        """Where they were made."""
 
     @classmethod
     def of(cls, copies: Sequence[Tensor]) -> Kept:
         """Of copies that were made already."""
         kept = cls(())
         kept.copies = list(copies)
+        kept.streams = {x.device: stream_now(x.device) for x in copies if x.is_cuda}
         return kept
+
+    def follow(self) -> None:
+        """Before they are compared: possibly in another stream than that in which they were made."""
+        for device, earlier in self.streams.items():
+            if (stream := stream_now(device)) != earlier:
+                follow(stream, earlier, (x for x in self.copies if x.device == device))
+                self.streams[device] = stream
 
     def __len__(self) -> int:
         return len(self.copies)
@@ -110,6 +121,7 @@ def measure_end(
         scale: A positive factor that the gradients carry, on any device.
     """
     grads, old, shape = [None] * len(after) if grads is None else grads, before.copies, (len(after), len(ORDER))
+    before.follow()
     devices, quick, small, large, _ = _paths(after, range(len(after)))
     done: list[int] = []
     finished: list[Numbers] = []

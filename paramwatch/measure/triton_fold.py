@@ -30,7 +30,8 @@ from paramwatch.measure.triton_tiles import (
 PARTS = tl.constexpr(11)
 
 
-@triton.jit(do_not_specialize=["rows", "chunks", "base", "turns"])
+# what is found may lie anywhere in the numbers of a step: it is not compiled once more for where it is aligned by chance
+@triton.jit(do_not_specialize=["p_out", "rows", "chunks", "base", "turns"])
 def fold(p_plan, p_record, p_scale, p_out, rows, chunks, base, turns, SCALED: tl.constexpr, LANES: tl.constexpr):
     """The parts of one tensor from the records of its chunks. SCALED: 0 nothing, 1 all but the counts, 2 the inner product."""
     i_row = tl.load(p_plan + TURN * rows + base + tl.program_id(0) % turns)

@@ -1,0 +1,123 @@
+"""What watching takes: of the training thread by its clock, and of a GPU by events in its stream, for which nobody waits.
+
+Between `recorder`, which starts and stops it around whatever it does inside a step, and `rounds`, which asks what came of it. On a GPU the
+time between two events is what a training loses: the work that was queued between them where the GPU is behind, and where it is not, the
+time that the training thread took to queue it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+
+from paramwatch.measure.capture import capturing
+from paramwatch.record import Inventory
+
+Started: TypeAlias = tuple[int, Any]
+"""Nanoseconds, and the event that was recorded then, if one was."""
+
+
+class Events:
+    """Events of one GPU, each used again when it has been read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._free: list[torch.cuda.Event] = []
+
+    def record(self) -> torch.cuda.Event | None:
+        """One that is recorded in the stream of this moment; None while a graph is captured, of which it would become a part."""
+        if capturing():
+            return None
+        event = self._free.pop() if self._free else torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def give_back(self, *events: torch.cuda.Event) -> None:
+        """They have been read."""
+        self._free += events
+
+
+@dataclass
+class Spent:
+    """What one round took. `ready` and `wait` are for the training thread alone."""
+
+    host_us: float = 0.0
+    """Of the training thread."""
+    device_us: float | None = None
+    """Of the GPU, once it is known; None without one."""
+    spans: list[tuple[Events, Any, Any]] = field(default_factory=list)
+    """Where an event comes from, it, and the one at the end."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether all is known. Never waits."""
+        while self.spans:
+            events, start, end = self.spans[-1]
+            if capturing() or not end.query():
+                return False
+            self.device_us = (self.device_us or 0.0) + 1000 * start.elapsed_time(end)
+            events.give_back(start, end)
+            self.spans.pop()
+        return True
+
+    def wait(self) -> None:
+        """Until all is known: for flush and close only."""
+        for _, _, end in self.spans:
+            end.synchronize()
+        if not self.ready:
+            raise RuntimeError("events were waited for and have not come")
+
+    def described(self) -> dict[str, float]:
+        """As `Record.steps` has it."""
+        if self.device_us is None:
+            return {"overhead_us": self.host_us}
+        return {"overhead_us": self.device_us, "overhead_host_us": self.host_us}
+
+
+class Clock:
+    """Sums up what watching takes.
+
+    Args:
+        inventory: The rows as they are now. Of several GPUs the first is asked.
+    """
+
+    def __init__(self, inventory: Callable[[], Inventory]) -> None:
+        self._now = inventory
+        self._inventory: Inventory | None = None
+        self._events: Events | None = None
+        self._host_ns = 0
+        self._spans: list[tuple[Events, Any, Any]] = []
+
+    def start(self) -> Started:
+        """Something of ours begins."""
+        if self._now() is not self._inventory:
+            self._look()
+        return time.perf_counter_ns(), None if self._events is None else self._events.record()
+
+    def stop(self, started: Started, to: Spent | None = None) -> None:
+        """It is over.
+
+        Args:
+            started: When it began.
+            to: Takes everything since one was given the last time.
+        """
+        ns, event = started
+        if event is not None and self._events is not None and (end := self._events.record()) is not None:
+            self._spans.append((self._events, event, end))
+        self._host_ns += time.perf_counter_ns() - ns
+        if to is not None:
+            to.host_us, self._host_ns = to.host_us + self._host_ns / 1000, 0
+            if self._spans:
+                to.spans, self._spans = [*to.spans, *self._spans], []
+
+    def _look(self) -> None:
+        self._inventory = self._now()
+        device = next((row.device for row in self._inventory.rows if row.device.startswith("cuda")), None)
+        if device is None:
+            self._events = None
+        elif self._events is None or str(self._events.device) != device:
+            self._events = Events(torch.device(device))

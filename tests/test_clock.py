@@ -1,0 +1,137 @@
+"""What watching took of a GPU, by events that only pretend: from where to where, that nobody waits, and what is recorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from records import inventory
+from torch import nn
+
+import paramwatch
+from paramwatch import clock
+from paramwatch.clock import Clock, Spent
+from paramwatch.testing import ListSink
+
+now = 0.0
+"""Milliseconds, as the device has them; everything up to `done` has been done."""
+done = 0.0
+
+
+class Event:
+    """An event of a device whose clock is told what time it is."""
+
+    made = 0
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        assert enable_timing
+        Event.made += 1
+        self.at = -1.0
+
+    def record(self, stream: Any) -> None:
+        global now
+        now += 1
+        self.at = now
+
+    def query(self) -> bool:
+        return self.at <= done
+
+    def synchronize(self) -> None:
+        global done
+        done = max(done, self.at)
+
+    def elapsed_time(self, end: Event) -> float:
+        assert self.query()
+        assert end.query()
+        return end.at - self.at
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are said to be on a GPU, and its events are these."""
+    global now, done
+    now = done = 0.0
+    Event.made = 0
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+
+
+def on_gpu() -> Any:
+    rows = inventory("a", "b")
+    for row in rows.rows:
+        object.__setattr__(row, "device", "cuda:1")
+    return rows
+
+
+def test_what_lies_between_two_events_is_known_when_the_second_has_come_and_events_are_used_again() -> None:
+    global done
+    rows, spent = on_gpu(), Spent()
+    timer = Clock(lambda: rows)
+    for to in (None, spent):
+        timer.stop(timer.start(), to)
+    assert not spent.ready
+    done = 3
+    assert not spent.ready
+    assert spent.device_us is not None or spent.spans
+    done = 4
+    assert spent.ready
+
+    assert spent.device_us == 2000
+    assert spent.described() == {"overhead_us": 2000, "overhead_host_us": spent.host_us}
+    timer.stop(timer.start(), Spent())
+    assert Event.made == 4
+
+
+def test_they_can_be_waited_for() -> None:
+    rows, spent = on_gpu(), Spent()
+    timer = Clock(lambda: rows)
+    timer.stop(timer.start(), spent)
+    spent.wait()
+
+    assert spent.device_us == 1000
+
+
+def test_while_a_graph_is_captured_no_event_is_recorded_or_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, spent = on_gpu(), Spent()
+    timer = Clock(lambda: rows)
+    timer.stop(timer.start(), spent)
+    monkeypatch.setattr(clock, "capturing", lambda: True)
+    monkeypatch.setattr(Event, "query", None)
+    timer.stop(timer.start(), spent)
+
+    assert not spent.ready
+    assert (now, len(spent.spans)) == (2, 1)
+
+
+def test_without_a_gpu_it_is_the_time_of_the_training_thread() -> None:
+    rows, spent = inventory("a"), Spent()
+    timer = Clock(lambda: rows)
+    timer.stop(timer.start(), spent)
+
+    assert spent.ready
+    assert spent.described() == {"overhead_us": spent.host_us}
+    assert spent.host_us > 0
+    assert Event.made == 0
+
+
+def test_a_step_records_both_and_is_handed_over_when_the_last_event_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    global done
+    net, sink = nn.Linear(2, 1), ListSink()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    watch = paramwatch.attach(net, sinks=[sink])
+    monkeypatch.setattr(Clock, "_look", lambda self: setattr(self, "_events", self._events or clock.Events(torch.device("cuda", 0))))
+    for _ in range(3):
+        net(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert len(watch._handover._waiting) == 3
+    done = 100
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    waiting = len(watch._handover._waiting)
+    watch.close()
+
+    assert waiting == 0
+    assert [record.steps["overhead_us"] % 1000 for record in sink.records] == [0] * 4
+    assert all(1000 <= record.steps["overhead_us"] <= 3000 for record in sink.records)
+    assert all(0 < record.steps["overhead_host_us"] < 1e6 for record in sink.records)
