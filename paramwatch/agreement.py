@@ -32,7 +32,7 @@ def norms(split: Split) -> Array:
 
 
 def shares(split: Split) -> Array:
-    """float64 [K]: <g_i, G> / ||G||^2. With `unattributed` they sum to 1; one below 0 is overruled by the others."""
+    """float64 [K]: <g_i, G> / ||G||^2. With `unattributed` they sum to 1, to float64's rounding; one below 0 is overruled by the others."""
     k = len(split.uses)
     return _ratio(split.products[:k, k], split.products[k, k])
 

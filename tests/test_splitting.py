@@ -150,6 +150,19 @@ def test_use_norms_are_in_units_of_the_gradient_as_used() -> None:
         assert both["use_share"].sum() == pytest.approx(1, abs=1e-6)
 
 
+def test_in_half_precision_shares_and_what_is_unattributed_sum_to_one_as_exactly_as_in_any() -> None:
+    net = mlp().bfloat16()
+    watch = paramwatch.attach(net, uses=1)
+    net(X.bfloat16()).square().mean().backward()
+    torch.optim.SGD(net.parameters(), lr=0.1).step()
+
+    both = watch.uses()["use_share"].groupby("parameter").sum() + watch.agreement()["unattributed"].droplevel("step")
+    assert list(both) == pytest.approx([1, 1], abs=1e-14)
+    # what is rounding has no line of its own
+    assert "(unattributed)" not in watch.uses().index.get_level_values("use")
+    watch.close()
+
+
 def untied_gradients(batches: list[Tensor]) -> dict[str, Tensor]:
     """Of the shared weight, by use, summed over batches."""
     torch.manual_seed(0)

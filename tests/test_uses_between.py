@@ -191,3 +191,30 @@ def test_on_a_device_nothing_is_asked_and_the_same_is_found(monkeypatch: pytest.
             assert_parts(watch, step, truth(factor), used[step])
             assert set(watch.uses().loc[step]["mode"]) == {"full"}
         assert (watch.uses(parameters=ROW)["backwards"] == (2 if factor else 1)).all()
+
+
+def clip_values(net: nn.Module) -> None:
+    torch.nn.utils.clip_grad_value_(net.parameters(), 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "mode"),
+    [(add, "full, changed later"), (clip_values, "full, changed later"), (halve, "full"), (replace, "full"), (nothing, "full")],
+)
+@pytest.mark.parametrize("passes", [1, 2])
+def test_what_is_done_to_a_gradient_after_the_last_pass_is_in_the_mode_unless_it_is_a_factor(
+    change: Change, mode: str, passes: int
+) -> None:
+    net = mlp()
+    with paramwatch.attach(net, uses=1) as watch:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        for _ in range(2):
+            optimizer.zero_grad()
+            for _ in range(passes):
+                loss(net).backward()
+            change(net)
+            optimizer.step()
+
+    assert set(watch.uses(parameters=ROW)["mode"]) == {mode}
+    shares = watch.uses(parameters=ROW)["use_share"].groupby("step").sum()
+    assert list(shares) == pytest.approx([1, 1], abs=1e-6)

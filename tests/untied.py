@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from paramwatch.record import Split
-from paramwatch.uses import contributions, held
+from paramwatch.uses import arriving, held
 
 Multiplied = list[tuple[list[Tensor], Tensor]]
 """The contributions of a row, and what autograd delivered to it."""
@@ -21,13 +21,13 @@ Multiplied = list[tuple[list[Tensor], Tensor]]
 def multiplied() -> Iterator[Multiplied]:
     """What is multiplied meanwhile, row by row: the contributions themselves."""
     found: Multiplied = []
-    gram = contributions.gram
+    gram = arriving.gram
 
     def listening(grads: Sequence[Tensor], total: Tensor, before: Tensor | None = None) -> Tensor:
         found.append(([grad.clone().to(total.dtype) for grad in grads], total.clone()))
         return gram(grads, total, before)
 
-    with patch.object(contributions, "gram", listening), patch.object(held, "gram", listening):
+    with patch.object(arriving, "gram", listening), patch.object(held, "gram", listening):
         yield found
 
 

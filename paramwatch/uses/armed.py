@@ -19,8 +19,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from paramwatch.guard import Guard
 from paramwatch.inventory import LiveInventory
 from paramwatch.rows import module_names
-from paramwatch.uses.calls import Call, Calls, Names, numbered
-from paramwatch.uses.graph import Node, Use, arrived, outputs_of, uses_below
+from paramwatch.uses.calls import Call, Calls, Names
+from paramwatch.uses.graph import Node, Use, arrived, outputs_of, uses_below, waist_of
 from paramwatch.uses.obstacles import SEVERAL_THREADS, in_words, is_compiled, merged, no_warning_of_hooks, runs_compiled
 from paramwatch.uses.sites import Site
 from paramwatch.uses.watched import Watched, WatchedRow
@@ -200,7 +200,7 @@ class Armed:
             for operation in dict.fromkeys(use.operation for use in uses if use.merges):
                 merging.setdefault(operation, []).append(row.name)
                 row.found.always = True
-            for place, (use, label) in enumerate(zip(uses, self._labels(calls, uses, row), strict=True)):
+            for place, (use, label) in enumerate(zip(uses, calls.labels(uses, row.holders), strict=True)):
                 marks = use.node.metadata.setdefault("paramwatch", set())
                 mark = (self._serial, row.name, use.slot)
                 # a graph may be walked again, from a loss
@@ -210,19 +210,12 @@ class Armed:
                     jobs[use.node].append((row, here, use))
                     row.found.expected += here.kind != "recompute"
                     row.found.copied += any(step.copies for step in use.way)
+            if (waist := waist_of(uses)) is not None:
+                self._narrow(row, waist, len(uses), leaf.variable is row.tensor)
         for operation, rows in merging.items():
             self._say(merged(operation, [name for name in self.watched.rows if name in rows]))
         for node, of_node in jobs.items():
             self._on_nodes.append(node.register_hook(self._taking([(row, found, use.slot, use.way) for row, found, use in of_node])))
-
-    def _labels(self, calls: Calls, uses: Sequence[Use], row: WatchedRow) -> list[str]:
-        labels = []
-        for use in uses:
-            label = calls.label(use.number, use.operation, row.holders)
-            if use.merges:
-                label += f" [merged in {use.operation}]"
-            labels.append(label)
-        return numbered(labels)
 
     # ---- the backward pass -----------------------------------------------------------------------
 
@@ -247,6 +240,19 @@ class Armed:
                         self._roots[task] = site.origin
 
         return take
+
+    def _narrow(self, row: WatchedRow, waist: Node, n: int, whole: bool) -> None:
+        """Be told of the sum of all uses before it is cast."""
+        row.found.narrows = n
+
+        def summed(grad_outputs: Sequence[Tensor | None]) -> None:
+            if self.over or grad_outputs[0] is None or not row.open:
+                return
+            with self._guard.contain("multiplying what uses contribute before it is cast"), torch.no_grad():
+                task = torch._C._current_graph_task_id()
+                row.found.narrow(task, grad_outputs[0].detach(), row.tensor.grad if whole else None, self.several)
+
+        self._on_nodes.append(waist.register_prehook(summed))
 
     def _run(self, task: int) -> None:
         """Something comes in this run of the engine: what is not delivered in it is let go when it is over."""

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from paramwatch.uses.gram import add, flat, order_of, square, workspace
+from paramwatch.uses.gram import add, dense, diagonal, flat, gram, order_of, side_by_side, square, workspace
 from paramwatch.uses.sites import Site, forward_order
 
 Mode = Literal["full", "stream", "norms"]
@@ -25,9 +25,13 @@ class Budget:
     most: int
     taken: int = 0
 
+    def has_room(self, size: int) -> bool:
+        """Whether so much may be taken."""
+        return not size or self.taken + size <= self.most
+
     def take(self, size: int) -> bool:
         """Whether there was room."""
-        if size and self.taken + size > self.most:
+        if not self.has_room(size):
             return False
         self.taken += size
         return True
@@ -50,9 +54,14 @@ class Arriving:
     order: tuple[int, ...] | None = None
     """Of dimensions, in which the elements of vectors are taken."""
     eps: float = 0.0
+    products: Tensor | None = None
+    """Those of all of it, where it was multiplied before the sum was cast, and not kept."""
 
     def take(self, site: Site, grad: Tensor, eps: float) -> None:
         """A contribution."""
+        if self.products is not None:
+            # more than was known of
+            self.products, self.mode = None, "norms"
         self.sites.append(site)
         self.eps = max(self.eps, eps)
         if self.mode == "full":
@@ -76,6 +85,27 @@ class Arriving:
         self.sites = [self.sites[i] for i in order]
         self.grads = [self.grads[i] for i in order if self.grads]
         self.squares = [self.squares[i] for i in order if self.squares]
+
+    def narrow(self, total: Tensor, left: Tensor | None) -> None:
+        """All has come: multiply, and let it go.
+
+        Args:
+            total: The sum.
+            left: What it will be added to, if that is no contribution.
+        """
+        self.sort()
+        found = self.multiplied(total, left)
+        self.products, self.squares, self.grads = found, list(found.diagonal()[: len(self.sites)]), []
+
+    def multiplied(self, total: Tensor, left: Tensor | None) -> Tensor:
+        """The inner products, as far as they are known; arguments as above."""
+        if self.products is not None:
+            return self.products
+        if self.mode != "full":
+            flat_left = None if left is None else flat(dense(left), self.order)
+            return diagonal(self.squares, flat(total, self.order), self.summed, flat_left)
+        *vectors, last = side_by_side([*map(dense, self.grads), *([] if left is None else [dense(left)]), dense(total)])
+        return gram(vectors[: len(self.grads)], last, None if left is None else vectors[-1])
 
     @property
     def recomputed_by(self) -> int | None:

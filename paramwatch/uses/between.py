@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paramwatch.uses.gram import dense, gram, side_by_side
+from paramwatch.uses.gram import dense, flat, gram, side_by_side
 
 Number: TypeAlias = float | Tensor
 """A number: known here, or float64 [] on a device."""
@@ -32,10 +32,25 @@ class Change(NamedTuple):
 
 NONE = Change(1.0, 0.0)
 
+_SAMPLE = 1024
+"""Elements by which a change after the last pass is noticed."""
+
 
 def mark_of(gradient: Tensor, more: int) -> Mark:
     """How a gradient will be known that is changed in place so often."""
-    return (gradient.data_ptr(), gradient._version + more) if gradient.layout is torch.strided else None
+    return (gradient.data_ptr(), gradient._version + more) if type(gradient) is Tensor and gradient.layout is torch.strided else None
+
+
+def sample_of(gradient: Tensor, before: Tensor | None) -> Tensor:
+    """Some elements of a gradient, from all over it, to tell later by whether it was changed.
+
+    Args:
+        gradient: What is delivered.
+        before: What it is added to.
+    """
+    # odd, so that it meets all columns of a matrix
+    found = [flat(dense(x))[:: x.numel() // _SAMPLE | 1] for x in (gradient, before) if x is not None]
+    return found[0].clone() if before is None else found[0] + found[1]
 
 
 def change_of(was: Tensor, now: Tensor) -> Change:

@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from paramwatch.uses.graph import Use
+
 _OPEN = 2**64
 """Stands for the number at which a call will be left."""
 
@@ -136,14 +138,17 @@ class Calls:
         """The intervals of the calls that compute parameters from others, in order."""
         return [(call.enter, call.exit) for call in self._calls if call.derives and call.exit != _OPEN]
 
-    def label(self, number: int, operation: str, holders: Collection[int]) -> str:
-        """The place in which an operation was made, in words.
+    def labels(self, uses: Sequence[Use], holders: Collection[int]) -> list[str]:
+        """The places of the uses of a parameter, in words.
 
         Args:
-            number: Of the operation.
-            operation: What it is called.
-            holders: Identities of the modules that hold the parameter it uses: elsewhere the operation is named as well.
+            uses: In the order of the forward pass.
+            holders: Identities of the modules that hold the parameter: elsewhere the operation is named as well.
         """
+        merged = [f" [merged in {use.operation}]" if use.merges else "" for use in uses]
+        return numbered([self._label(use.number, use.operation, holders) + more for use, more in zip(uses, merged, strict=True)])
+
+    def _label(self, number: int, operation: str, holders: Collection[int]) -> str:
         call = self.where(number)
         if call is None:
             return "(outside)"

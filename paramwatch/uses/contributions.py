@@ -15,14 +15,15 @@ from torch import Tensor
 
 from paramwatch.ranks import is_one_of_several
 from paramwatch.uses.arriving import Arriving, Budget, begin
-from paramwatch.uses.between import NONE, Change, Mark, Number, mark_of
-from paramwatch.uses.gram import dense, diagonal, flat, gram, side_by_side, square
+from paramwatch.uses.between import NONE, Change, Mark, Number, change_of, mark_of, sample_of
+from paramwatch.uses.gram import dense, flat, square
 from paramwatch.uses.held import Held, Pass
 from paramwatch.uses.reading import Sums
 from paramwatch.uses.sites import Site, names_of
 
-LEFT, CHANGED, LAST = "left over", "changed between", "last backward"
-"""What the mode says of a gradient that was there before the first pass, that something else changed, and of which only the last counts."""
+LEFT, CHANGED, LATER, LAST = "left over", "changed between", "changed later", "last backward"
+"""What the mode says of a gradient that was there before the first pass, that was changed between two or after the last one (not by a factor
+alone), and of which only the last pass counts."""
 
 
 class Contributions:
@@ -39,6 +40,8 @@ class Contributions:
         """How many contributions the next backward pass brings,"""
         self.copied = 0
         """and of how many autograd itself holds something else: a cast or computed parameter's gradient."""
+        self.narrows = 0
+        """How many of them are added before they are cast: where that is all of them `narrow` is called with their sum."""
         self._before = (0, 0)
         self._numel, self._size = size[0], size[0] * size[1]
         self._budget = budget
@@ -55,6 +58,8 @@ class Contributions:
         """Drop what was delivered; what is on its way stays."""
         self._drop()
         self._done: Sums | None = None
+        self._sample: Tensor | None = None
+        """Elements of the gradient after the pass that was multiplied."""
         self.seen = False
         """Whether a use has contributed in this step."""
         self._passes: set[int] = set()
@@ -77,8 +82,26 @@ class Contributions:
         """
         arrived = self._arrived.get(task)
         if arrived is None:
-            arrived = self._arrived[task] = begin(self._budget, *self._coming(), self._numel, self._size)
+            expected, copied = self._coming()
+            arrived = self._arrived[task] = begin(self._budget, expected, copied * (expected != self.narrows), self._numel, self._size)
         arrived.take(site, grad, eps)
+
+    def narrow(self, task: int, total: Tensor, so_far: Tensor | None, keep: bool | None) -> None:
+        """All contributions of a run have been added, and their sum is about to be cast: what need not be kept is let go.
+
+        Args:
+            task: Which run of the engine this is.
+            total: Their sum.
+            so_far: What was accumulated so far.
+            keep: As for `deliver`.
+        """
+        arrived = self._arrived.get(task)
+        if arrived is None or arrived.mode != "full" or not len(arrived.sites) == self.narrows == self._coming()[0]:
+            return
+        size = self.narrows * self._size
+        if self._held is not None or self.recomputed or (keep is not False and self._budget.has_room(size)):
+            return
+        arrived.narrow(total, None if self._passes else self._left(so_far))
 
     def deliver(self, task: int, total: Tensor, so_far: Tensor | None, whole: bool, keep: bool | None, apart: bool = False) -> None:
         """What autograd delivers to the parameter: the contributions of this run are complete.
@@ -112,7 +135,7 @@ class Contributions:
         self._passes.add(origin)
         pass_ = Pass(names_of(arrived.sites), arrived.sites, arrived.grads, total, origin, arrived.eps)
         held, kept = self._held, False
-        if arrived.mode == "full" and (keep is not False or recomputed or held is not None):
+        if arrived.grads and (keep is not False or recomputed or held is not None):
             kept = self._hold(pass_, now, left, factor, apart or recomputed or keep is True)
             if kept and (keep or recomputed or held is not None):
                 self._done = None
@@ -123,12 +146,22 @@ class Contributions:
         if earlier:
             # on a device it may have been zeroed since
             self._notes = {LAST: square(flat(now))} if now is not None and not now.is_cpu and not recomputed else {}
-        self._done = Sums(pass_.names, mode, 1, arrived.eps, _products(arrived, total, left), dict(self._notes))
+        self._sample = sample_of(total, now) if whole else None
+        self._done = Sums(pass_.names, mode, 1, arrived.eps, arrived.multiplied(total, left))
 
-    def sums(self, more: bool = False) -> Sums | None:
-        """What was found in this step so far; None if nothing was. What was kept for it is let go, unless there may be more."""
+    def sums(self, used: Tensor | None = None, more: bool = False) -> Sums | None:
+        """What was found in this step so far; None if nothing was. What was kept for it is let go, unless there may be more.
+
+        Args:
+            used: The gradient as it is now, after the last pass.
+            more: Whether there may be more.
+        """
         if self._held is not None and self._done is None:
-            self._done = replace(self._held.sums(), notes=dict(self._notes))
+            self._done = self._held.sums()
+            assert self._held.total is not None
+            self._sample = sample_of(self._held.total, None)
+        if self._done is not None:
+            self._done = replace(self._done, notes=self._notes | self._changed_later(used))
         if not more:
             self._drop()
         return self._done
@@ -186,6 +219,14 @@ class Contributions:
         change = held.changed(now, known)
         self._budget.give_back(self._size)
         return change
+
+    def _changed_later(self, used: Tensor | None) -> dict[str, Tensor]:
+        """What became of the gradient after the last pass, if anything did but for a factor."""
+        if used is None or self._sample is None or (self._mark is not None and self._mark == mark_of(used, 0)) or is_one_of_several():
+            return {}
+        rest = change_of(self._sample, sample_of(used, None)).rest
+        # of NaN nothing can be told
+        return {LATER: torch.as_tensor(rest, dtype=torch.float64).nan_to_num()}
 
     def _left(self, now: Tensor | None) -> Tensor | None:
         """What was there before the first pass, if that is not zero or nobody knows without waiting."""
@@ -246,15 +287,6 @@ class Contributions:
         if self._held is not None:
             self._budget.give_back(self._held.size)
         self._held = None
-
-
-def _products(arrived: Arriving, total: Tensor, left: Tensor | None) -> Tensor:
-    """Of what has come in one pass, and of what was there before."""
-    if arrived.mode != "full":
-        flat_left = None if left is None else flat(dense(left), arrived.order)
-        return diagonal(arrived.squares, flat(total, arrived.order), arrived.summed, flat_left)
-    vectors = side_by_side([*map(dense, arrived.grads), *([] if left is None else [dense(left)]), dense(total)])
-    return gram(vectors[: len(arrived.grads)], vectors[-1], None if left is None else vectors[-2])
 
 
 def _is_zero(gradient: Tensor) -> bool:

@@ -195,6 +195,12 @@ def _uses(leaf: Node, feeding: Sequence[tuple[Node, int]], readers: Readers, der
     return sorted(found, key=lambda use: (use.number, use.slot))
 
 
+def waist_of(uses: Sequence[Use]) -> Node | None:
+    """The cast by way of which all of these uses reach their parameter, if there is one: their sum goes through it."""
+    ends = {use.way[-1].node if use.way and use.way[-1].casts else None for use in uses}
+    return ends.pop() if len(ends) == 1 else None
+
+
 def _forms(node: Node, leaf: Node) -> Way:
     way: tuple[Form, ...] = ()
     while node is not leaf:

@@ -86,7 +86,7 @@ class Splits:
         found: list[tuple[str, Sums]] = []
         with self.guard.contain("multiplying the contributions of uses"), torch.no_grad():
             for row in self._armed.watched.still_open(names):
-                sums = row.found.sums(awaited or evaluation) or self._unseen(row)
+                sums = row.found.sums(row.tensor.grad, awaited or evaluation) or self._unseen(row)
                 if sums is not None:
                     row.passes = row.found.backwards
                     mode = f"{sums.mode} (this rank)" if is_one_of_several() else sums.mode
