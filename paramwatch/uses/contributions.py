@@ -22,8 +22,8 @@ from paramwatch.uses.reading import Sums
 from paramwatch.uses.sites import Site, names_of
 
 LEFT, CHANGED, LATER, LAST = "left over", "changed between", "changed later", "last backward"
-"""What the mode says of a gradient that was there before the first pass, that was changed between two or after the last one (not by a factor
-alone), and of which only the last pass counts."""
+"""What the mode says of a gradient that was there before the first pass, that was changed between two or after the last one (by more than
+a factor), and of which only the last pass counts."""
 
 
 class Contributions:
