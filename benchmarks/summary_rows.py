@@ -22,6 +22,12 @@ FILLS: dict[str, Callable[[Tensor], object]] = {
     "normal": lambda w: init.normal_(w, std=0.02),
     "truncated normal": lambda w: init.trunc_normal_(w, std=0.02, a=-0.04, b=0.04),
     "moved off its start": lambda w: w.data.add_(torch.randn_like(w), alpha=0.03),
+    "Kaiming normal": lambda w: init.kaiming_normal_(w, nonlinearity="relu"),
+    "orthogonal": init.orthogonal_,
+    "a third zeros": lambda w: init.sparse_(w, 0.3),
+    "constant": lambda w: init.constant_(w, 42),
+    "normal, bfloat16": lambda w: init.normal_(w, std=0.02),
+    "of no law": lambda w: w.data.exponential_(),
 }
 
 
@@ -32,7 +38,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name, fill in FILLS.items():
         for width in (8, 16, 32, 64):
-            cpu, wall = times(net_of(width, fill))
+            net = net_of(width, fill)
+            cpu, wall = times(net.to(torch.bfloat16) if name.endswith("bfloat16") else net)
             cells = [f"{of(spent):.2f} s" for spent in (cpu, wall) for of in (min, statistics.median)]
             print(f"| Linear({width}, {width}) | {name} | {' | '.join(cells)} |", flush=True)
 

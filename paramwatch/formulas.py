@@ -10,10 +10,14 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 
 from paramwatch.columns import Array
+
+Gain: TypeAlias = tuple[float, float]
+"""What orthogonal rows of one length are multiplied by, and how often random rows are as much so."""
 
 _FULLY_KNOWN = 8.2
 """The Anderson-Darling statistic of a law without estimated parameters exceeds this in 1 case of 10,000."""
@@ -184,7 +188,7 @@ def drawn_within(grain: float) -> float:
     return 0.95 * math.sqrt(-2 * math.log(grain / 2)) if grain > 0 else math.inf
 
 
-def gain_of_rows(take: Callable[[Sequence[int]], Array], count: int, length: int, grain: float) -> tuple[float, float] | None:
+def gain_of_rows(take: Callable[[Sequence[int]], Array], count: int, length: int, grain: float) -> Gain | None:
     """What rows that are pairwise orthogonal and equally long are multiplied by, and how often random ones pass; None if they do not.
 
     Args:
@@ -193,20 +197,34 @@ def gain_of_rows(take: Callable[[Sequence[int]], Array], count: int, length: int
         length: Of one of them.
         grain: What the elements are rounded to.
     """
-    near = _near(length, grain)
     if not may_be_orthogonal(take([0, count - 1]), grain):
         return None
-    some = np.unique(np.linspace(0, count - 1, min(count, max(2, _AT_HAND // length), 64)).astype(np.int64))
-    rows = take(some.tolist())
-    if not _are_orthonormal(rows, near):
-        return None
+    return gains_of_rows(take(chosen_rows(count, length))[None], length, grain)[0]
+
+
+def chosen_rows(count: int, length: int) -> list[int]:
+    """Which of so many rows are looked at."""
+    found: list[int] = np.unique(np.linspace(0, count - 1, min(count, max(2, _AT_HAND // length), 64)).astype(np.int64)).tolist()
+    return found
+
+
+def gains_of_rows(rows: Array, length: int, grain: float) -> list[Gain | None]:
+    """The same of the chosen rows of many matrices, [matrix, row, element]."""
+    near, m = _near(length, grain), rows.shape[1]
+    products = rows @ rows.swapaxes(1, 2)
+    squares = products.diagonal(axis1=1, axis2=2).copy()
+    products.reshape(len(products), m * m)[:, :: m + 1] = 0
+    scale = squares.mean(1)
+    off = np.maximum(products.max((1, 2)), -products.min((1, 2)))
+    alike = (scale > 0) & (off <= near * scale) & (np.ptp(squares, axis=1) <= 4 * near * scale)
     # two squares of random rows differ by 2 / sqrt(length) of themselves; a standard normal number is at 0 with the density 0.4
-    share, m = min(0.8 * near * math.sqrt(length), 0.5), len(some)
-    gain = math.sqrt(float(np.einsum("ij,ij->", rows, rows)) / m)
-    return _known_gain(gain, near) or gain, float(share ** (m * (m - 1) / 2) * (2 * share) ** (m - 1))
+    share = min(0.8 * near * math.sqrt(length), 0.5)
+    chance = float(share ** (m * (m - 1) / 2) * (2 * share) ** (m - 1))
+    gains = np.sqrt(scale).tolist()
+    return [(_known_gain(gain, near) or gain, chance) if passes else None for gain, passes in zip(gains, alike.tolist(), strict=True)]
 
 
-def gain_of_row(row: Array, grain: float) -> tuple[float, float] | None:
+def gain_of_row(row: Array, grain: float) -> Gain | None:
     """The same of one row, which is orthogonal whatever it is: that it was made so is seen where its length is a gain, to rounding."""
     n, length = len(row), math.sqrt(float(row @ row))
     if n < 2 or length == 0:
@@ -240,15 +258,6 @@ def _inner(a: Array, b: Array) -> Array:
 def _near(length: int, grain: float) -> float:
     # the cosine of two random rows is about 1 / sqrt(length); rounding shifts it by 0.3 grains times that, by 7 times as much at most
     return max(1e-5, 2 * grain / math.sqrt(length))
-
-
-def _are_orthonormal(rows: Array, near: float) -> bool:
-    products = rows @ rows.T
-    squares = np.diagonal(products)
-    scale = float(squares.mean())
-    if scale == 0:
-        return False
-    return bool(np.abs(products - np.diag(squares)).max() <= near * scale and np.ptp(squares) <= 4 * near * scale)
 
 
 _CUTS: list[float] = np.geomspace(0.05, 12.0, 2000).tolist()

@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 from paramwatch.columns import Array
 from paramwatch.drawn import NO_TESTS, Kind, Law, Numbers, Tests
 from paramwatch.fitting import agrees, named
-from paramwatch.formulas import COARSE, gain_of_row, gain_of_rows, spread
+from paramwatch.formulas import COARSE, Gain, gain_of_row, gain_of_rows, spread
 from paramwatch.laws import law_of, two_sided
 from paramwatch.standards import DEFAULT, Standard
+from paramwatch.vouched import NOT_ASKED, Vouched, vouched
 from paramwatch.wording import grouped, not_smooth, per_cent, rounded, standing_apart, words
 
 ENOUGH = 256
@@ -35,7 +36,7 @@ _UNIFORM: frozenset[Kind] = frozenset(("uniform",))
 _NORMAL: frozenset[Kind] = frozenset(("normal",))
 _EITHER: frozenset[Kind] = frozenset(("uniform", "normal"))
 
-_NO_CHANCE = 1e-6
+NO_CHANCE = 1e-6
 """What random rows do more rarely than this is said of them alone."""
 
 
@@ -48,6 +49,8 @@ class Look(NamedTuple):
     or `unknown` where there are no values to look at; two of them with `or` where the text names laws of both."""
     std: float
     """The standard deviation that the first law named in the text has, NaN where none is named."""
+    vouched: Vouched = NOT_ASKED
+    """How far a law that is named alone is vouched for."""
 
 
 Lines: TypeAlias = Callable[[Sequence[int]], Array]
@@ -74,7 +77,7 @@ class Source(Protocol):
     @property
     def answers(self) -> Answers: ...
     @property
-    def may_be_orthogonal(self) -> bool: ...
+    def orthogonal(self) -> Gain | Literal[False] | None: ...
     def ascending(self) -> Array: ...
     def lines(self) -> tuple[Lines | None, int | None]: ...
     def column_zeros(self) -> Array | None: ...
@@ -106,7 +109,7 @@ def look(seen: Seen) -> Look:
     if x.low < x.high and not (x.std > 0 and 0 < x.square(0.0) < math.inf):
         return Look(f"{UNLIKE} (too far from 1 to square)", "unlike", math.nan)
     rows = _orthogonal(seen)
-    if rows and rows.chance < _NO_CHANCE:
+    if rows and rows.chance < NO_CHANCE:
         return Look(rows.text, "orthogonal", rows.std)
     share = seen.zeros / x.n
     if seen.default_zeros and seen.zeros == seen.default_zeros:
@@ -166,15 +169,17 @@ class _Rows:
 
 def _orthogonal(seen: Seen) -> _Rows | None:
     """Rows, or columns where there are more rows (Saxe et al., 2014)."""
-    if len(seen.shape) < 2 or not seen.source.may_be_orthogonal or seen.zeros > seen.numbers.n / 2:
-        return None
-    lines, held = seen.source.lines()
-    if lines is None:
+    if len(seen.shape) < 2 or seen.zeros > seen.numbers.n / 2:
         return None
     fewer, length = sorted((seen.shape[0], math.prod(seen.shape[1:])))
-    count, grain = held or fewer, seen.numbers.grain
-    found = gain_of_row(lines([0])[0], grain) if count == 1 else gain_of_rows(lines, count, length, grain)
+    found = seen.source.orthogonal
     if found is None:
+        lines, held = seen.source.lines()
+        if lines is None:
+            return None
+        count, grain = held or fewer, seen.numbers.grain
+        found = gain_of_row(lines([0])[0], grain) if count == 1 else gain_of_rows(lines, count, length, grain)
+    if not found:
         return None
     gain, chance = found
     told = "" if f"{gain:.3g}" == "1" else f", gain {gain:.3g}"
@@ -187,7 +192,7 @@ def _with_rows(rows: _Rows, found: Look) -> Look:
         return Look(f"{_SMALL}: fits {rows.text}{found.text.removeprefix(_SMALL).replace(': fits', ',')}", "small", rows.std)
     if "normal" not in found.family.split(" or "):
         return found
-    return Look(f"{rows.text} or {found.text}", f"orthogonal or {found.family}", rows.std)
+    return found._replace(text=f"{rows.text} or {found.text}", family=f"orthogonal or {found.family}", std=rows.std)
 
 
 def _whole(shape: tuple[int, ...], lines: Lines) -> Array:
@@ -233,7 +238,7 @@ def _sparse(seen: Seen, share: float) -> Look:
     std = under.std * math.sqrt(1 - share)
     if under.family == "small" and seen.numbers.n < ENOUGH:
         return Look(f"{_SMALL}: fits {zeros}, else {under.text.removeprefix(_SMALL + ': fits ')}", "small", std)
-    return Look(f"{zeros}, else {under.text.replace(_SMALL, 'too few to tell')}", "sparse", std)
+    return under._replace(text=f"{zeros}, else {under.text.replace(_SMALL, 'too few to tell')}", family="sparse", std=std)
 
 
 # ---- a law ----------------------------------------------------------------------------------
@@ -252,7 +257,8 @@ def _of_law(seen: Seen) -> Look:
         some = spread(some, x.grain)
     # a named bound that is met to one part in n says more than a slight curve, unless a round one is met as well
     bounds = _named(seen, _UNIFORM) if x.high - x.low < 4.2 * x.std else ()
-    laws = law_of(x.beside(some, tests), bool(bounds) and all(bound.name for bound in bounds)) if len(some) >= ENOUGH // 2 else []
+    bound_known = bool(bounds) and all(bound.name for bound in bounds)
+    laws = law_of(x.beside(some, tests), bound_known) if len(some) >= ENOUGH // 2 else []
     if not laws:
         return Look(UNLIKE + standing_apart(elements), "unlike", math.nan)
     told: list[str] = []
@@ -263,7 +269,8 @@ def _of_law(seen: Seen) -> Look:
         told += grouped(known) if known else [words(first)]
         # rounded, centre and scale no longer go together
         stds.append(law.std if law.ends is not None else first.std)
-    return Look(" or ".join(told), " or ".join(law.kind for law in laws), stds[0])
+    far = vouched(x, laws[0]) if len(laws) == 1 else NOT_ASKED
+    return Look(" or ".join(told) + far.words(any(bound.name for bound in bounds)), " or ".join(law.kind for law in laws), stds[0], far)
 
 
 def _small(seen: Seen) -> Look:

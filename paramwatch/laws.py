@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -106,23 +106,35 @@ class Asked(NamedTuple):
     sketch: Sketch | None = None
     cut: Law | None = None
     """The truncated law that they may follow,"""
-    uneven: Lopsided | None = None
-    """and one that is cut farther out on one side."""
+    uneven: Lopsided | Literal[False] | None = None
+    """and one that is cut farther out on one side: False where there is none, None where it was not looked for."""
     may_be_normal: bool = True
 
 
 def asked(numbers: Sequence[Numbers]) -> list[Asked]:
-    """Of numbers that are not evenly spread."""
+    """Of numbers that are not evenly spread, or that fall to one side."""
     flat = [_box(x) for x in numbers]
-    free = [x for x, box in zip(numbers, flat, strict=True) if box is None]
-    sketches = _sketches(free)
-    least = [_least(x, sketch) for x, sketch in zip(free, sketches, strict=True)]
-    uneven = iter(lopsided(*_both([(x, nats) for x, nats in zip(free, least, strict=True) if nats is not None])))
-    drawn = (
-        Asked(sketch, sketch.cut if sketch.gain > _OPEN else None, None if nats is None else next(uneven), sketch.gain <= _CLOSED)
-        for sketch, nats in zip(sketches, least, strict=True)
-    )
-    return [next(drawn) if box is None else Asked(cut=_truncated(x, box.centre)) for x, box in zip(numbers, flat, strict=True)]
+    sketches = iter(_sketches([x for x, box in zip(numbers, flat, strict=True) if box is None]))
+    each = [None if box is not None else next(sketches) for box in flat]
+    least = [_least(x, sketch) if sketch else -math.inf if falls(x) else None for x, sketch in zip(numbers, each, strict=True)]
+    uneven = iter(lopsided(*_both([(x, nats) for x, nats in zip(numbers, least, strict=True) if nats is not None])))
+    found: list[Asked] = []
+    for x, box, sketch, nats in zip(numbers, flat, each, least, strict=True):
+        one: Lopsided | Literal[False] | None = None if nats is None else next(uneven) or False
+        if sketch is None:
+            found.append(Asked(cut=_truncated(x, box.centre if box else 0.0), uneven=one))
+        else:
+            found.append(Asked(sketch, sketch.cut if sketch.gain > _OPEN else None, False if one is None else one, sketch.gain <= _CLOSED))
+    return found
+
+
+def falls(x: Numbers) -> bool:
+    """Whether numbers that may be uniform fall to one side so much that a law which does is looked for."""
+    return slope(x) > max(min(x.n / _A_SLOPE, _OPEN), _LEANS)
+
+
+def _falls_enough(n: int, bound_known: bool) -> float:
+    return max(_OPEN if bound_known else min(n / _A_SLOPE, _NATS), _LEANS)
 
 
 def _both(pairs: Sequence[tuple[Numbers, float]]) -> tuple[list[Numbers], list[float]]:
@@ -151,6 +163,8 @@ def _misses_ends(x: Numbers) -> bool:
 
 def _uneven(x: Numbers, least: float | None) -> Lopsided | None:
     """A cut that is farther out on one side, if it gains so many nats over a normal law and the numbers follow it."""
+    if x.tests.uneven is not None:
+        return x.tests.uneven or None
     if least is None:
         return None
     found = lopsided([x], [least])[0]
@@ -182,7 +196,7 @@ def _flat_or_cut(x: Numbers, flat: Law, bound_known: bool) -> Sequence[Law]:
     ratio, n = math.sqrt(x.square(flat.centre)) / x.reach(flat.centre), telling(x.n, x.grain)
     gain, uniform = n * gain_over_uniform(cut.cut, ratio), _is_uniform(x)
     falls, enough = slope(x), _OPEN if bound_known else min(x.n / _A_SLOPE, _NATS)
-    uneven = _uneven(x, -math.inf) if falls > max(enough, _LEANS) else None
+    uneven = _uneven(x, -math.inf) if falls > _falls_enough(x.n, bound_known) else None
     if uneven is not None:
         if uneven.over_uniform > _CLOSED:
             return [uneven.law]

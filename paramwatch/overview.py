@@ -127,6 +127,8 @@ def _frame(rows: Sequence[_Row], ties: Sequence[TieGroup]) -> pd.DataFrame:
         "looks_like": pd.Series([seen.text for seen, _ in judged], index, "object"),
         "family": pd.Series([seen.family for seen, _ in judged], index, "object"),
         "theoretical_std": pd.Series([seen.std for seen, _ in judged], index, "float64"),
+        "uncut_to": pd.Series([seen.vouched.uncut_to for seen, _ in judged], index, "float64"),
+        "flat_within": pd.Series([seen.vouched.flat_within for seen, _ in judged], index, "float64"),
         "warning": pd.Series([warning for _, warning in judged], index, "object"),
     }
     return pd.DataFrame(columns, index=index)
@@ -185,7 +187,7 @@ def _judge(row: _Row, i: int, sights: Sights, x: Numbers | None, zeros: float, b
     if bad:
         verdict = Look("unlike any standard one (NaN or infinite elements)", "unlike", math.nan)
         return verdict, hazards(row.places, shape, tensor.requires_grad, None, int(bad), None)
-    source = Source(here, shape, looked_at, sights.limits.judged, answers, sights.may_be_orthogonal[i])
+    source = Source(here, shape, looked_at, sights.limits.judged, answers, sights.orthogonal[i] if here.shape == shape else None)
     default, padding = _default(row)
     verdict = look(Seen(shape, x, zeros, source, default, padding))
     if here.numel() < row.numel:

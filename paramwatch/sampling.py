@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from paramwatch.columns import Array
+from paramwatch.formulas import Gain
 from paramwatch.initial import Answers, Lines
 from paramwatch.measure import SAMPLE, sample
 from paramwatch.measure.naive import ORDER, as_reals
@@ -160,7 +162,8 @@ class Source:
     most: int
     """How many elements the shape of its distribution is judged on."""
     answers: Answers
-    may_be_orthogonal: bool
+    orthogonal: Gain | Literal[False] | None
+    """What is known of its rows (columns, if fewer); None where that is still to be found out."""
 
     def ascending(self) -> Array:
         """A sample of the elements, all of them if they are few, in float64."""

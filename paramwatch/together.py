@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from paramwatch.columns import Array
 from paramwatch.drawn import Law, Lopsided, Numbers, Tests
-from paramwatch.formulas import few_values, have_tied_ends, is_bell, may_be_orthogonal, spread
-from paramwatch.initial import ENOUGH, Answers
-from paramwatch.laws import BOX, Asked, asked
+from paramwatch.formulas import Gain, chosen_rows, few_values, gains_of_rows, have_tied_ends, is_bell, may_be_orthogonal, spread
+from paramwatch.initial import ENOUGH, NO_CHANCE, Answers
+from paramwatch.laws import BOX, Asked, asked, falls
 from paramwatch.measure.sampled import positions
 from paramwatch.measure.scaled import stream_of
 from paramwatch.sampling import AS_IT_IS, READABLE, Limits, Whole, is_plain, looked
@@ -49,7 +50,8 @@ class Sights:
         """What is measured."""
         self.wholes: list[Whole | None] = [None] * len(held)
         """What is known beside it."""
-        self.may_be_orthogonal = [True] * len(held)
+        self.orthogonal: list[Gain | Literal[False] | None] = [None] * len(held)
+        """What is known of rows, as `Source.orthogonal`."""
         for group in self.groups:
             self._look_at([x for i in group if (x := held[i]) is not None], group)
         for i, x in enumerate(held):
@@ -58,8 +60,8 @@ class Sights:
 
     def _look_at(self, tensors: Sequence[Tensor], group: Sequence[int]) -> None:
         """At tensors of one shape; what is not finite is left over."""
-        for i, may_be in zip(group, _may_be_orthogonal(tensors), strict=True):
-            self.may_be_orthogonal[i] = may_be
+        for i, found in zip(group, _orthogonal(tensors), strict=True):
+            self.orthogonal[i] = found
         if tensors[0].numel() > self.limits.exact:
             for i, some, whole in zip(group, *_sampled(tensors, self.limits.judged), strict=True):
                 if math.isfinite(whole.low) and math.isfinite(whole.high):
@@ -74,12 +76,19 @@ class Sights:
             plain: Whether its elements are finite, not all equal, and none of them zero.
         """
         looked_at = [
-            (i, x, known) for i in group if plain[i] and (x := self.looked_at[i]) is not None and (known := numbers[i]) is not None
+            (i, x, known)
+            for i in group
+            if plain[i] and not self._settled(i) and (x := self.looked_at[i]) is not None and (known := numbers[i]) is not None
         ]
         if not looked_at or looked_at[0][1].numel() < ENOUGH:
             return {}
         at, tensors, some = zip(*looked_at, strict=True)
         return dict(zip(at, _answered(tensors, some, self.limits.judged), strict=True))
+
+    def _settled(self, i: int) -> bool:
+        """Whether no law is asked for."""
+        gain = self.orthogonal[i]
+        return gain is not None and gain is not False and gain[1] < NO_CHANCE
 
 
 def _alike(tensors: Sequence[Tensor | None]) -> list[list[int]]:
@@ -104,15 +113,25 @@ def _sampled(tensors: Sequence[Tensor], most: int) -> tuple[Sequence[Tensor], Se
 
 
 @torch.no_grad()
-def _may_be_orthogonal(tensors: Sequence[Tensor]) -> list[bool]:
-    """Whether the first and the last row of each are orthogonal and equally long; columns where it has more rows."""
+def _orthogonal(tensors: Sequence[Tensor]) -> list[Gain | Literal[False] | None]:
+    """Of each, what `gain_of_rows` says of its rows; of its columns where it has more rows."""
     shape = tensors[0].shape
-    rows, width = shape[0], math.prod(shape[1:])
+    rows, width, grain = shape[0], math.prod(shape[1:]), torch.finfo(tensors[0].dtype).eps
     if len(shape) < 2 or min(rows, width) < 2:
-        return [True] * len(tensors)
+        return [None] * len(tensors)
     block = _side_by_side(tensors).reshape(-1, rows, width)
-    two = block[:, :, [0, -1]].swapaxes(1, 2) if rows > width else block[:, [0, -1]]
-    found: list[bool] = may_be_orthogonal(two.astype(np.float64), torch.finfo(tensors[0].dtype).eps).tolist()
+    block = block.swapaxes(1, 2) if rows > width else block
+    count, length = block.shape[1:]
+    may_be = may_be_orthogonal(block[:, [0, -1]].astype(np.float64), grain)
+    found: list[Gain | Literal[False] | None] = [False] * len(tensors)
+    at = np.flatnonzero(may_be)
+    if not len(at):
+        return found
+    chosen = chosen_rows(count, length)
+    some = block if len(at) == len(block) else block[at]
+    some = some if len(chosen) == count else some[:, chosen]
+    for i, gain in zip(at.tolist(), gains_of_rows(some.astype(np.float64, copy=False), length, grain), strict=True):
+        found[i] = gain or False
     return found
 
 
@@ -129,7 +148,7 @@ def _answered(tensors: Sequence[Tensor], numbers: Sequence[Numbers], most: int) 
     even = _found(boxed, lambda at: are_uniform(laid[at], low[at], high[at], grain))
     with np.errstate(over="ignore", under="ignore"):
         squared = (std**2 > 0) & (np.maximum(high, -low) ** 2 < math.inf)
-    rest = smooth & squared & np.array([one is not True for one in even])
+    rest = smooth & squared & np.array([not one or falls(x) for x, one in zip(numbers, even, strict=True)])
     each = [_NOT_ASKED] * len(numbers)
     which = np.flatnonzero(rest).tolist()
     for i, one in zip(which, asked([numbers[i] for i in which]), strict=True):
@@ -137,12 +156,11 @@ def _answered(tensors: Sequence[Tensor], numbers: Sequence[Numbers], most: int) 
     sketches, laws, uneven, may_be_normal = zip(*each, strict=True)
     normal = _found(rest & np.array(may_be_normal), lambda at: is_bell(laid[at], grain))
     follows = _found(np.array([law is not None for law in laws]), lambda at: _are_cut(laid[at], [laws[i] for i in at], grain))
-    between = _found(np.array([one is not None for one in uneven]), lambda at: _are_between(laid[at], [uneven[i] for i in at], grain))
+    between = _found(np.array([bool(one) for one in uneven]), lambda at: _are_between(laid[at], [uneven[i] for i in at], grain))
     neither = rest & np.array([not (one or other or third) for one, other, third in zip(normal, follows, between, strict=True)])
     two_sided = _found(neither, lambda at: are_two_sided(laid[at], np.maximum(high, -low)[at], grain))
     cut = [(law, fits) if law is not None and fits is not None else None for law, fits in zip(laws, follows, strict=True)]
-    # where there is no sketch, none of them was looked for
-    lopsided = [None if sketch is None else (fits and one) or False for sketch, one, fits in zip(sketches, uneven, between, strict=True)]
+    lopsided = [None if one is None else (fits and one) or False for one, fits in zip(uneven, between, strict=True)]
     tests = (Tests(*known) for known in zip(even, normal, cut, two_sided, sketches, lopsided, strict=True))
     return [Answers(*known) if fine else Answers() for fine, *known in zip(smooth.tolist(), ascending, laid, tests, strict=True)]
 
@@ -150,8 +168,8 @@ def _answered(tensors: Sequence[Tensor], numbers: Sequence[Numbers], most: int) 
 _NOT_ASKED = Asked(may_be_normal=False)
 
 
-def _are_between(some: Array, found: Sequence[Lopsided | None], grain: float) -> Array:
-    laws = [one.law for one in found if one is not None]
+def _are_between(some: Array, found: Sequence[Lopsided | Literal[False] | None], grain: float) -> Array:
+    laws = [one.law for one in found if one]
     return are_between(some, np.array([(law.centre, law.scale, *(law.ends or ())) for law in laws]).T, grain)
 
 

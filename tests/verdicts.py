@@ -36,9 +36,14 @@ def holding(tensor: Tensor) -> nn.Module:
     return module
 
 
+def plain(text: str) -> str:
+    """A verdict without how far it vouches for the law that it names."""
+    return re.sub(r", (uncut to|flat within) \S+ (std|%)$", "", text)
+
+
 def named_in(text: str) -> list[str]:
     """The laws that a verdict names."""
-    return re.split(r" or | \(= | = |\)$| \((?=uniform)", text)
+    return re.split(r" or | \(= | = |\)$| \((?=uniform)", plain(text))
 
 
 def is_named(text: str, names: Iterable[str]) -> bool:
