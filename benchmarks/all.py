@@ -39,6 +39,9 @@ TESTS = (
 )
 """Of the code that is timed."""
 
+GPU_TESTS = ("test_ring.py", "test_deviceplan.py", "test_gpu.py", "test_gpu_device.py", "test_gpu_watched.py")
+"""The same, where there is a GPU."""
+
 TABLES = ("monitored_step", "contestants", "kernel", "growth", "event_file", "uses", "gpu_bandwidth", "gpu_step")
 
 
@@ -87,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.skip_tests:
         print("running the tests of the timed code", flush=True)
-        paths = [str(HERE.parent / "tests" / name) for name in TESTS]
+        paths = [str(HERE.parent / "tests" / name) for name in (*TESTS, *(GPU_TESTS if torch.cuda.is_available() else ()))]
         if subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", *paths], cwd=HERE.parent, check=False).returncode:
             sys.exit("Not run: the tests of the timed code are red.")
     note = "**measured without running the tests**; " if options.skip_tests else ""

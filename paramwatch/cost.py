@@ -10,7 +10,7 @@ from paramwatch.record import Record
 
 
 class Cost(BatchSink):
-    """A sink that sums up `overhead_us`, the time that the training thread spent on watching.
+    """A sink that sums up `overhead_us`: the time that the training thread spent on watching, on a GPU the time that its stream lost.
 
     The run's time is from where its first step was entered to where its last one was, all between the steps included; what the last step
     itself took counts on neither side. It is a least share: where steps are short, the background thread makes the training thread wait

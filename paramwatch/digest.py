@@ -116,7 +116,9 @@ def watched(reading: Reading) -> Section:
         data["update_modes"] = modes
         overhead = steps["overhead_us"].median()
         if not np.isnan(overhead):
-            said.append(f"watching took {overhead:,.0f} µs of the training thread at the median step")
+            on_gpu = "overhead_host_us" in steps and steps["overhead_host_us"].notna().any()
+            whose = "GPU's stream" if on_gpu else "training thread"
+            said.append(f"watching took {overhead:,.0f} µs of the {whose} at the median step")
             data["median_overhead_us"] = float(overhead)
     else:
         said.append("no steps yet")

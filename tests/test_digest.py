@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from written import write
+from records import inventory
+from written import record_of, write
 
 from paramwatch import digest
 from paramwatch.digest import SECTIONS, Reading, Section, sections
 from paramwatch.epoch import Epoch
+from paramwatch.loading import load
 from paramwatch.record import Finding
 from paramwatch.run import Run
 from paramwatch.standing import standing
+from paramwatch.store import DiskFolder, Store
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,17 @@ def test_layers_come_from_worst_to_best_as_a_computation_by_hand_has_them(run: R
     assert [said[name] for name in ("5", "7", "8", "9")] == ["not finite in 1 step", "no gradient", "zero gradient", "frozen"]
     fastest = ratios[distance.index].idxmax()
     assert said[fastest] == f"{ratios[fastest] / middle:.1f}x faster"
+
+
+def test_of_a_run_on_a_gpu_it_is_said_what_its_stream_lost(tmp_path: Path, run: Run) -> None:
+    rows, store = inventory("a"), Store(DiskFolder(tmp_path / "paramwatch"), max_bytes=10**9)
+    for record in (record_of(step, rows) for step in range(3)):
+        store.write(replace(record, steps={**record.steps, "overhead_host_us": 9.0}))
+    store.close()
+    on_gpu, on_cpu = (next(iter(sections(each))).said for each in (load(tmp_path), run))
+
+    assert "watching took 30 µs of the GPU's stream at the median step" in on_gpu
+    assert "watching took 30 µs of the training thread at the median step" in on_cpu
 
 
 def test_sections_say_what_the_frames_say(run: Run) -> None:

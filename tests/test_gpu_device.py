@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -43,6 +44,17 @@ def test_a_cpu_is_not_measured_here_and_nothing_is_said(caplog: pytest.LogCaptur
         assert not trusted.takes(torch.zeros(3))
         trusted.prepare(lambda: [torch.zeros(3)], histograms=True)
     assert caplog.text == ""
+
+
+def test_of_a_device_of_another_kind_it_is_said_once_that_the_kernels_are_not_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    trusted._say_plain.cache_clear()
+    elsewhere = SimpleNamespace(device=torch.device("mps"), is_cuda=False, dtype=torch.float32)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            trusted.prepare(lambda: [torch.zeros(3), elsewhere], histograms=True)  # type: ignore[list-item]  # it has what is asked for
+
+    assert len(caplog.records) == 1
+    assert "measuring on mps in plain PyTorch" in caplog.text
 
 
 def test_a_build_of_torch_without_cuda_is_named_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -48,6 +48,8 @@ _given_up: set[torch.device] = set()
 
 def prepare(tensors: Callable[[], Iterable[Tensor]], histograms: bool) -> None:
     """Compile and try what these tensors will need. May take some seconds on a GPU that was not seen before."""
+    for kind in sorted({tensor.device.type for tensor in tensors()}.difference(("cpu", "cuda", "meta"))):
+        _say_plain(kind)
     if not torch.cuda.is_initialized():
         return
     for device, dtype in dict.fromkeys((tensor.device, tensor.dtype) for tensor in tensors() if tensor.is_cuda and tensor.dtype in TYPES):
@@ -85,6 +87,14 @@ def _give_up(device: torch.device, why: str) -> None:
     if device not in _given_up:
         _given_up.add(device)
         logger.warning("paramwatch: measuring on %s in plain PyTorch from now on, which takes several times longer: %s", device, why)
+
+
+@cache
+def _say_plain(kind: str) -> None:
+    said = (
+        "paramwatch: measuring on %s in plain PyTorch, which takes several times longer and waits for the device: the kernels are for CUDA"
+    )
+    logger.info(said, kind)
 
 
 @cache
