@@ -136,7 +136,7 @@ class Contributions:
         pass_ = Pass(names_of(arrived.sites), arrived.sites, arrived.grads, total, origin, arrived.eps)
         held, kept = self._held, False
         if arrived.grads and (keep is not False or recomputed or held is not None):
-            kept = self._hold(pass_, now, left, factor, apart or recomputed or keep is True)
+            kept = self._hold(pass_, now, left, factor, apart or recomputed or keep is True or not whole)
             if kept and (keep or recomputed or held is not None):
                 self._done = None
                 return
