@@ -44,13 +44,21 @@ class ArrowWriter:
         schema = schema.with_metadata(described)
         self._file = folder.create(name)
         self._stream = ipc.new_stream(self._file.sink, schema.with_metadata({**described, _SUM: _sum_of_schema(schema)}), options=OPTIONS)
+        self._known: dict[str, tuple[tuple[int, int] | None, str]] = {}
         self._torn = False
 
-    def append(self, batch: Any, note: Mapping[str, str] | None = None) -> None:
-        """Write a batch, which any process can read from then on, with something to know about it."""
+    def append(self, batch: Any, note: Mapping[str, str] | None = None, same: Mapping[str, int] | None = None) -> None:
+        """Write a batch, which any process can read from then on.
+
+        Args:
+            batch: Of the schema.
+            note: Something to know about it.
+            same: Columns with a number for the line that they hold throughout: of one number and length there is one checksum.
+        """
         self._torn = True
+        sums = self._sums(batch, same or {})
         try:
-            self._stream.write_batch(batch, custom_metadata={**(note or {}), _SUM: f"{_sums(batch)} {_sum_of_note(note or {})}"})
+            self._stream.write_batch(batch, custom_metadata={**(note or {}), _SUM: f"{sums} {_sum_of_note(note or {})}"})
         except OSError:
             self._file.undo()
             raise
@@ -65,6 +73,16 @@ class ArrowWriter:
                 self._file.commit()
         finally:
             self._file.close()
+
+    def _sums(self, batch: Any, same: Mapping[str, int]) -> str:
+        found = []
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            line = (same[name], batch.num_rows) if name in same else None
+            known = self._known.get(name)
+            if line is None or known is None or known[0] != line:
+                self._known[name] = known = line, f"{_sum(column):08x}"
+            found.append(known[1])
+        return " ".join(found)
 
 
 class Batch(NamedTuple):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from paramwatch.columns import Array
+from paramwatch.columns import NON_FINITE, Array
 from paramwatch.record import Changes, Inventory, Record
 
 
@@ -49,7 +49,8 @@ class Batch:
     @cached_property
     def finite(self) -> bool:
         """Whether everything that was measured is finite."""
-        return not any(self.values[part].any() for part in ("nan", "posinf", "neginf"))
+        # counts are never negative, and numpy finds the largest twice as fast as any that is not zero
+        return not any(self.values[part].max(initial=0) for part in NON_FINITE)
 
     def __len__(self) -> int:
         return len(self.step)

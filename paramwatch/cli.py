@@ -40,10 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     given = parsed(_COMMANDS, arguments)
     from paramwatch.guard import ParamWatchError
+    from paramwatch.output import STANDARD_OUTPUT, writing
 
     try:
-        code: int = given.command(given)
-        sys.stdout.flush()
+        with writing(STANDARD_OUTPUT):
+            code: int = given.command(given)
+            sys.stdout.flush()
     except ParamWatchError as error:
         return _failed(str(error))
     except BrokenPipeError:

@@ -59,7 +59,10 @@ PARTS: Mapping[str, Part] = {
     )
 }
 
-SPECIALS = ("count", "nan", "posinf", "neginf")
+NON_FINITE = ("nan", "posinf", "neginf")
+"""Parts that count elements which are not finite."""
+
+SPECIALS = ("count", *NON_FINITE)
 
 
 def _pairs(**parts: str) -> tuple[Pair, ...]:

@@ -20,6 +20,8 @@ class _Piece(NamedTuple):
     batch: Any
     schema: Any
     note: Mapping[str, str]
+    same: Mapping[str, int]
+    """As in `ArrowWriter.append`."""
 
 
 class Files:
@@ -47,14 +49,16 @@ class Files:
         self._close("rows", "steps")
         self._epoch += 1
 
-    def append_steps(self, rows: Any, rows_schema: Any, steps: Any, steps_schema: Any, note: Mapping[str, str]) -> None:
-        """Write some steps, with something to know about them."""
+    def append_steps(
+        self, rows: Any, rows_schema: Any, steps: Any, steps_schema: Any, note: Mapping[str, str], same: Mapping[str, int]
+    ) -> None:
+        """Write some steps, with something to know about them, and with the columns of the rows that hold one line throughout."""
         # a reader believes what both have
-        self._append(_Piece("rows", rows, rows_schema, {}), _Piece("steps", steps, steps_schema, note))
+        self._append(_Piece("rows", rows, rows_schema, {}, same), _Piece("steps", steps, steps_schema, note, {}))
 
     def append_lines(self, name: str, lines: Any) -> None:
         """Write some lines of a long stream."""
-        self._append(_Piece(name, lines, lines.schema, {}))
+        self._append(_Piece(name, lines, lines.schema, {}, {}))
 
     def close(self) -> None:
         """Close all."""
@@ -78,7 +82,7 @@ class Files:
             label = {"session": self._session, "first_step": str(first)} | ({"epoch": str(self._epoch)} if of_steps else {})
             name = f"{self._session}.{self._epoch}.{piece.kind}" if of_steps else f"{self._session}.{piece.kind}"
             self._open[piece.kind] = ArrowWriter(self._folder, name, piece.schema, label)
-        self._open[piece.kind].append(piece.batch, piece.note)
+        self._open[piece.kind].append(piece.batch, piece.note, piece.same)
 
     def _lose(self, error: OSError, step: int) -> None:
         logger.warning(

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from paramwatch.batch import Batch
 from paramwatch.block import STEP_COLUMNS, WIDENING
-from paramwatch.columns import PARTS, Array
+from paramwatch.columns import NON_FINITE, PARTS, Array
 from paramwatch.globs import text
 from paramwatch.record import Inventory, Row, TieGroup
 
@@ -73,6 +73,8 @@ class RowsWriter:
         inventory, n = self._inventory, sum(map(len, batches))
         self.same = {}
         made: dict[str, Any] = {}
+        # then the three counts that say so need no look of their own
+        finite = all(batch.finite for batch in batches)
         for kind in inventory.kinds:
             axis = inventory.kinds.index(kind)
             parts = [part for of, part in inventory.layout if of == kind]
@@ -80,9 +82,8 @@ class RowsWriter:
             absent, beside = self._absent(kind, [batch.values["count"][:, axis] for batch in batches])
             for part in parts:
                 name = column_of(kind, part)
-                made[name] = self._column(
-                    name, n, [batch.values[part][:, axis] for batch in batches], absent, -1 if part == "count" else beside
-                )
+                pieces = [batch.values[part][:, axis] for batch in batches]
+                made[name] = self._column(name, n, pieces, absent, -1 if part == "count" else beside, finite and part in NON_FINITE)
         for name, null in (("stepped", None), ("lr", np.isnan), ("grad_state", lambda state: state < 0)):
             pieces = [np.broadcast_to(getattr(batch, name), batch.lr.shape) for batch in batches]
             made[name] = self._column(name, n, pieces, null, -1)
@@ -104,9 +105,17 @@ class RowsWriter:
             absent = together < 0 if (together < 0).any() else None
         return (None if absent is None else lambda array: np.broadcast_to(absent, array.shape)), number
 
-    def _column(self, name: str, n: int, pieces: Sequence[Array], null: Callable[[Array], Array] | None, beside: int | None) -> Any:
+    def _column(
+        self,
+        name: str,
+        n: int,
+        pieces: Sequence[Array],
+        null: Callable[[Array], Array] | None,
+        beside: int | None,
+        zeros: bool = False,
+    ) -> Any:
         known = self._known.get(name)
-        if known is not None and beside is not None and known.fits(pieces, beside):
+        if known is not None and beside is not None and known.fits(pieces, beside, zeros):
             # what was there is there still
             self.same[name] = known.number
             # a slice would have the buffers of the whole, and their checksum
@@ -152,11 +161,17 @@ class _Line:
 
     def __post_init__(self) -> None:
         self.whole = not (self.line < 0).any()
+        self._zeros = not self.line.any()
         self._bits = _bits(self.line)
 
-    def fits(self, pieces: Sequence[Array], beside: int) -> bool:
-        """Whether these lines are all like it, to the bit."""
-        return self.beside == beside and all(bool((_bits(piece) == self._bits).all()) for piece in pieces)
+    def fits(self, pieces: Sequence[Array], beside: int, zeros: bool = False) -> bool:
+        """Whether these lines are all like it, to the bit; with `zeros` they are known to be nothing else."""
+        if self.beside != beside:
+            return False
+        if zeros:
+            return self._zeros
+        # what is noise differs in the first number already
+        return all(bool((bits[:, :1] == self._bits[:1]).all() and (bits == self._bits).all()) for bits in map(_bits, pieces))
 
 
 def _bits(array: Array) -> Array:

@@ -16,6 +16,7 @@ from pyarrow import ipc
 
 from paramwatch.arrowfile import OPTIONS
 from paramwatch.batch import Batch
+from paramwatch.columns import NON_FINITE
 
 FINITE_STEPS = 100
 """So many steps have to be finite for the first that is not to be news."""
@@ -87,11 +88,11 @@ class Alarm:
         """
         if self._news:
             return None
+        if batch.finite:
+            self._finite += sum(not steps.get("skipped") for steps in batch.steps)
+            return None
         axes = [i for i, kind in enumerate(batch.inventory.kinds) if kind in ("param", "grad")]
-        bad = np.zeros(len(batch), bool)
-        for part in ("nan", "posinf", "neginf"):
-            if batch.values[part].max(initial=0) > 0:
-                bad |= (batch.values[part][:, axes] > 0).any((1, 2))
+        bad = np.any([(batch.values[part][:, axes] > 0).any((1, 2)) for part in NON_FINITE], 0)
         for i, (spoilt, steps) in enumerate(zip(bad.tolist(), batch.steps, strict=True)):
             if steps.get("skipped"):
                 continue

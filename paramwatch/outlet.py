@@ -36,7 +36,7 @@ class Outlet:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._name = type(sink).__name__
+        self._name: str = getattr(sink, "called", type(sink).__name__)
         self._guard = Guard(f"{self._name} is switched off; recording and training go on.", self._release)
         self._call: _Call | None = None
         self._late = False

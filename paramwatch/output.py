@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,26 @@ from pathlib import Path
 from typing import IO
 
 from paramwatch.guard import ParamWatchError
+
+STANDARD_OUTPUT = "standard output"
+
+_LOST = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What writing fails with, and the system does not say where."""
+
+
+@contextmanager
+def writing(name: str) -> Iterator[None]:
+    """What cannot be written in here is called by this name.
+
+    Raises:
+        OSError: As it was, with a name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _LOST and error.filename is None:
+            raise OSError(error.errno, os.strerror(error.errno), name) from error
+        raise
 
 
 @contextmanager
@@ -25,19 +46,20 @@ def opened(target: Path | None, force: bool) -> Iterator[IO[bytes]]:
         OSError: It cannot be written.
     """
     if target is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        with writing(STANDARD_OUTPUT):
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
         return
     check(target, force)
     # behind a link is what is meant; a device or a pipe has to stay what it is
     target = target.resolve()
     if target.exists() and not target.is_file():
-        with open(target, "wb") as file:
+        with writing(str(target)), open(target, "wb") as file:
             yield file
         return
     part = target.with_name(f".{target.name[:200]}.{os.getpid()}.part")
     try:
-        with open(part, "xb") as file:
+        with writing(str(target)), open(part, "xb") as file:
             yield file
         check(target, force)
         part.replace(target)

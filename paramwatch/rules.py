@@ -9,6 +9,7 @@ import numpy as np
 
 from paramwatch.agreement import is_explained, norms, statistics
 from paramwatch.batch import Batch
+from paramwatch.columns import NON_FINITE
 from paramwatch.record import Changes, Finding, Record
 
 _CALLED = {"param": "parameter", "grad": "gradient"}
@@ -50,7 +51,7 @@ class FirstNonFinite:
     @staticmethod
     def _non_finite(record: Record, kind: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         axis = record.inventory.kinds.index(kind)
-        total: np.ndarray[tuple[int], np.dtype[np.int64]] = sum(record.values[part][axis] for part in ("nan", "posinf", "neginf"))
+        total: np.ndarray[tuple[int], np.dtype[np.int64]] = sum(record.values[part][axis] for part in NON_FINITE)
         return np.where(record.values["count"][axis] >= 0, total, 0)
 
 
@@ -207,7 +208,6 @@ def worth_reading(batch: Batch) -> list[int]:
     What else a rule reads is the inventory, and none comes with a batch. A rule that reads anything else has to be asked for here too.
     """
     speaks = np.array([change != _UNCHANGED for change in batch.changes])
-    for part in ("nan", "posinf", "neginf"):
-        if (spoilt := batch.values[part] > 0).any():
-            speaks |= spoilt.any((1, 2))
+    for part in NON_FINITE if not batch.finite else ():
+        speaks |= (batch.values[part] > 0).any((1, 2))
     return np.flatnonzero(speaks).tolist()

@@ -248,7 +248,7 @@ class Store(BatchSink):
                 self._append_steps(rows, steps, note | {FULL_RATE: f"{first} {self._seen}"})
 
     def _append_steps(self, rows: Any, steps: Any, note: Mapping[str, str]) -> None:
-        self._files.append_steps(rows, self._rows.schema, steps, self._steps_schema, note)
+        self._files.append_steps(rows, self._rows.schema, steps, self._steps_schema, note, json.loads(note[SAME]))
 
     def _write_lines(self) -> None:
         for name, lines in self._lines.taken():

@@ -43,6 +43,9 @@ FULL, FULL_BYTES = 16 * MANY, 16 * MANY_BYTES
 STUCK_SECONDS = 1.0
 """How long training waits for a thread that does not get on: a sink may hang, or itself wait for the training thread."""
 
+SLOW_SECONDS = 2.0
+"""How long it waits for one that does, too slowly: else it would be as slow as the disk. Then rounds are dropped, and counted."""
+
 PATIENCE_SECONDS, MOMENT_SECONDS = 30.0, 0.2
 """How long a reader, or whoever closes, waits for it; and how long a `repr` does."""
 
@@ -50,10 +53,9 @@ _running: set[Worker] = set()
 
 
 class Worker:
-    """Takes rounds in step order and hands records on.
+    """Takes rounds in step order and hands records on, in one thread, piece by piece.
 
-    Its work is done piece by piece. Where a sink does not return, another thread goes on with the next piece, and the one that hangs
-    ends with its own.
+    Where a sink does not return another thread takes its place and goes on with the next piece; the one that hangs ends with its own.
 
     Args:
         sinks: Each is switched off, by name, when it fails, and passed over while it hangs.
@@ -67,8 +69,7 @@ class Worker:
         self.dropped = 0
         """Rounds that became no record, since too many waited."""
         self.tally, self.cost = Tally(), Cost()
-        ours: list[Sink] = [self.tally, self.cost]
-        self._outlets = [Outlet(sink) for sink in (*ours, *sinks)]
+        self._outlets = [Outlet(self.tally), Outlet(self.cost), *map(Outlet, sinks)]
         self._rules, self._report, self._guard = rules, report, guard
         self._batching = Batching()
         # the collector may hand something over in the middle of anything: neither of these has a lock that could be held then
@@ -79,7 +80,9 @@ class Worker:
         self._ended = False
         self._rounds: list[Handed] = []
         self._pieces: deque[Piece] = deque()
-        self._taken, self._stuck_at, self._pid = 0, -1, os.getpid()
+        # how many may wait again before training waits for them once more
+        self._behind = 0
+        self._taken, self._pid = 0, os.getpid()
         self._tick_at = time.monotonic() + TICK_SECONDS
         # held by whoever takes the next piece, or says who may
         self._turn = threading.Lock()
@@ -98,9 +101,12 @@ class Worker:
         if waiting >= MANY or size >= MANY_BYTES:
             self._ring()
 
-    def later(self, job: Job) -> None:
-        """Run something after everything handed over so far."""
-        self._ask(job)
+    def later(self, *jobs: Job | None) -> threading.Event:
+        """Run something after everything handed over so far, which the event says; None alone is the end."""
+        request = _Request(jobs)
+        self._waiting.append(request)
+        self._ring()
+        return request.done
 
     def flush(self) -> None:
         """Wait until the sinks have written everything handed over so far."""
@@ -109,31 +115,25 @@ class Worker:
     def call(self, *jobs: Job) -> None:
         """Run something after everything handed over so far, and wait for it, except from the thread itself or in a forked child."""
         if threading.current_thread() is not self._thread and self._alive():
-            done = self._ask(*jobs)
+            done = self.later(*jobs)
             # at interpreter exit the thread may be gone before it comes to this job
             self._wait_until(partial(done.wait, 0.1), PATIENCE_SECONDS)
 
     def counted(self) -> Tally:
         """What was counted, with everything handed over so far if that is done in a moment."""
         if threading.current_thread() is not self._thread and self._alive():
-            self._ask().wait(MOMENT_SECONDS)
+            self.later().wait(MOMENT_SECONDS)
         return self.tally
 
     def stop(self, wait: bool) -> None:
         """Close the sinks after everything handed over so far; `wait=False` where the caller must not block."""
         if self._alive():
-            self._ask(None)
+            self.later(None)
         if wait and threading.current_thread() is not self._thread and self._alive():
             self._wait_until(self._over, PATIENCE_SECONDS)
 
     def _alive(self) -> bool:
         return self._pid == os.getpid() and self._thread.is_alive()
-
-    def _ask(self, *jobs: Job | None) -> threading.Event:
-        request = _Request(jobs)
-        self._waiting.append(request)
-        self._ring()
-        return request.done
 
     def _ring(self) -> None:
         if not self._rung:
@@ -146,12 +146,11 @@ class Worker:
         """Let the thread catch up, while it does; whether it did."""
         if threading.current_thread() is self._thread:
             return True
-        if self._taken == self._stuck_at:
+        if self._behind:
             return False
         self._ring()
-        there = self._wait_until(partial(self._fewer, most), STUCK_SECONDS)
-        self._stuck_at = -1 if there else self._taken
-        return there
+        self._behind = 0 if self._wait_until(partial(self._fewer, most), STUCK_SECONDS, SLOW_SECONDS) else most
+        return not self._behind
 
     def _fewer(self, most: int) -> bool:
         time.sleep(0.001)
@@ -161,10 +160,12 @@ class Worker:
         self._thread.join(0.1)
         return not self._alive()
 
-    def _wait_until(self, there: Callable[[], bool], seconds: float) -> bool:
+    def _wait_until(self, there: Callable[[], bool], seconds: float, in_all: float = float("inf")) -> bool:
         """Ask again and again, as long as the thread gets on, if need be past a sink that does not let it; whether it was there."""
-        taken, since = self._taken, time.monotonic()
+        taken, since, end = self._taken, time.monotonic(), time.monotonic() + in_all
         while not there():
+            if time.monotonic() > end:
+                return False
             if self._taken != taken or self._pass_over(seconds):
                 taken, since = self._taken, time.monotonic()
             elif not self._alive() or time.monotonic() - since > 2 * seconds:
@@ -190,10 +191,9 @@ class Worker:
         self.dropped += 1
         if self.dropped == 1:
             logger.warning(
-                "paramwatch: %d records wait for the background thread, which does not get on. Step %d is not recorded, and others will "
-                "not be; training goes on.",
-                len(self._waiting),
-                step,
+                "paramwatch: the background thread does not get on, or not fast enough (a slow disk?), and %d records wait for it. Step %d "
+                "is not recorded, and others will not be; training goes on.",
+                *(len(self._waiting), step),
             )
 
     # ---- the thread ---------------------------------------------------------------------------------
@@ -236,6 +236,7 @@ class Worker:
             self._rung = False
             # what comes meanwhile waits for the next bell, and for company: many at once cost little more than one
             self._due = len(self._waiting)
+            self._behind *= self._due > self._behind
         if time.monotonic() >= self._tick_at:
             self._tick_at = time.monotonic() + TICK_SECONDS
             self._pieces.extend([partial(outlet.tell, "tick") for outlet in self._outlets])
@@ -251,7 +252,7 @@ class Worker:
             self._due -= 1
             self._ended = request.jobs == (None,)
             if self._ended and self.dropped:
-                logger.warning("paramwatch: %s were dropped, while the background thread did not get on", counted(self.dropped, "record"))
+                logger.warning("paramwatch: %s were dropped, since the background thread was too slow", counted(self.dropped, "record"))
             try:
                 self._pieces.extend([outlet.close for outlet in self._outlets] if self._ended else filter(None, request.jobs))
             finally:

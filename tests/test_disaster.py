@@ -81,6 +81,7 @@ def test_a_full_disk_is_said_once_and_the_run_goes_on_in_memory_within_its_bytes
     assert held(watch._store) == (0, 0, 0)
     assert watch.recorder.steps_seen == 3210
     assert sum("cannot be written any more (OSError: " in said for said in messages(caplog)) == 1
+    assert all("TensorBoard's event file" in said for said in messages(caplog) if "switched off" in said), "each says what it is about"
 
 
 @pytest.mark.parametrize("then", ["gone", "a file"])

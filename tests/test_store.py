@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from records import inventory, random_record, record
+from records import batch_of, inventory, random_record, record
 
+from paramwatch import arrowfile
 from paramwatch import store as store_module
 from paramwatch.block import Block
 from paramwatch.columns import ABSENT, LAYOUTS
@@ -186,6 +187,37 @@ def test_a_batch_is_written_when_it_is_full_or_old(monkeypatch: pytest.MonkeyPat
     now[0] += 0.1
     store.tick()
     assert len(only(folder).step) == store_module.BATCH_STEPS + 1
+
+
+def test_lines_that_stay_change_and_come_back_are_read_back_in_batches_of_any_length(tmp_path: Path) -> None:
+    store, records, step = Store(DiskFolder(tmp_path), max_bytes=10**9), list[Record](), 0
+    for n, bad in ((1, 0), (4, 0), (4, 0), (2, 1), (4, 1), (4, 0), (4, 0), (1, 0)):
+        for _ in range(n):
+            each = random_record(step, NET, **STEPS)
+            records.append(replace(each, values={**each.values, "nan": np.full_like(each.values["nan"], bad)}))
+            store.write(records[-1])
+            step += 1
+        store.flush()
+    store.close()
+
+    # a checksum that does not fit what is there would be an error
+    assert_holds(only(DiskFolder(tmp_path)), records)
+
+
+def test_what_stays_the_same_is_summed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(arrowfile, "_sum", lambda column: seen.append(len(column)) or 0)
+    store, batch = Store(MemoryFolder(), max_bytes=10**9), batch_of([random_record(step, NET, **STEPS) for step in range(4)])
+    batch = replace(batch, values={part: np.ones_like(array) for part, array in batch.values.items()})
+    store.write(batch.record(0))
+    store.flush()
+    for first in (1, 5, 9):
+        seen.clear()
+        store.write_batch(replace(batch, step=range(first, first + 4)))
+        store.flush()
+
+    columns = len(NET.layout) + 3
+    assert len(seen) < columns, "the numbers of the steps, and what is known of them as a whole"
 
 
 def test_a_large_step_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

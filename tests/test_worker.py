@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from loops import mlp, sgd
@@ -334,6 +335,35 @@ def test_what_a_thread_that_does_not_get_on_cannot_take_is_dropped_counted_and_s
     assert len(sink.records) == held
     assert caplog.text.count("is not recorded, and others will not be; training goes on") == 1
     assert f"{thread.dropped} records were dropped" in caplog.text
+
+
+def test_for_a_slow_disk_training_waits_once_and_what_is_too_much_is_dropped_and_counted(
+    rounds: list[Round], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class SlowDisk(ListSink):
+        def write(self, record: Record) -> None:
+            time.sleep(0.1)
+            super().write(record)
+
+    for name, value in {"FULL": 16, "MANY": 1, "SLOW_SECONDS": 0.2, "STUCK_SECONDS": 30.0}.items():
+        monkeypatch.setattr(worker, name, value)
+    sink, waits = SlowDisk(), list[bool]()
+    thread = working(sink)
+    waiting = thread._wait_until
+
+    def waited(*asked: Any) -> bool:
+        waits.append(waiting(*asked))
+        return waits[-1]
+
+    monkeypatch.setattr(thread, "_wait_until", waited)
+    submit(thread, rounds)
+    in_vain = waits.count(False)
+    thread.stop(wait=True)
+
+    assert in_vain == 1
+    assert thread.dropped > 1
+    assert len(sink.records) == len(rounds) - thread.dropped
+    assert caplog.text.count("not fast enough (a slow disk?)") == 1
 
 
 @pytest.mark.usefixtures("impatient")

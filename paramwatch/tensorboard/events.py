@@ -55,6 +55,9 @@ class EventFile(BatchSink):
     earlier ones hold from its first step on: a re-run replaces, a resumed run continues.
     """
 
+    called = "TensorBoard's event file"
+    """In messages."""
+
     _digest: Digest
 
     def __init__(self, folder: Path, *, max_bytes: int = MAX_BYTES) -> None:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from paramwatch.batch import Batch
-from paramwatch.columns import STATISTICS, Array, ratio
+from paramwatch.columns import NON_FINITE, STATISTICS, Array, ratio
 from paramwatch.totals import counted
 
 LINES = {"param_norm": ("param",), "grad_norm": ("grad",), "update_ratio": ("update", "param")}
@@ -48,7 +48,7 @@ class Norms:
         measured = count >= 0
         parts = {"count": np.where(measured, count, np.nan), "rms": values["rms"].astype(np.float64)}
         # most batches are finite, and then a zero does for a whole part
-        parts |= {part: np.zeros(()) if batch.finite else values[part].astype(np.float64) for part in ("nan", "posinf", "neginf")}
+        parts |= {part: np.zeros(()) if batch.finite else values[part].astype(np.float64) for part in NON_FINITE}
         # a norm follows from its parts in the same way for every kind; so one call does for all of them
         norm = STATISTICS["param_norm"].compute(lambda kind, part: parts[part], False)
         spoilt = np.broadcast_to(parts["nan"] + parts["posinf"] + parts["neginf"] > 0, norm.shape)
