@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import importlib.util
 import itertools
 import tempfile
@@ -160,8 +161,10 @@ def results(work: Workload, rounds: int) -> dict[str, str]:
 def table(rounds: int | None = None) -> list[str]:
     """Ratio of wall times to the bare step, and microseconds of CPU more; as Markdown."""
     torch.set_num_threads(1)
+    there = [package for package in dict.fromkeys(package for package, _ in CONTESTANTS.values()) if importlib.util.find_spec(package)]
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in there)
     columns = {work.name: results(work, rounds or (40 if work.block > 1 else 5)) for work in workloads()}
-    lines = [f"| each step | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines = [f"{versions}.", "", f"| each step | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(column[name] for column in columns.values())} |" for name in CONTESTANTS]
     return lines
 

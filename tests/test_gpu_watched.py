@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import paramwatch
 from paramwatch.bins import BINS, positions
 from paramwatch.deviceplan import DevicePlan
-from paramwatch.measure import trusted
+from paramwatch.measure import capture, trusted
 from paramwatch.record import Record
 from paramwatch.recorder import Recorder
 from paramwatch.testing import ListSink
@@ -222,6 +222,7 @@ def test_training_and_records_are_the_same_bit_for_bit(path: str) -> None:
 
 
 def test_a_captured_step_is_passed_over_and_the_graph_replays(caplog: pytest.LogCaptureFixture) -> None:
+    capture._say.cache_clear()
     model, sink, x = net(), ListSink(), batch(0).to(CUDA)
     optimizer = torch.optim.Adam(model.parameters(), capturable=True)
     side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
@@ -242,6 +243,7 @@ def test_a_captured_step_is_passed_over_and_the_graph_replays(caplog: pytest.Log
     assert not torch.equal(model[0].weight, before)
     assert [each.step for each in sink.records] == [0, 1, 2]
     assert not [line for line in caplog.messages if "stopped" in line]
+    assert len([line for line in caplog.messages if "captured in a CUDA graph" in line]) == 1
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
