@@ -38,16 +38,18 @@ def hazards(found: Sequence[Place], shape: tuple[int, ...], trainable: bool, x: 
         return ""
     place, bounds = found[0], scales(kind_of(found[0].holder), found[0].key, shape, default)  # type: ignore[arg-type]  # as in `standards`
     for other in found[1:]:
-        if bounds is None:
-            place, bounds = other, scale_range(other.holder, other.key, shape)
+        # an embedding that is also a head is judged as a head
+        if bounds is None or bounds[0] == 0:
+            of_other = scale_range(other.holder, other.key, shape)
+            place, bounds = (other, of_other) if of_other else (place, bounds)
     if x.low == x.high == 0:
-        fades = bounds is not None or any(is_norm_scale(place.holder, place.key) for place in found)
+        fades = (bounds is not None and bounds[0] > 0) or any(is_norm_scale(place.holder, place.key) for place in found)
         return "all zeros: at the first step no gradient passes through to the layers before it" if fades else ""
     if bounds is None:
         # whoever writes a layer calls its weight what he likes; zeros are where many a thing begins that is added
         of_units = x.low == x.high and len(shape) == 2 and min(shape) > 1 and not is_known(place.holder)
         return f"{_CONSTANT}, if inputs are multiplied by it" if of_units else ""
-    stuck = _CONSTANT if x.low == x.high and _units(place, shape) > 1 else ""
+    stuck = _CONSTANT if x.low == x.high and bounds[0] > 0 and _units(place, shape) > 1 else ""
     far = _scale("its size" if place is found[0] else f"{place.name} as a weight of {type_name(place.holder)}", x, *bounds)
     if far and place is not found[0]:
         # T5 divides the outputs of a head that has its embedding's weight; the model is not run, so that this is not seen
@@ -68,7 +70,8 @@ def _scale(of: str, x: Numbers, least: float, usual: float, most: float) -> str:
     # of fewer than four elements the size says little: a tenth comes by chance in more than one case of 10,000
     if x.n < 4 or min(usual / FAR, least / APART) <= size <= max(FAR * usual, APART * most):
         return ""
-    standard = f"PyTorch's default (rms {size:.3g}, that {usual:.3g}; with Xavier and Kaiming fan_in {least:.3g} to {most:.3g})"
+    beside = f"; with Xavier and Kaiming fan_in {least:.3g} to {most:.3g}" if least else ""
+    standard = f"PyTorch's default (rms {size:.3g}, that {usual:.3g}{beside})"
     if size > usual:
         return f"{of} is {_factor(size / usual)} times above {standard}: signals blow up"
     return f"{of} is {_factor(usual / size)} times below {standard}: signals fade"

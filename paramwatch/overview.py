@@ -220,13 +220,18 @@ def _totals(module: nn.Module, rows: Sequence[_Row], ties: Sequence[TieGroup]) -
         parameters=sum(row.numel for row in rows),
         with_repeats=sum(row.numel * len(row.places) for row in rows),
         trainable=sum(row.numel for row in rows if row.tensor.requires_grad),
-        bytes=sum(row.numel * row.tensor.element_size() for row in rows if row.numel),
-        bytes_saved=sum(tie.bytes_saved for tie in ties if tie.kind == "parameter"),
+        # separate tensors on one piece of memory take it once
+        bytes=sum(row.numel * row.tensor.element_size() for row in rows if row.numel) - _shared(ties),
+        bytes_saved=sum(tie.bytes_saved for tie in ties),
         buffers=len(buffers),
         buffer_elements=sum(buffer.numel() for buffer in buffers),
         buffer_bytes=sum(buffer.numel() * buffer.element_size() for buffer in buffers),
         lazy=sum(row.shape is None for row in rows),
     )
+
+
+def _shared(ties: Sequence[TieGroup]) -> int:
+    return sum(tie.bytes_saved for tie in ties if tie.kind == "storage")
 
 
 def _tree(module: nn.Module, found: Sequence[Place], rows: Sequence[_Row]) -> tuple[Line, ...]:

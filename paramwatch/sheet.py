@@ -51,8 +51,9 @@ class Totals:
     """The same, a tied tensor counted under each of its names."""
     trainable: int
     bytes: int
+    """Memory of all parameters; what several of them lie on counts once."""
     bytes_saved: int
-    """Memory that separate tensors would take on top: what ties save."""
+    """Memory that separate tensors would take on top: what the groups in `ties` save, of either kind."""
     buffers: int
     """How many buffers there are."""
     buffer_elements: int
@@ -126,8 +127,8 @@ def html(summary: Summary) -> str:
 
 _LAST = "looks like"
 _RIGHT = ("elements", "mean", "std", "expected", "min", "max", "zeros")
-_ENOUGH = 40
-"""What the verdict is given before further columns are."""
+_ENOUGH = 60
+"""What the verdict, which says most, is given before further columns are."""
 
 
 def _cells(frame: pd.DataFrame) -> dict[str, list[str]]:
@@ -234,8 +235,9 @@ def _heading(summary: Summary) -> str:
 def _footer(summary: Summary, width: int) -> list[str]:
     totals = summary.totals
     out = _wrap(f"{_count(totals.parameters, 'parameter')}, {sized(totals.bytes)}; {totals.trainable:,} trained", width)
+    tied = sum(tie.bytes_saved for tie in summary.ties if tie.kind == "parameter")
     if totals.with_repeats != totals.parameters:
-        out += _wrap(f"with repeats {totals.with_repeats:,}: ties save {sized(totals.bytes_saved)}", width)
+        out += _wrap(f"with repeats {totals.with_repeats:,}: ties save {sized(tied)}", width)
     if totals.lazy:
         out += _wrap(f"{_count(totals.lazy, 'lazy parameter')} not counted: run the model once to give them their shapes", width)
     if totals.buffers:

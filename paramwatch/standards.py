@@ -79,7 +79,8 @@ def _rule_of(kind: type[nn.Module]) -> _Rule | None:
 def scale_range(module: nn.Module, key: str, shape: tuple[int, ...]) -> tuple[float, float, float] | None:
     """Least and greatest of the standard deviations that PyTorch, Xavier and Kaiming give, and between them PyTorch's.
 
-    For a weight that multiplies activations; None for all others: biases, scales, embeddings, and what is no layer's weight.
+    For a weight that multiplies activations; None for all others: biases, scales, and what is no layer's weight. An embedding may begin as
+    small as one likes, 0 is the least: those of GPT-2 and BERT have a fiftieth of PyTorch's.
     """
     return scales(kind_of(module), key, shape, default_of(module, key, shape))  # type: ignore[arg-type]  # as above
 
@@ -91,13 +92,18 @@ def scales(kind: type[nn.Module], key: str, shape: tuple[int, ...], default: Law
     multiplies = default is not None and issubclass(kind, _WEIGHTED) and "bias" not in key
     if not issubclass(kind, (*_KNOWN, jit.ScriptModule)):
         multiplies = len(shape) == 2 and key == "weight"
+    if default is not None and issubclass(kind, _EMBEDDINGS):
+        return 0.0, default.std, default.std
     found = fans(shape)
     if found is None or not multiplies:
         return None
     inputs, outputs = found
     linear = math.sqrt(1 / (3 * inputs))
     own = linear if default is None else default.std
-    stds = [math.sqrt(2 / (inputs + outputs)), math.sqrt(2 / inputs), linear, own]
+    stds = [math.sqrt(2 / (inputs + outputs)), math.sqrt(2 / inputs), own]
+    if not issubclass(kind, nn.Bilinear):
+        # PyTorch makes a bilinear weight by its first input alone
+        stds.append(linear)
     return min(stds), own, max(stds)
 
 

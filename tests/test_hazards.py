@@ -92,6 +92,7 @@ USUAL: tuple[tuple[nn.Module, str], ...] = (
     (nn.GRU(32, 32), "weight_hh_l0"),
     (nn.LSTM(32, 32), "weight_ih_l0"),
     (nn.MultiheadAttention(32, 2), "in_proj_weight"),
+    (nn.Bilinear(16, 16, 8), "weight"),
 )
 
 
@@ -107,6 +108,24 @@ def test_a_weight_is_called_out_where_it_is_ten_times_what_pytorch_makes_it_or_a
 
     assert set(found) == ({key} if said else set())
     assert all(f"times {said} PyTorch's default" in text for text in found.values())
+
+
+@pytest.mark.parametrize(("std", "said"), [(10.5, True), (8.0, False), (0.02, False), (1e-4, False)])
+def test_an_embedding_is_called_out_where_it_is_too_large_and_may_be_as_small_as_one_likes(std: float, said: bool) -> None:
+    torch.manual_seed(0)
+    for module in (nn.Embedding(200, 50), nn.EmbeddingBag(200, 50)):
+        nn.init.normal_(module.weight, std=std)
+        found = summary(module).warnings
+        assert [("times above PyTorch's default (rms" in text, "Xavier" in text) for text in found.values()] == [(True, False)] * said
+
+
+def test_an_embedding_of_zeros_or_of_one_value_is_not_warned_of_unless_it_is_a_head() -> None:
+    for value in (0.0, 0.5):
+        embedding, head = nn.Embedding(20, 10), nn.Linear(10, 20, bias=False)
+        nn.init.constant_(embedding.weight, value)
+        assert summary(embedding).warnings == {}
+        head.weight = embedding.weight
+        assert list(summary(nn.ModuleList([embedding, head])).warnings) == ["0.weight"]
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,17 @@ def test_equal_values_that_are_not_tied_are_told_apart() -> None:
     assert summary(one_parameter_in_two_modules()).totals.bytes_saved == 144
 
 
+def test_memory_that_separate_parameters_share_is_counted_once_and_totals_agree_with_the_groups() -> None:
+    net = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    net[1].weight = nn.Parameter(net[0].weight.data)
+    net[2].weight = net[0].weight
+    found = summary(net)
+
+    assert [(tie.kind, tie.bytes_saved) for tie in found.ties] == [("parameter", 256), ("storage", 256)]
+    # three separate weights would take 768
+    assert (found.totals.bytes, found.totals.bytes_saved) == (256, 512)
+
+
 def test_modules_buffers_and_frozen_parameters_are_counted() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     net[0].requires_grad_(False)
