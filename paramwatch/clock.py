@@ -7,13 +7,14 @@ time that the training thread took to queue it.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter_ns
 from typing import Any, TypeAlias
 
 import torch
 
+from paramwatch.inventory import LiveInventory
 from paramwatch.measure.capture import capturing
 from paramwatch.record import Inventory
 
@@ -41,7 +42,7 @@ class Events:
         self._free += events
 
 
-@dataclass
+@dataclass(slots=True)
 class Spent:
     """What one round took. `ready` and `wait` are for the training thread alone."""
 
@@ -49,7 +50,7 @@ class Spent:
     """Of the training thread."""
     device_us: float | None = None
     """Of the GPU, once it is known; None without one."""
-    spans: list[tuple[Events, Any, Any]] = field(default_factory=list)
+    spans: Sequence[tuple[Events, Any, Any]] = ()
     """Where an event comes from, it, and the one at the end."""
 
     @property
@@ -61,7 +62,7 @@ class Spent:
                 return False
             self.device_us = (self.device_us or 0.0) + 1000 * start.elapsed_time(end)
             events.give_back(start, end)
-            self.spans.pop()
+            self.spans = self.spans[:-1]
         return True
 
     def wait(self) -> None:
@@ -82,11 +83,11 @@ class Clock:
     """Sums up what watching takes.
 
     Args:
-        inventory: The rows as they are now. Of several GPUs the first is asked.
+        live: The rows. Of several GPUs the first is asked.
     """
 
-    def __init__(self, inventory: Callable[[], Inventory]) -> None:
-        self._now = inventory
+    def __init__(self, live: LiveInventory) -> None:
+        self._live = live
         self._inventory: Inventory | None = None
         self._events: Events | None = None
         self._host_ns = 0
@@ -94,9 +95,9 @@ class Clock:
 
     def start(self) -> Started:
         """Something of ours begins."""
-        if self._now() is not self._inventory:
+        if self._live.current is not self._inventory:
             self._look()
-        return time.perf_counter_ns(), None if self._events is None else self._events.record()
+        return perf_counter_ns(), None if self._events is None else self._events.record()
 
     def stop(self, started: Started, to: Spent | None = None) -> None:
         """It is over.
@@ -108,14 +109,14 @@ class Clock:
         ns, event = started
         if event is not None and self._events is not None and (end := self._events.record()) is not None:
             self._spans.append((self._events, event, end))
-        self._host_ns += time.perf_counter_ns() - ns
+        self._host_ns += perf_counter_ns() - ns
         if to is not None:
             to.host_us, self._host_ns = to.host_us + self._host_ns / 1000, 0
             if self._spans:
                 to.spans, self._spans = [*to.spans, *self._spans], []
 
     def _look(self) -> None:
-        self._inventory = self._now()
+        self._inventory = self._live.current
         device = next((row.device for row in self._inventory.rows if row.device.startswith("cuda")), None)
         if device is None:
             self._events = None

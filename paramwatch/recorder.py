@@ -90,7 +90,7 @@ class Recorder:
         self._others = Others(live, first_step)
         self._claims = Claims()
         self._outside = Outside()
-        self._clock = Clock(lambda: live.current)
+        self._clock = Clock(live)
         prepare(live.glance, histograms > 0)
 
     @property
