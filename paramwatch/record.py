@@ -133,8 +133,8 @@ class Split:
     """The places in the forward pass, in its order: `2`, `lm_head`, `cell@7`."""
     mode: str
     """What was kept while the uses arrived: `full` (all of them), `stream` (their sum; no shares, no cosines) or `norms` (nothing: no check
-    either); then, after a comma, what was left out of the step, and `(this rank)` in a distributed run. `none`: no use was seen. `off`:
-    something stood in the way, which the log named."""
+    either); then, after commas, what was left out of the step or done to the gradient, and `(this rank)` in a distributed run. `none`: no
+    use was seen. `off`: something stood in the way, which the log named."""
     backwards: int
     """How many backward passes the contributions are summed over."""
     products: Array
