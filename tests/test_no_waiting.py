@@ -66,6 +66,7 @@ def ring(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sent]:
     for module in (measuring, sampled, histograms):
         monkeypatch.setattr(module, "is_supported", lambda tensor: True)
     monkeypatch.setattr(reading, "ring_of", lambda device: ring)
+    monkeypatch.setattr(measuring, "stream_now", lambda device: None)
     for module in (scaled, sampled):
         monkeypatch.setattr(module, "sent", lambda tensor, device: torch.empty_like(tensor, device=device))
         monkeypatch.setattr(module, "stream_of", lambda device: 0)
