@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from workloads import Workload, step_of, take_turns, workloads
+from workloads import Hooks, Workload, step_hooks, step_of, take_turns, workloads
 
 import paramwatch
 
@@ -145,6 +145,7 @@ def results(work: Workload, rounds: int) -> dict[str, str]:
     cells: dict[str, str] = {}
     bare = work.make()
     steps = {"bare": step_of(work, bare, work.optimizer(bare))}
+    hooks: dict[str, Hooks] = {}
     with contextlib.ExitStack() as stack:
         for name, (package, contestant) in CONTESTANTS.items():
             if importlib.util.find_spec(package) is None:
@@ -153,8 +154,10 @@ def results(work: Workload, rounds: int) -> dict[str, str]:
             net = work.make()
             optimizer = work.optimizer(net)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            before = step_hooks()
             steps[name] = step_of(work, net, optimizer, stack.enter_context(contestant(net, optimizer, folder)))
-        costs = take_turns(steps, work.block, rounds)
+            hooks[name] = step_hooks(but=before)
+        costs = take_turns(steps, work.block, rounds, hooks)
     return cells | {name: f"{costs[name].wall:.2f} x, {costs[name].more_us:,.0f} µs" for name in steps if name != "bare"}
 
 

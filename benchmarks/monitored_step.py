@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 
 import torch
-from workloads import Workload, step_of, take_turns, workloads
+from workloads import Workload, step_hooks, step_of, take_turns, workloads
 
 import paramwatch
 
@@ -29,7 +29,7 @@ def rows_of(work: Workload, rounds: int) -> Iterator[str]:
         for name, net, optimizer in zip(("bare", "watched", "bare again"), nets, optimizers, strict=True)
     }
     with tempfile.TemporaryDirectory() as folder, paramwatch.attach(nets[1], folder, update="exact") as watch:
-        costs = take_turns(steps, work.block, rounds)
+        costs = take_turns(steps, work.block, rounds, {"watched": step_hooks()})
         own = watch.steps["overhead_us"].median()
         rows = len(watch.parameters)
     size = sum(param.numel() for param in nets[0].parameters())

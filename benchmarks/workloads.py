@@ -1,18 +1,29 @@
-"""What is trained in the benchmarks, and how contestants take turns: all in one process, paired with the bare step of the same round."""
+"""What is trained in the benchmarks, and how contestants take turns: all in one process, paired with the bare step of the same round.
+
+Torch's global step hooks are called for every optimizer of the process. While a contestant takes its turn only its own are there: otherwise
+each would pay for being a stranger to the others, and the bare step would not be bare.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.optim.optimizer as torch_optimizer
 from torch import Tensor, nn
 from torch.nn import functional
 
 Step = Callable[[], None]
+
+Hooks = list[dict[int, Callable[..., object]]]
+"""As in `_REGISTRIES`."""
+
+_REGISTRIES = (torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks)
 
 
 @dataclass
@@ -153,21 +164,55 @@ Taken = dict[str, list[tuple[float, float]]]
 """Wall and CPU seconds of a step, by contestant, round by round."""
 
 
-def take_turns(steps: Mapping[str, Step], block: int, rounds: int) -> dict[str, Cost]:
-    """Time blocks of steps in random order, round by round; the first contestant is the bare step."""
-    return costs_of(rounds_of(steps, block, rounds), next(iter(steps)))
+def take_turns(steps: Mapping[str, Step], block: int, rounds: int, hooks: Mapping[str, Hooks]) -> dict[str, Cost]:
+    """Time blocks of steps in random order, round by round; the first contestant is the bare step.
+
+    Args:
+        steps: By contestant.
+        block: Steps that are timed together.
+        rounds: Blocks of each.
+        hooks: The global step hooks of those that have some.
+    """
+    return costs_of(rounds_of(steps, block, rounds, hooks), next(iter(steps)))
 
 
-def rounds_of(steps: Mapping[str, Step], block: int, rounds: int) -> Taken:
-    """Time blocks of steps in random order, round by round, after one block of each that is not counted."""
+def rounds_of(steps: Mapping[str, Step], block: int, rounds: int, hooks: Mapping[str, Hooks] | None = None) -> Taken:
+    """The times of `take_turns`, after one block of each that is not counted. Without `hooks` all hooks are there all the time."""
     names, order = list(steps), random.Random(0)
     taken: Taken = {name: [] for name in names}
+
+    def timed(name: str) -> tuple[float, float]:
+        with contextlib.nullcontext() if hooks is None else _only(hooks.get(name, [{}, {}])):
+            return _time(steps[name], block)
+
     for name in names:
-        _time(steps[name], block)
+        timed(name)
     for _ in range(rounds):
         for name in order.sample(names, len(names)):
-            taken[name].append(_time(steps[name], block))
+            taken[name].append(timed(name))
     return taken
+
+
+def step_hooks(but: Hooks | None = None) -> Hooks:
+    """Torch's global step hooks as they are now, but for some."""
+    others = but or [{}, {}]
+    return [{key: hook for key, hook in now.items() if key not in other} for now, other in zip(_REGISTRIES, others, strict=True)]
+
+
+@contextlib.contextmanager
+def _only(hooks: Hooks) -> Iterator[None]:
+    before = step_hooks()
+    _put(hooks)
+    try:
+        yield
+    finally:
+        _put(before)
+
+
+def _put(hooks: Hooks) -> None:
+    for registry, wanted in zip(_REGISTRIES, hooks, strict=True):
+        registry.clear()
+        registry.update(wanted)
 
 
 def costs_of(taken: Taken, bare: str) -> dict[str, Cost]:

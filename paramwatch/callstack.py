@@ -9,6 +9,8 @@ from types import FrameType
 
 import torch.optim.optimizer as torch_optimizer
 
+from paramwatch import guard
+
 _DYNAMO = os.path.join("torch", "_dynamo", "")
 
 _RESUMED = "torch_dynamo_resume_in_"
@@ -16,9 +18,9 @@ _RESUMED = "torch_dynamo_resume_in_"
 
 
 def caller(file: str) -> FrameType | None:
-    """The nearest frame that is neither of this file nor dynamo's: the one that runs the step."""
+    """The nearest frame that is neither of this file, nor the guard's or dynamo's: the one that runs the step."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and (frame.f_code.co_filename == file or _DYNAMO in frame.f_code.co_filename):
+    while frame is not None and ((name := frame.f_code.co_filename) == file or name == guard.__file__ or _DYNAMO in name):
         frame = frame.f_back
     return frame
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from types import TracebackType
+from typing import TypeVar
+
+Given = TypeVar("Given")
 
 logger = logging.getLogger("paramwatch")
 
@@ -34,6 +37,16 @@ class Guard:
     def contain(self, doing: str) -> _Contained:
         """A context in which failures are ours, named by what was being done."""
         return _Contained(self, doing)
+
+    def call(self, doing: str, function: Callable[..., Given], *args: object) -> Given | None:
+        """What a function gives, contained as in `contain`; None if it fails. For what is done at every step: a context takes longer."""
+        try:
+            return function(*args)
+        except Exception as error:
+            if isinstance(error, self.passing):
+                raise
+            self._report(doing, error)
+            return None
 
     def stop(self) -> None:
         """Let go without a word: the failure was someone else's, and was reported there."""

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 Step = Callable[..., Any]
 
-_complete: set[type[Optimizer]] = set()
+complete: set[type[Optimizer]] = set()
 """Classes whose parents' `step` is seen, by torch's wrapper or ours."""
 _wrapped: list[tuple[type[Optimizer], Step, Step]] = []
 """Classes that were changed: what their `step` was, and is."""
@@ -32,9 +32,7 @@ def see_parents(kind: type[Optimizer], before: Step, after: Step) -> None:
         before: Called as torch calls a global pre-hook, when a parent's step is entered.
         after: Called with the optimizer when a parent's step has returned.
     """
-    if kind in _complete:
-        return
-    _complete.add(kind)
+    complete.add(kind)
     for parent in kind.__mro__[1:]:
         step = vars(parent).get("step")
         if parent is not Optimizer and issubclass(parent, Optimizer) and isinstance(step, FunctionType) and not hasattr(step, "hooked"):
@@ -45,7 +43,7 @@ def see_parents(kind: type[Optimizer], before: Step, after: Step) -> None:
 
 def unsee_parents() -> None:
     """All classes are as they were, but for those that someone has wrapped meanwhile: in these ours stays, idle."""
-    _complete.clear()
+    complete.clear()
     while _wrapped:
         parent, step, ours = _wrapped.pop()
         if vars(parent).get("step") is ours:

@@ -63,15 +63,15 @@ class Rounds:
             optimizer: About to step.
             ids: The identities of what it holds.
         """
-        known = self._find(optimizer)
-        if known is None:
-            return self._next(optimizer, known, ids)[1], 0
+        known = self._known.get(id(optimizer))
+        if known is None or known.optimizer() is not optimizer:
+            return self._next(optimizer)[1], 0
         return self.step + self._ends(known.place, ids), known.steps
 
     def steps_of(self, optimizer: Optimizer) -> int:
         """How many steps of this optimizer were counted."""
-        known = self._find(optimizer)
-        return 0 if known is None else known.steps
+        known = self._known.get(id(optimizer))
+        return known.steps if known is not None and known.optimizer() is optimizer else 0
 
     def take(self, optimizer: Optimizer, held: AbstractSet[int] | None = None) -> int:
         """Count a step of this optimizer, and give its number.
@@ -80,9 +80,12 @@ class Rounds:
             optimizer: Steps.
             held: The identities of what it holds of the model, where they are known.
         """
-        known = self._find(optimizer)
-        place, number = self._next(optimizer, known, held)
-        if known is None:
+        known = self._known.get(id(optimizer))
+        if known is not None and known.optimizer() is optimizer:
+            place = known.place
+            number = self.step + self._ends(place, [*map(id, params_of(optimizer))] if held is None else held)
+        else:
+            place, number = self._next(optimizer)
             known = _Known(weakref.ref(optimizer), place)
             self._forget_what_is_gone()
             self._known[id(optimizer)] = known
@@ -106,14 +109,8 @@ class Rounds:
         held = {id(param) for optimizer in living if optimizer is not None for param in params_of(optimizer)}
         self._place_of = {key: place for key, place in self._place_of.items() if key in held or self._holds(key)}
 
-    def _find(self, optimizer: Optimizer) -> _Known | None:
-        known = self._known.get(id(optimizer))
-        return known if known is not None and known.optimizer() is optimizer else None
-
-    def _next(self, optimizer: Optimizer, known: _Known | None, ids: Iterable[int] | None) -> tuple[int, int]:
-        """The place of an optimizer, and the number of its next step."""
-        if known is not None:
-            return known.place, self.step + self._ends(known.place, [*map(id, params_of(optimizer))] if ids is None else ids)
+    def _next(self, optimizer: Optimizer) -> tuple[int, int]:
+        """The place of an optimizer that is not known, and the number of its next step."""
         held = [id(param) for param in params_of(optimizer)]
         places = [self._place_of[key] for key in held if key in self._place_of]
         if places:
@@ -133,7 +130,10 @@ class Rounds:
         """Whether the round is over: the order begins anew, or a tensor of these identities would step twice."""
         if place != self._last:
             return place < self._last
-        return any(not stepped.isdisjoint(held) for stepped in self._in_round)
+        for stepped in self._in_round:  # noqa: SIM110  # a generator takes longer
+            if not stepped.isdisjoint(held):
+                return True
+        return False
 
 
 class AllRows:

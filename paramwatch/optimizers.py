@@ -11,7 +11,10 @@ from torch.optim import Optimizer
 
 def params_of(optimizer: Optimizer) -> list[Tensor]:
     """All tensors an optimizer holds."""
-    return [param for group in optimizer.param_groups for param in group["params"]]
+    groups = optimizer.param_groups
+    if len(groups) == 1:
+        return list(groups[0]["params"])
+    return [param for group in groups for param in group["params"]]
 
 
 def learning_rates(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor]) -> list[Tensor | float | None]:

@@ -22,6 +22,7 @@ from paramwatch.measure import Kept, Reading, native
 from paramwatch.measure.forms import Forms
 from paramwatch.optimizers import groups_of, params_of
 from paramwatch.rooms import Grads, Room
+from paramwatch.strangers import Strangers
 
 ENTERED, USED, MOVED, LEFT, KINDS = range(5)
 """Where the readings of a step are: parameters as entered, gradients, updates, parameters as left."""
@@ -102,7 +103,9 @@ class Plan:
         if self._live.readings != self._readings or self._live.current is not self.inventory or ids != self.ids:
             return None
         tensors: Sequence[Tensor] = params if self._all else self._choose(params)[:-1]
-        return tensors if self._live.holds_the_same(ids, step) and self.forms.hold(tensors) else None
+        if not self._live.holds_the_same(ids, step):
+            return None
+        return tensors if self.forms.at_a_glance(*tensors) or self.forms.hold(tensors) else None
 
     def enter(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None] | None = None) -> Folded | None:
         """Measure parameters as a step finds them, and copy them; None if that cannot be done here.
@@ -232,6 +235,8 @@ class Plans:
     """
 
     def __init__(self, live: LiveInventory, sorts: Sequence[type[Plan]] = (Plan,)) -> None:
+        self.strangers = Strangers(live)
+        """The optimizers that need none."""
         self._live, self._sorts = live, sorts
         self._plans: dict[int, Plan] = {}
         self._refused: dict[int, int] = {}

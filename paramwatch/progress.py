@@ -73,24 +73,28 @@ def open_entry(optimizer: Optimizer, caller: FrameType | None, watchers: tuple[W
     stack.entries.append(entry)
     for watcher in watchers:
         running = next((token for other, token in outer if other is watcher), None) if outer else None
-        with watcher.guard.contain("entering an optimizer step"):
-            if running is not None:
-                watcher.begin_inside(running, optimizer)
-                entry.seen.append((watcher, running))
-                if at_once:
-                    report_gradients(entry.seen[-1:], optimizer)
-            elif (token := watcher.begin(optimizer, at_once)) is not None:
+        if running is None:
+            token = watcher.guard.call("entering an optimizer step", watcher.begin, optimizer, at_once)
+            if token is not None:
                 entry.begun.append((watcher, token))
                 entry.seen.append((watcher, token))
+            continue
+        with watcher.guard.contain("entering an optimizer step"):
+            watcher.begin_inside(running, optimizer)
+            entry.seen.append((watcher, running))
+            if at_once:
+                report_gradients(entry.seen[-1:], optimizer)
     return entry
 
 
 def close_entry(entry: Entry) -> None:
     """End a step, and forget those inside it that were left by an exception."""
-    drop(entry)
+    if stack.entries and stack.entries[-1] is entry and entry.hook is None:
+        stack.entries.pop()
+    else:
+        drop(entry)
     for watcher, token in entry.begun:
-        with watcher.guard.contain("recording an optimizer step"):
-            watcher.end(token)
+        watcher.guard.call("recording an optimizer step", watcher.end, token)
 
 
 def drop(entry: Entry) -> None:

@@ -214,13 +214,14 @@ class Recorder:
     # ---- pieces --------------------------------------------------------------------------------
 
     def _enter(self, optimizer: Optimizer, snapshot: bool = True, at_once: bool = False) -> OptimizerStep | None:
-        params = params_of(optimizer)
+        params, plan = params_of(optimizer), self._plans.of(optimizer)
         ids = tuple(map(id, params))
+        if plan is None and self._plans.strangers.know(optimizer, ids):
+            return None
         number, made = self._rounds.due(optimizer, ids)
         measured, beside = divmod(made, self._every)
         binned = not beside and self._histograms > 0 and measured % self._histograms == 0
-        plan = self._plans.of(optimizer) if snapshot and not binned else None
-        if plan is not None and (tensors := plan.tensors_of(params, ids, number)) is not None:
+        if plan is not None and snapshot and not binned and (tensors := plan.tensors_of(params, ids, number)) is not None:
             step = OptimizerStep(number, not beside, False, [optimizer], plan.inventory)
             step.names, step.tensors = plan.names, tensors
             # gradients that may have been clipped, or are scaled, are looked at more closely
@@ -233,6 +234,7 @@ class Recorder:
             rows = self._live.held_by(params, number)
             self._live.changed.look(optimizer, params, rows, self._live.current, number)
             if not rows:
+                self._plans.strangers.add(optimizer, ids)
                 return None
             step = OptimizerStep(number, not beside, binned, [optimizer], self._live.current)
             self._add_rows(step, rows, snapshot)
@@ -246,6 +248,7 @@ class Recorder:
         self.steps_seen += 1
         if self._open is not None and self._open.step != number:
             self.close_round()
+        self._raw.forget(step.names)
         if step.wanted:
             self._measure_end(step)
             opened = self._opened(number, step.time)
@@ -253,8 +256,6 @@ class Recorder:
             self._clock.stop(started, opened.spent)
             if complete:
                 self.close_round()
-        else:
-            self._raw.forget(step.names)
         if self.splits is not None:
             self.splits.ended(step.names, number, again=self.splits.due(self._rounds.steps_of(step.optimizers[0])))
         self.backwards = 0
@@ -287,7 +288,6 @@ class Recorder:
 
     def _measure_end(self, step: OptimizerStep) -> None:
         folded = step.folded
-        self._raw.forget(step.names)
         scale, self.amp_scale = self.amp_scale if step.scale is None else step.scale, None
         step.amp = None if scale is None and step.found_inf is None else read_scalars([scale, step.found_inf])
         if folded is not None and not step.raw and (step.amp is None or folded.scales) and folded.end(step.optimizers[0], step.tensors):

@@ -55,6 +55,8 @@ class Sight:
             at.setdefault(identity, i)
         self._at = [at[id(tensor)] for tensor in wanted]
         self._lazy = [at[identity] for identity in lazy]
+        self.waits = bool(self._lazy)
+        """Whether there were parameters that had no shape yet."""
         # of a tensor of tensors there is no shape to be had
         self._shaped = None if not any(tensor.is_nested for tensor in wanted) else [not tensor.is_nested for tensor in wanted]
         self._shapes = [*map(_shape, self._with_shape(wanted))]
@@ -81,7 +83,7 @@ class Sight:
         if there is None:
             return None
         registries = [*map(_parameters, self._holders(there))]
-        held = self._held(registries)
+        held = [*chain.from_iterable(map(self._values_of, registries))]
         if [*map(id, held)] != self._identities or [*map(len, registries)] != self._counts:
             return None
         return held if [*chain.from_iterable(map(self._keys_of, registries))] == self._keys else None
@@ -92,18 +94,13 @@ class Sight:
         if [*map(id, asked)] != self._asked:
             return None
         registries = [*map(_modules, asked[: self._parents])]
-        children = self._held(registries)
+        children = [*chain.from_iterable(map(self._values_of, registries))]
         if [*map(id, children)] != self._children or [*map(len, registries)] != self._module_counts:
             return None
         return asked + children if [*chain.from_iterable(map(self._keys_of, registries))] == self._module_keys else None
 
     def _held(self, registries: Iterable[Any]) -> list[Any]:
         return [*chain.from_iterable(map(self._values_of, registries))]
-
-    @property
-    def waits(self) -> bool:
-        """Whether there were parameters that had no shape yet."""
-        return bool(self._lazy)
 
     def has_modules(self) -> bool:
         """Whether the modules are those that they were. Of tensors others may stand in for a while (shards, a functional call)."""

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from paramwatch.callstack import caller, is_only_step, steps_running
 from paramwatch.guard import Guard
-from paramwatch.inherited import see_parents, unsee_parents
+from paramwatch.inherited import complete, see_parents, unsee_parents
 from paramwatch.progress import (
     Entry,
     Watcher,
@@ -35,6 +35,7 @@ from paramwatch.progress import (
     report_missing,
     stack,
 )
+from paramwatch.untraced import compiled, hook, untraced
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """Of a call of `step`, by position and by keyword, the optimizer first."""
@@ -66,9 +67,8 @@ def register(watcher: Watcher) -> None:
     global _watchers, _guard
     with _lock:
         if not _handles:
-            # compiled steps must call these two as they are and not trace them
-            _handles.append(torch_optimizer.register_optimizer_step_pre_hook(torch.compiler.disable(_before)))
-            _handles.append(torch_optimizer.register_optimizer_step_post_hook(torch.compiler.disable(_after)))
+            _handles.append(torch_optimizer.register_optimizer_step_pre_hook(hook(_before)))
+            _handles.append(torch_optimizer.register_optimizer_step_post_hook(hook(_after)))
         if _guard.failed:
             _guard = Guard("Recording has stopped; training goes on.", _stop_all)
         _watchers = (*_watchers, watcher)
@@ -144,19 +144,18 @@ def explicit(watcher: Watcher, optimizer: Optimizer) -> Iterator[None]:
 
 
 def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+    if compiled():
+        given: Arguments | None = untraced(_before)(optimizer, args, kwargs)
+        return given
     if not _watchers:
         _retire(torch_optimizer._global_optimizer_pre_hooks, 0)
         return None
-    with _guard.contain("entering an optimizer step"):
-        return _enter(optimizer, args, kwargs, hooks_follow=True)
-    return None
+    return _guard.call("entering an optimizer step", _enter, optimizer, args, kwargs, True)
 
 
 def _before_parents_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
     """The `step` of a parent class is entered from that of its child: no hook of the optimizer follows."""
-    with _guard.contain("entering an optimizer step"):
-        return _enter(optimizer, args, kwargs, hooks_follow=False) if _watchers else None
-    return None
+    return _guard.call("entering an optimizer step", _enter, optimizer, args, kwargs, False) if _watchers else None
 
 
 def _enter(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], hooks_follow: bool) -> Arguments | None:
@@ -171,7 +170,8 @@ def _enter(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], 
     if not entry.seen:
         stack.entries.pop()
         return None
-    see_parents(type(optimizer), _before_parents_step, _after_parents_step)
+    if type(optimizer) not in complete:
+        see_parents(type(optimizer), _before_parents_step, _after_parents_step)
     if isinstance(closure, ReportingClosure):
         closure.add(entry.seen)
     elif evaluates:
@@ -190,9 +190,11 @@ def _enter(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], 
 
 
 def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if compiled():
+        untraced(_after)(optimizer, args, kwargs)
+        return
     if stack.entries:
-        with _guard.contain("leaving an optimizer step"):
-            _leave(optimizer)
+        _guard.call("leaving an optimizer step", _leave, optimizer)
     if not _watchers:
         _retire(torch_optimizer._global_optimizer_post_hooks, 1)
 

@@ -8,10 +8,12 @@ import torch
 
 from paramwatch.guard import logger
 
+_BUILT = torch.backends.cuda.is_built()
+
 
 def capturing() -> bool:
     """Whether it is, on the stream on which this thread works now."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    return _BUILT and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def captured() -> bool:
