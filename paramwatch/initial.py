@@ -261,16 +261,17 @@ def _of_law(seen: Seen) -> Look:
     laws = law_of(x.beside(some, tests), bound_known) if len(some) >= ENOUGH // 2 else []
     if not laws:
         return Look(UNLIKE + standing_apart(elements), "unlike", math.nan)
-    told: list[str] = []
-    stds: list[float] = []
+    told, stds = list[str](), list[float]()
     for law in laws:
         known = bounds if law.kind == "uniform" else _named(seen, _NORMAL) if law.kind == "normal" else ()
         first = known[0].law if known else rounded(x, law)
         told += grouped(known) if known else [words(first)]
         # rounded, centre and scale no longer go together
         stds.append(law.std if law.ends is not None else first.std)
-    far = vouched(x, laws[0]) if len(laws) == 1 else NOT_ASKED
-    return Look(" or ".join(told) + far.words(any(bound.name for bound in bounds)), " or ".join(law.kind for law in laws), stds[0], far)
+    alone = len(laws) == 1 and laws[0].kind in _EITHER
+    far = vouched(x, laws[0]) if alone else NOT_ASKED
+    text = " or ".join(told) + (far.words(any(bound.name for bound in bounds)) if alone else "")
+    return Look(text, " or ".join([law.kind for law in laws]), stds[0], far)
 
 
 def _small(seen: Seen) -> Look:

@@ -130,7 +130,8 @@ def asked(numbers: Sequence[Numbers]) -> list[Asked]:
 
 def falls(x: Numbers) -> bool:
     """Whether numbers that may be uniform fall to one side so much that a law which does is looked for."""
-    return slope(x) > max(min(x.n / _A_SLOPE, _OPEN), _LEANS)
+    steep = slope(x)
+    return steep > _LEANS and steep > min(x.n / _A_SLOPE, _OPEN)
 
 
 def _falls_enough(n: int, bound_known: bool) -> float:
