@@ -9,18 +9,18 @@ from types import FrameType
 
 import torch.optim.optimizer as torch_optimizer
 
-from paramwatch import guard
+_OURS = os.path.join(os.path.dirname(__file__), "")
 
 _DYNAMO = os.path.join("torch", "_dynamo", "")
 
-_RESUMED = "torch_dynamo_resume_in_"
+RESUMED = "torch_dynamo_resume_in_"
 """Starts the name of a function that goes on where a compiled one was left: a second frame of the same call."""
 
 
-def caller(file: str) -> FrameType | None:
-    """The nearest frame that is neither of this file, nor the guard's or dynamo's: the one that runs the step."""
+def caller() -> FrameType | None:
+    """The nearest frame that is neither ours nor dynamo's: the one that runs the step."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and ((name := frame.f_code.co_filename) == file or name == guard.__file__ or _DYNAMO in name):
+    while frame is not None and (frame.f_code.co_filename.startswith(_OURS) or _DYNAMO in frame.f_code.co_filename):
         frame = frame.f_back
     return frame
 
@@ -49,6 +49,6 @@ def _calls(top: FrameType | None) -> int:
     found = 0
     while top is not None:
         code = top.f_code
-        found += code.co_filename == torch_optimizer.__file__ and not code.co_name.startswith(_RESUMED)
+        found += code.co_filename == torch_optimizer.__file__ and not code.co_name.startswith(RESUMED)
         top = top.f_back
     return found

@@ -11,12 +11,12 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad
 
 from paramwatch.callstack import caller
 from paramwatch.guard import Guard
+from paramwatch.traced import untraced_or
 
 _HELPER = "_group_tensors_by_device_and_dtype"
 
@@ -71,10 +71,10 @@ def _report_first(tensorlistlist: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _tell(listener: RawListener, tensorlistlist: Any) -> None:
-    running = caller(__file__)
+    running = caller()
     if running is None or running.f_code.co_name != _ONLY_LOOKS:
         listener.raw_gradients([tensor for tensors in tensorlistlist for tensor in tensors if isinstance(tensor, Tensor)])
 
 
 # a compiled loop must call this as it is and not trace it
-_reporting: Any = torch.compiler.disable(_report_first)
+_reporting: Any = untraced_or(_report_first, lambda *args, **kwargs: _original(*args, **kwargs))

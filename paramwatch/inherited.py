@@ -13,7 +13,6 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 Step = Callable[..., Any]
@@ -30,8 +29,10 @@ def see_parents(kind: type[Optimizer], before: Step, after: Step) -> None:
     Args:
         kind: The class of an optimizer that is about to step.
         before: Called as torch calls a global pre-hook, when a parent's step is entered.
-        after: Called with the optimizer when a parent's step has returned.
+        after: Called as torch calls a global post-hook, when it has returned.
     """
+    if kind in complete:
+        return
     complete.add(kind)
     for parent in kind.__mro__[1:]:
         step = vars(parent).get("step")
@@ -53,13 +54,10 @@ def unsee_parents() -> None:
 def _reporting(step: Step, before: Step, after: Step) -> Step:
     @functools.wraps(step)
     def reporting(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        # a compiled step is one graph with that of its parent, as without us
-        if torch.compiler.is_compiling():
-            return step(optimizer, *args, **kwargs)
         given = before(optimizer, (optimizer, *args), kwargs)
         args, kwargs = (args, kwargs) if given is None else (given[0][1:], given[1])
         result = step(optimizer, *args, **kwargs)
-        after(optimizer)
+        after(optimizer, (optimizer, *args), kwargs)
         return result
 
     return reporting

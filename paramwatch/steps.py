@@ -35,6 +35,7 @@ from paramwatch.progress import (
     report_missing,
     stack,
 )
+from paramwatch.traced import Hook, Traced
 from paramwatch.untraced import compiled, hook, untraced
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -67,8 +68,7 @@ def register(watcher: Watcher) -> None:
     global _watchers, _guard
     with _lock:
         if not _handles:
-            _handles.append(torch_optimizer.register_optimizer_step_pre_hook(hook(_before)))
-            _handles.append(torch_optimizer.register_optimizer_step_post_hook(hook(_after)))
+            _put_hooks()
         if _guard.failed:
             _guard = Guard("Recording has stopped; training goes on.", _stop_all)
         _watchers = (*_watchers, watcher)
@@ -91,6 +91,25 @@ def unregister(watcher: Watcher) -> None:
                     _take_away_hooks()
         finally:
             _lock.release()
+
+
+@cache
+def _made() -> tuple[Traced, list[Any], tuple[Hook, Hook]]:
+    """Handles at torch, and what reports of the steps of parents. Made once: dynamo compiles anew for others."""
+    alone, meet = (lambda optimizer: not _others_are_between(optimizer)), (lambda kind: see_parents(kind, *_made()[2]))
+    traced = Traced(_before_parents_step, _after_parents_step, alone, meet)
+    before, after = traced.hooks(hook(_before), hook(_after))
+    handles = [torch_optimizer.register_optimizer_step_pre_hook(before), torch_optimizer.register_optimizer_step_post_hook(after)]
+    parents = traced.hooks(untraced(_before_parents_step), untraced(_after_parents_step))
+    return traced, [*zip(handles, (before, after), strict=True)], parents
+
+
+def _put_hooks() -> None:
+    traced, made, _ = _made()
+    for handle, function in made:
+        handle.hooks_dict_ref()[handle.id] = function
+        _handles.append(handle)
+    _handles.extend(traced.register())
 
 
 def _take_away_hooks() -> None:
@@ -166,12 +185,12 @@ def _enter(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], 
     # a model, or a class, is not called for gradients, and must stay what it is
     evaluates = callable(closure) and not isinstance(closure, (torch.nn.Module, type))
     at_once = not evaluates and not (hooks_follow and _others_follow(optimizer))
-    entry = open_entry(optimizer, caller(__file__), _watchers, at_once)
+    entry = open_entry(optimizer, caller(), _watchers, at_once)
     if not entry.seen:
         stack.entries.pop()
         return None
     if type(optimizer) not in complete:
-        see_parents(type(optimizer), _before_parents_step, _after_parents_step)
+        see_parents(type(optimizer), *_made()[2])
     if isinstance(closure, ReportingClosure):
         closure.add(entry.seen)
     elif evaluates:
@@ -199,7 +218,7 @@ def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         _retire(torch_optimizer._global_optimizer_post_hooks, 1)
 
 
-def _after_parents_step(optimizer: Optimizer) -> None:
+def _after_parents_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if stack.entries:
         with _guard.contain("leaving an optimizer step"):
             _leave(optimizer)
@@ -257,6 +276,12 @@ def _others_follow(optimizer: Optimizer) -> bool:
     """Whether ours is not the last of all pre-hooks: those of others run after it, and may still change gradients."""
     own = getattr(optimizer, "_optimizer_step_pre_hooks", None)
     return own is not None and (bool(own) or next(reversed(torch_optimizer._global_optimizer_pre_hooks), None) != _handles[0].id)
+
+
+def _others_are_between(optimizer: Optimizer) -> bool:
+    """Whether hooks of others come between the step and ours, or after ours, on the way in or out."""
+    following = next(reversed(torch_optimizer._global_optimizer_post_hooks), None)
+    return _others_follow(optimizer) or following != _handles[1].id
 
 
 def _report_when_hooks_are_done(entry: Entry) -> None:

@@ -33,7 +33,7 @@ from paramwatch import attached
 NEAR = 4
 """Functions on the stack, the entry point included, up to which a function is near it."""
 
-BEGINS_WITH_THE_GUARD = {"_report_evaluation"}
+BEGINS_WITH_THE_GUARD = {"_report_evaluation", "_before", "_after", "_report_first"}
 """What an entry point of ours calls with nothing around it, since a compiler looks at that one."""
 
 Plan = dict[str, list[tuple[Callable[[Run], None], Pair]]]
@@ -73,11 +73,11 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 
 ENTRY_POINTS = (
-    "_before",
-    "_after",
+    "Traced.hooks.<locals>.pre_hook",
+    "Traced.hooks.<locals>.post_hook",
     "_report_when_hooks_are_done.<locals>.last",
     "ReportingClosure.__call__",
-    "_report_first",
+    "untraced.<locals>.chosen",
     "Worker._run",
     "explicit",
     "Watch.close",
@@ -166,7 +166,7 @@ def test_an_interrupt_in_any_function_that_torch_calls_passes_and_nothing_is_sai
     plan: Plan, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept, fired = {}, 0
-    for loop, pair in [*plan["_before"], *plan["_after"]]:
+    for loop, pair in [*plan[ENTRY_POINTS[0]], *plan[ENTRY_POINTS[1]]]:
         if not pair[1].co_filename.endswith(("steps.py", "recorder.py", "inventory.py")):
             continue
         injector = Injector(pair, KeyboardInterrupt)

@@ -1,0 +1,249 @@
+"""Steps inside code that dynamo compiles: the graphs stay as they are, and the code around them says where a step begins and ends.
+
+dynamo traces torch's hooks along with `step`. A hook that it has to call breaks the graph, and one that it traces is not run again. So ours
+trace to nothing where a compiled frame is just the step: what dynamo generates for that frame is then given a call before its first
+instruction and one before it returns. Where the same graph has other operations before the step or after it nobody can see the gradients
+and parameters in between: there our hooks are called, which breaks the graph, unless it must not be broken; then the step goes unseen, and
+that is said. Of dynamo's inside nothing here is public: where something is missing the hooks are called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import weakref
+from collections.abc import Callable, Iterable
+from types import CodeType
+from typing import Any
+
+import torch
+import torch.optim.optimizer as torch_optimizer
+from torch.optim import Optimizer
+
+from paramwatch.callstack import RESUMED
+from paramwatch.guard import logger
+
+Hook = Callable[..., Any]
+
+_NOT_THERE = (AttributeError, ImportError, KeyError, TypeError)
+"""What is raised where dynamo is otherwise than here."""
+
+_WHY = "paramwatch measures at the beginning and at the end of a step"
+
+_HARMLESS = frozenset(["POP_TOP", "NOP", "CACHE", "PRECALL", "LOAD_CONST", "LOAD_FAST", "LOAD_FAST_BORROW"])
+"""Instructions that change nothing."""
+
+
+class Span:
+    """Kept among the constants of a compiled code: the steps that it is, from its first instruction to its last.
+
+    Args:
+        before: Called for each optimizer when the code is entered, as a pre-hook is.
+        after: Called for each when it is left, as a post-hook is.
+    """
+
+    def __init__(self, before: Hook, after: Hook) -> None:
+        self.optimizers: list[weakref.ref[Optimizer]] = []
+        self.seen = True
+        self.enter = torch.compiler.disable(lambda: self._each(before, self.optimizers))
+        self.leave = torch.compiler.disable(lambda: self._each(after, reversed(self.optimizers)))
+
+    def _each(self, call: Hook, optimizers: Iterable[weakref.ref[Optimizer]]) -> None:
+        for ref in optimizers:
+            if (optimizer := ref()) is not None:
+                call(optimizer, (optimizer,), {})
+
+
+class Traced:
+    """Hooks for torch that know what to do when they are traced.
+
+    Args:
+        before: A pre-hook without anything that follows it.
+        after: A post-hook.
+        alone: Whether nobody else's hook comes between our two and the step.
+        meet: Told of the class of an optimizer, before its step is traced.
+    """
+
+    def __init__(self, before: Hook, after: Hook, alone: Callable[[Optimizer], bool], meet: Callable[[type[Optimizer]], None]) -> None:
+        self._before, self._after, self._alone, self._meet = before, after, alone, meet
+
+    def hooks(self, before: Hook, after: Hook) -> tuple[Hook, Hook]:
+        """Make a pre-hook and a post-hook of two that are not to be traced: they leave a step in the graph where they can."""
+        try:
+            from torch._dynamo.comptime import comptime
+            from torch._dynamo.exc import SkipFrame
+        except ImportError:
+            return before, after
+        # not looked up in this module, of which dynamo would leave the name in the user's
+        tracing, address_of, count = torch.compiler.is_dynamo_compiling, id, len
+
+        def begins(context: Any) -> None:
+            if not self._stays(context.get_local("address").as_python_constant(), context.get_local("arguments").as_python_constant()):
+                be_called(context)
+
+        def ends(context: Any) -> None:
+            if not self._is_around():
+                be_called(context)
+
+        def be_called(context: Any) -> None:
+            # a hook that is called already is not to be compiled, and goes on as it is
+            if _frame().f_code in (pre_hook.__code__, post_hook.__code__):
+                raise SkipFrame(_WHY)
+            context.graph_break(_WHY)
+
+        def pre_hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if tracing():
+                address, arguments = address_of(optimizer), count(args) + count(kwargs)  # noqa: F841  # read by `begins`
+                comptime(begins)
+                return None
+            return before(optimizer, args, kwargs)
+
+        def post_hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if tracing():
+                comptime(ends)
+            else:
+                after(optimizer, args, kwargs)
+
+        return pre_hook, post_hook
+
+    def _stays(self, address: int, arguments: int) -> bool:
+        """Whether a step that is entered is left in the graph, and the frame's code will tell of it."""
+        with contextlib.suppress(*_NOT_THERE):
+            frame = _frame()
+            # dynamo gives nothing of it but the address
+            optimizer = next((one for one in gc.get_objects() if id(one) == address and isinstance(one, Optimizer)), None)
+            if optimizer is None:
+                return False
+            span = _span_of(frame.output.code_options["co_consts"])
+            seen = arguments == 1 and self._alone(optimizer) and _is_untouched(frame.output) and (span is not None or _is_last(frame))
+            if not seen and not _must_be_one(frame):
+                return False
+            self._meet(type(optimizer))
+            if span is None:
+                span = Span(self._before, self._after)
+                frame.output.code_options["co_consts"] += (span,)
+            span.optimizers.append(weakref.ref(optimizer))
+            span.seen = span.seen and seen
+            return True
+        return False
+
+    def _is_around(self) -> bool:
+        """Whether the code around a step tells of its end. What follows a break in `step` is run by the code that told of its beginning."""
+        with contextlib.suppress(*_NOT_THERE):
+            frame = _frame()
+            return _span_of(frame.output.code_options["co_consts"]) is not None or _is_wrapper(frame.f_code, RESUMED)
+        return False
+
+    def register(self) -> list[Any]:
+        """From now on compiled code has its span. Returns the handle, if that can be had."""
+        with contextlib.suppress(*_NOT_THERE):
+            from torch._dynamo.convert_frame import register_bytecode_hook
+
+            return [register_bytecode_hook(_with_span)]
+        return []
+
+
+def _with_span(code: CodeType, new_code: CodeType) -> CodeType | None:
+    span = _span_of(new_code.co_consts)
+    if span is None:
+        return None
+    if span.seen:
+        with contextlib.suppress(*_NOT_THERE):
+            return _surrounded(new_code, span)
+    names = ", ".join(sorted({type(optimizer).__name__ for ref in span.optimizers if (optimizer := ref()) is not None}))
+    logger.warning(
+        "paramwatch: steps of %s are compiled into one graph with what comes before or after them (fullgraph=True) and cannot be seen "
+        "there: they are not recorded. Compile `optimizer.step` by itself, or without fullgraph=True.",
+        names,
+    )
+    return None
+
+
+def untraced_or(function: Hook, otherwise: Hook) -> Hook:
+    """What dynamo has to call, which breaks the graph; in one that must not be broken it is as if `otherwise` were there."""
+    called: Hook = torch.compiler.disable(function)
+    try:
+        from torch._dynamo.comptime import comptime
+        from torch._dynamo.exc import SkipFrame
+    except ImportError:
+        return called
+    tracing = torch.compiler.is_dynamo_compiling
+
+    def be_called(context: Any) -> None:
+        if _frame().f_code is chosen.__code__:
+            raise SkipFrame(_WHY)
+        if not _must_be_one(_frame()):
+            context.graph_break(_WHY)
+
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        if not tracing():
+            return called(*args, **kwargs)
+        comptime(be_called)
+        return otherwise(*args, **kwargs)
+
+    return chosen
+
+
+def _must_be_one(frame: Any) -> bool:
+    """Whether a break would be an error."""
+    return bool(frame.one_graph or getattr(frame, "error_on_graph_break", False))
+
+
+def _frame() -> Any:
+    """What dynamo is tracing."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    return InstructionTranslator.current_tx()
+
+
+def _span_of(constants: Iterable[Any]) -> Span | None:
+    return next((constant for constant in constants if isinstance(constant, Span)), None)
+
+
+def _is_untouched(output: Any) -> bool:
+    """Whether nothing was computed or changed since the frame was entered."""
+    effects = output.side_effects
+    there = [variable for variable in effects.id_to_variable.values() if "Existing" in type(variable.mutation_type).__name__]
+    computed = [node for node in output.graph.nodes if node.op not in ("placeholder", "get_attr")]
+    return not computed and not any(map(effects.is_modified, there))
+
+
+def _is_wrapper(code: CodeType, prefix: str = "") -> bool:
+    """Whether this is torch's function around `step`."""
+    return code.co_filename == torch_optimizer.__file__ and code.co_name.startswith(f"{prefix}wrapper")
+
+
+def _is_last(frame: Any) -> bool:
+    """Whether nothing happens in the frame between the end of the step and its own."""
+    from torch._guards import TracingContext
+
+    if _is_wrapper(frame.f_code):
+        return True
+    rest = [instruction.opname for instruction in frame.instructions[frame.instruction_pointer :]]
+    returned = next((i for i, name in enumerate(rest) if name.startswith("RETURN_")), len(rest))
+    # the frame itself, torch's function around `step` and our hook: nobody else is on the way
+    return len(TracingContext.extract_stack()) == 3 and set(rest[:returned]) <= _HARMLESS
+
+
+def _surrounded(compiled: CodeType, span: Span) -> CodeType:
+    from torch._dynamo import bytecode_transformation as bytecode
+
+    def calling(what: Hook) -> list[Any]:
+        called = bytecode.create_call_function(0, True)
+        return [bytecode.create_load_const(what, checked=False), *called, bytecode.create_instruction("POP_TOP")]
+
+    def surround(instructions: list[Any], options: dict[str, Any]) -> None:
+        body: list[Any] = []
+        for instruction in instructions:
+            if instruction.opname.startswith("RETURN_"):
+                body += bytecode.overwrite_instruction(instruction, [*calling(span.leave), copy.copy(instruction)])
+            else:
+                body.append(instruction)
+            if instruction.opname == "RESUME":
+                body += calling(span.enter)
+        instructions[:] = body
+
+    # newer versions give what the tracer has to say as well
+    made: Any = bytecode.transform_code_object(compiled, surround, safe=True)
+    return made[0] if isinstance(made, tuple) else made  # type: ignore[no-any-return]  # a code, of a module without types
