@@ -77,7 +77,7 @@ ENTRY_POINTS = (
     "Traced.hooks.<locals>.post_hook",
     "_report_when_hooks_are_done.<locals>.last",
     "ReportingClosure.__call__",
-    "untraced.<locals>.chosen",
+    "untraced_or.<locals>.chosen",
     "Worker._run",
     "explicit",
     "Watch.close",
