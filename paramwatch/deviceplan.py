@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from paramwatch.columns import PARTS, Array
+from paramwatch.columns import PARTS
 from paramwatch.inventory import LiveInventory
 from paramwatch.measure import Kept, Reading, gpu, trusted
 from paramwatch.measure.scaled import sent, stream_of
@@ -93,7 +93,7 @@ class DevicePlan(Plan):
         tensors = None if self.broken else super().tensors_of(params, ids, step)
         return tensors if tensors is not None and self.rows.find(tensors) else None
 
-    def enter(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None] | None = None) -> Folded | None:
+    def enter(self, tensors: Sequence[Tensor], with_grads: bool = False) -> Folded | None:
         """Measure parameters as a step finds them, and copy them; then gradients, if these can be."""
         try:
             numbers = torch.full((KINDS, len(tensors), len(PARTS)), np.nan, dtype=torch.float64, device=self.device)
@@ -101,11 +101,11 @@ class DevicePlan(Plan):
         except torch.OutOfMemoryError:
             self.broken = True
             return None
-        folded = FoldedOnDevice(self, numbers, copies, self._next_slot())
+        folded = FoldedOnDevice(self, numbers, copies)
         if not self.done(partial(gpu.read, self.rows.layout(copies), numbers[ENTERED:USED])):
             return None
-        if grads is not None:
-            folded.see(grads)
+        if with_grads:
+            folded.see([tensor.grad for tensor in tensors])
         return folded
 
     def room(self) -> Tensor:
@@ -145,7 +145,6 @@ class FoldedOnDevice(Folded):
         plan: The plan.
         numbers: float64 [kinds, rows, parts], NaN where nothing is measured.
         copies: Memory for a copy of all rows.
-        slot: Where on the host the numbers belong.
     """
 
     __slots__ = ("_copies", "_found", "_numbers", "_stream", "on_way")
@@ -153,8 +152,8 @@ class FoldedOnDevice(Folded):
     plan: DevicePlan
     scales = True
 
-    def __init__(self, plan: DevicePlan, numbers: Tensor, copies: Tensor | None, slot: tuple[Array, int, int]) -> None:
-        super().__init__(plan, None, *slot)
+    def __init__(self, plan: DevicePlan, numbers: Tensor, copies: Tensor | None) -> None:
+        super().__init__(plan, None)
         self._numbers, self._copies = numbers, copies
         self._found, self._stream = plan.rows.addresses, stream_now(plan.device)
         self.on_way: Reading | None = None

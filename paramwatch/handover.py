@@ -17,13 +17,24 @@ class Handover:
         """How many step numbers came, the first of them and the last."""
         self._waiting: deque[Round] = deque()
 
-    def add(self, closed: Round) -> None:
-        """Take a round, and let what is on a device travel; a step that was read before its round was over comes in several."""
-        closed.send()
+    def take(self, closed: Round, recorder: Recorder, worker: Worker) -> None:
+        """Take a round, let what is on a device travel, and hand over what is ready.
+
+        Args:
+            closed: A step that was read before its round was over comes in several. Whoever calls holds the lock of the training threads.
+            recorder: Where it comes from.
+            worker: Takes the rounds.
+        """
+        if closed.waits:
+            closed.send()
         steps, first, last = self.counts
         if not steps or closed.step != last:
             self.counts = steps + 1, first if steps else closed.step, closed.step
-        self._waiting.append(closed)
+        if not self._waiting and closed.ready:
+            worker.submit(closed, recorder.update)
+        else:
+            self._waiting.append(closed)
+            self.give(recorder, worker, wait=False)
 
     def give(self, recorder: Recorder, worker: Worker, wait: bool) -> None:
         """Hand over what is ready.

@@ -33,11 +33,6 @@ _STEPS, _STEPS_BYTES = 64, 1 << 20
 _address, _grad = Tensor.data_ptr, attrgetter("grad")
 
 
-def grads_of(tensors: Sequence[Tensor]) -> list[Tensor | None]:
-    """The gradient of each."""
-    return list(map(_grad, tensors))
-
-
 def rates_of(optimizer: Optimizer) -> list[float] | None:
     """The learning rate of each group, NaN where it has none; None if one is no number."""
     rates = []
@@ -78,9 +73,12 @@ class Plan:
         self.types = [native.TYPES[tensor.dtype] for tensor in tensors]
         self._live, self._readings = live, live.readings
         self._grads: Grads | None = None
-        self._rooms: list[Room] = []
-        self._block = np.empty((0, KINDS, len(tensors), len(PARTS)))
-        self._block_at, self._used = 0, 0
+        self.rooms: list[Room] = []
+        """Of steps that are over."""
+        self.block = np.empty((0, KINDS, len(tensors), len(PARTS)))
+        """For the readings of the next steps: [steps, kinds, rows, parts]."""
+        self.taken = self.at = self.slot = self.kind = 0
+        """How many of these have theirs, the address of the next one's, bytes from one to the next, and from one kind to the next."""
         at = {key: i for i, key in enumerate(self.ids)}
         positions = [at[id(tensor)] for tensor in tensors]
         self._all = positions == list(range(len(params)))
@@ -107,29 +105,32 @@ class Plan:
             return None
         return tensors if self.forms.at_a_glance(*tensors) or self.forms.hold(tensors) else None
 
-    def enter(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None] | None = None) -> Folded | None:
+    def enter(self, tensors: Sequence[Tensor], with_grads: bool = False) -> Folded | None:
         """Measure parameters as a step finds them, and copy them; None if that cannot be done here.
 
         Args:
             tensors: The parameters.
-            grads: Their gradients, if these are measured as well; if they cannot be here, only the parameters are.
+            with_grads: Measure their gradients as well; if these cannot be here, only the parameters are.
         """
-        room = self._rooms.pop() if self._rooms else Room(self.sizes, self.types, self.forms.each, self.exact)
-        folded = Folded(self, room, *self._next_slot())
+        room = self.rooms.pop() if self.rooms else Room(self.sizes, self.types, self.forms.each, self.exact)
+        folded = Folded(self, room)
         room.addresses = list(map(_address, tensors))
-        known = None if grads is None else self.grads_of(grads)
-        if known is None or grads is None:
-            room.before.lead_to(room.addresses)
-            room.before.read(folded.address(ENTERED))
-            return folded
-        folded.grads, table = known, room.both(known)
-        table.lead_to([*room.addresses, *map(_address, known.found(grads))])
-        table.read(folded.address(ENTERED))
+        if with_grads:
+            grads: list[Tensor | None] = list(map(_grad, tensors))
+            known = self.grads_of(grads)
+            if known is not None:
+                folded.grads = known
+                room.both(known).read([*room.addresses, *map(_address, known.found(grads))], folded.at)
+                return folded
+        room.before.read(room.addresses, folded.at)
         return folded
 
     def grads_of(self, grads: Sequence[Tensor | None]) -> Grads | None:
         """What is known of gradients like these; None if they cannot be measured here."""
-        if self._grads is None or not self._grads.fit(grads):
+        known = self._grads
+        if known is not None and known.all and known.at_a_glance(*grads):
+            return known
+        if known is None or not known.fit(grads):
             found = [grad for grad in grads if grad is not None]
             self._grads = Grads(self.forms.each, grads) if all(map(self.reads, found)) else None
         return self._grads
@@ -139,43 +140,39 @@ class Plan:
         """Whether a gradient can be measured here."""
         return native.takes(tensor)
 
-    def take_back(self, room: Room) -> None:
-        """A step is over."""
-        self._rooms.append(room)
-
-    def _next_slot(self) -> tuple[Array, int, int]:
-        if self._used == len(self._block):
-            shape = KINDS, len(self.names), len(PARTS)
-            steps = max(1, min(_STEPS, _STEPS_BYTES // (8 * shape[0] * shape[1] * shape[2])))
-            self._block, self._used = np.full((steps, *shape), np.nan), 0
-            self._block_at = self._block.__array_interface__["data"][0]
-        self._used += 1
-        return self._block, self._used - 1, self._block_at + (self._used - 1) * self._block.strides[0]
+    def next_block(self) -> None:
+        """All of this one is taken."""
+        shape = self.block.shape[1:]
+        steps = max(1, min(_STEPS, _STEPS_BYTES // (8 * shape[0] * shape[1] * shape[2])))
+        self.block, self.taken = np.full((steps, *shape), np.nan), 0
+        self.at = self.block.__array_interface__["data"][0]
+        self.slot, self.kind = self.block.strides[:2]
 
 
 class Folded:
     """A step that goes the quick way: where its readings are."""
 
-    __slots__ = ("_at", "_room", "block", "grads", "plan", "position", "rates")
+    __slots__ = ("_room", "at", "block", "grads", "plan", "position", "rates")
 
     on_way: Reading | None = None
     """What the block waits for, where the numbers were not written into it at once."""
     scales = False
     """Whether gradients that carry a scale can be measured here."""
 
-    def __init__(self, plan: Plan, room: Room | None, block: Array, position: int, at: int) -> None:
+    def __init__(self, plan: Plan, room: Room | None) -> None:
         self.plan = plan
-        self.block, self.position = block, position
+        if plan.taken == len(plan.block):
+            plan.next_block()
+        self.block, self.position = plan.block, plan.taken
         """[steps, kinds, rows, parts], and which step this is."""
+        self.at = plan.at
+        """The address of its readings, kind by kind."""
+        plan.taken += 1
+        plan.at += plan.slot
         self.grads: Grads | None = None
         self.rates: list[float] = []
         """For each group of the optimizer, NaN where it has none."""
         self._room = room
-        self._at = at
-
-    def address(self, kind: int) -> int:
-        """Where the readings of a kind go."""
-        return self._at + kind * self.block.strides[1]
 
     def see(self, grads: Sequence[Tensor | None], scale: Tensor | None = None) -> bool:
         """Measure gradients, the last time wins; False if that cannot be done here.
@@ -187,9 +184,8 @@ class Folded:
         known, room = self.plan.grads_of(grads), self._room
         if known is None or room is None:
             return False
-        self.grads, table = known, room.used(known)
-        table.lead_to(list(map(_address, known.found(grads))))
-        table.read(self.address(USED))
+        self.grads = known
+        room.used(known).read(list(map(_address, known.found(grads))), self.at + USED * self.plan.kind)
         return True
 
     def end(self, optimizer: Optimizer, tensors: Sequence[Tensor]) -> bool:
@@ -198,12 +194,12 @@ class Folded:
         if room is None or self.grads is None or rates is None:
             return False
         if plan.exact:
-            if list(map(_address, tensors)) != room.addresses or not plan.forms.hold(tensors):
+            forms = plan.forms
+            if list(map(_address, tensors)) != room.addresses or not (forms.at_a_glance(*tensors) or forms.hold(tensors)):
                 return False
-            room.after.lead_to(room.addresses)
-            room.after.read(self.address(MOVED), self.address(LEFT))
+            room.after.read(room.addresses, self.at + MOVED * plan.kind, self.at + LEFT * plan.kind)
         self.rates, self._room = rates, None
-        plan.take_back(room)
+        plan.rooms.append(room)
         return True
 
     @property

@@ -26,7 +26,7 @@ from paramwatch.numbering import Rounds
 from paramwatch.optimizers import params_of
 from paramwatch.others import Others
 from paramwatch.outside import Claims, Outside
-from paramwatch.plan import Plan, Plans, grads_of
+from paramwatch.plan import Plan, Plans
 from paramwatch.raw import RawGradients
 from paramwatch.rounds import Measured, OptimizerStep, Round
 from paramwatch.updates import UpdateMode, Updates
@@ -113,8 +113,7 @@ class Recorder:
             if idle:
                 self._claims.doubt(row.name for row in self._live.current.rows)
                 return None
-            step = self._enter(optimizer, at_once=at_once)
-            if step is None:
+            if (step := self._enter(optimizer, at_once=at_once)) is None:
                 self.foreign_steps += 1
                 if self._live.changed.lost:
                     # nothing of ours may ever step again: there may be no other record to say it with
@@ -226,7 +225,7 @@ class Recorder:
             step.names, step.tensors = plan.names, tensors
             # gradients that may have been clipped, or are scaled, are looked at more closely
             plain = at_once and not self._raw.seen and is_plain(optimizer)
-            step.folded = plan.enter(tensors, grads_of(tensors) if plain else None) if step.wanted else None
+            step.folded = plan.enter(tensors, plain) if step.wanted else None
             if step.folded is not None or not step.wanted:
                 self._claims.enter(step, plan.names)
                 return step
@@ -271,7 +270,8 @@ class Recorder:
             apart, lost = self._live.changed.take()
             self._open.apart += apart
             self._open.lost += lost
-        self._open.others += self._others.take()
+        if self._others.measured:
+            self._open.take(self._others.take())
         return self._open
 
     def _add_rows(self, step: OptimizerStep, rows: Mapping[str, Tensor], snapshot: bool = True) -> None:

@@ -28,20 +28,20 @@ class Grads:
         found = [grad for grad in grads if grad is not None]
         self.had = [grad is not None for grad in grads]
         self.required = [bool(form[3]) for form in forms]
-        self._all = all(self.had)
+        self.all = all(self.had)
         self._forms = Forms(found)
+        self.at_a_glance = self._forms.at_a_glance
+        """As in `Forms`: of gradients that are all there."""
         types = [native.NOTHING if grad is None else native.TYPES[grad.dtype] for grad in grads]
         self._table = [grad.numel() if grad is not None else 0 for grad in grads], types
 
     def fit(self, grads: Sequence[Tensor | None]) -> bool:
         """Whether these are like those."""
-        if self._all and self._forms.at_a_glance(*grads):
-            return True
         return [grad is not None for grad in grads] == self.had and self._forms.hold(self.found(grads))
 
     def found(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor]:
         """Those that there are."""
-        return grads if self._all else [grad for grad in grads if grad is not None]  # type: ignore[return-value]  # all: none is None
+        return grads if self.all else [grad for grad in grads if grad is not None]  # type: ignore[return-value]  # all: none is None
 
     def table(self, sizes: Sequence[int] = (), types: Sequence[int] = (), copies: Sequence[int] = ()) -> native.Table:
         """For the kernel: of these, behind others of which sizes, types and copies are given."""

@@ -143,6 +143,8 @@ class Round:
     others: list[Measured] = field(default_factory=list)
     stepped: set[str] = field(default_factory=set)
     """Names of the rows that an optimizer stepped."""
+    waits: bool = False
+    """Whether there may be a reading that it waits for."""
     skipped: bool = False
     spent: Spent = field(default_factory=Spent)
     apart: list[CameApart] = field(default_factory=list)
@@ -157,21 +159,30 @@ class Round:
             backwards: How many backward passes were counted since the last one.
         """
         self.optimizer_steps.append(step)
+        folded = step.folded
+        if folded is None or folded.on_way is not None:
+            self.waits = True
         self.skipped |= skipped
         if backwards:
             self.steps["backwards"] = self.steps.get("backwards", 0) + backwards
-        plan = None if step.folded is None else step.folded.plan
+        plan = None if folded is None else folded.plan
         if plan is None or not plan.completes or plan.inventory is not self.inventory:
             self.stepped.update(step.names if plan is None else plan.stepped)
             if not self.stepped >= self.inventory.awaited:
                 return False
-        self.send()
+        if self.waits:
+            self.send()
         return True
+
+    def take(self, others: Sequence[Measured]) -> None:
+        """Rows that no optimizer steps."""
+        self.others += others
+        self.waits = True
 
     @property
     def ready(self) -> bool:
         """Whether every reading has arrived, and is known what they took."""
-        return (not self._waits or all(reading.ready for reading in self.readings())) and self.spent.ready
+        return (not self.waits or all(reading.ready for reading in self.readings())) and (not self.spent.spans or self.spent.ready)
 
     def wait(self) -> None:
         """Block until it is ready: for flush and close only."""
@@ -181,16 +192,7 @@ class Round:
 
     def send(self) -> None:
         """Nothing more is measured of it: what is on a device travels from now on, all of it together."""
-        if self._waits:
-            send(self.readings())
-
-    @property
-    def _waits(self) -> bool:
-        """Whether there may be a reading that it waits for."""
-        for step in self.optimizer_steps:
-            if step.folded is None or step.folded.on_way is not None:
-                return True
-        return bool(self.others)
+        send(self.readings())
 
     def readings(self) -> list[Reading]:
         """Every reading of the round."""

@@ -245,8 +245,7 @@ class Watch(Run):
     # ---- the pipe --------------------------------------------------------------------------------
 
     def _publish(self, closed: Round) -> None:
-        self._handover.add(closed)
-        self._handover.give(self.recorder, self._worker, wait=False)
+        self._handover.take(closed, self.recorder, self._worker)
 
     def _hand_over(self, wait: bool) -> None:
         self._handover.give(self.recorder, self._worker, wait)

@@ -167,7 +167,7 @@ def test_the_numbers_of_a_step_lie_where_those_of_a_step_on_the_cpu_do(launched:
         optimizer.step()
     plan = watch.recorder._plans.of(optimizer)
     assert isinstance(plan, DevicePlan)
-    folded = plan.enter(list(net.parameters()), [p.grad for p in net.parameters()])
+    folded = plan.enter(list(net.parameters()), with_grads=True)
     assert folded is not None
     folded._numbers[ENTERED] = 7.0  # type: ignore[attr-defined]  # a step on a device has them
     assert folded.end(optimizer, list(net.parameters()))

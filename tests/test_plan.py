@@ -202,7 +202,7 @@ def test_two_steps_in_progress_never_share_their_copies(entered: list[Plan]) -> 
             tensors[0] += 1.0
         assert first.end(optimizer, tensors)
         assert second.end(optimizer, tensors)
-        assert len(plan._rooms) == len({id(room) for room in plan._rooms}) == 2
+        assert len(plan.rooms) == len({id(room) for room in plan.rooms}) == 2
         assert not watch.recorder.guard.failed
 
 
@@ -227,7 +227,7 @@ def test_a_step_left_by_an_exception_takes_its_copies_with_it(entered: list[Plan
                 assert optimizer.fails
         assert len(watch.steps) == 11
         np.testing.assert_allclose(watch.frame("update_norm").to_numpy(), 0.5 * 3**0.5)
-    assert len(entered[-1]._rooms) == 1
+    assert len(entered[-1].rooms) == 1
 
 
 # ---- forms ----------------------------------------------------------------------------------

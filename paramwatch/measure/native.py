@@ -113,7 +113,7 @@ class Table:
     """
 
     def __init__(self, sizes: Sequence[int], types: Sequence[int], copies: Sequence[int] = (), before: Sequence[int] = ()) -> None:
-        self.addresses: list[int] = []
+        self._addresses: list[int] = []
         self._table = np.zeros((len(sizes), _COLUMNS), dtype=np.int64)
         self._table[:, 1], self._table[:, 2], self._table[:, 6] = sizes, types, NO_GRAD
         if copies:
@@ -125,17 +125,17 @@ class Table:
         self._long = sum(sizes) * (2 if before else 1) > _SHORT
         self._function = _functions()[self._long]
 
-    def lead_to(self, addresses: list[int]) -> None:
-        """From now on the elements are here; one address for each tensor that there is."""
-        if addresses != self.addresses:
-            self.addresses = addresses
-            self._table[self._there, 0] = addresses
+    def read(self, addresses: list[int], parts: int, after: int = 0) -> None:
+        """Measure.
 
-    def read(self, parts: int, after: int = 0) -> None:
-        """Measure into float64 [tensors, parts] at this address, and what `before` is compared with itself into another one.
-
-        Whoever calls holds all memory that addresses lead to.
+        Args:
+            addresses: Where the elements are, one for each tensor that there is. Whoever calls holds the memory.
+            parts: Where float64 [tensors, parts] go.
+            after: Where those of what is compared with `before` itself go.
         """
+        if addresses != self._addresses:
+            self._addresses = addresses
+            self._table[self._there, 0] = addresses
         self._function(self._at, self._rows, parts, after, torch.get_num_threads() if self._long else 1)
 
 
