@@ -34,6 +34,9 @@ def hook(function: Hook) -> Hook:
 
 
 def _asks_torch() -> Callable[[], Any]:
+    # earlier versions, 2.6 for one, give a reference away that they do not own: asked at each step, Python crashes sooner or later
+    if torch.__version__ < "2.13":
+        return bool
     try:
         from torch._C._dynamo.eval_frame import get_eval_frame_callback
         from torch._dynamo.decorators import skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from torch._dynamo.utils import counters
 from torch.optim import Optimizer
 
 import paramwatch
+from paramwatch import untraced
 
 pytestmark = [
     # what dynamo does to itself when it traces an optimizer, and a loss
@@ -319,3 +321,11 @@ def test_attaching_again_and_again_compiles_nothing_anew() -> None:
         return attached
 
     assert compiled_run(loop, None).graphs == compiled_run(the_step, None).graphs
+
+
+def test_asking_whether_anybody_compiles_takes_no_references_away() -> None:
+    before = sys.getrefcount(None)
+    for _ in range(10_000):
+        untraced.compiled()
+    # other threads run meanwhile
+    assert abs(sys.getrefcount(None) - before) < 5_000

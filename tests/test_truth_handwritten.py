@@ -234,7 +234,13 @@ def test_a_step_that_must_be_one_graph_is_one_and_is_recorded(kind: str, where: 
     assert len(bare.graphs) == 1
 
 
-@pytest.mark.parametrize("finish", [clipped_in_the_same_graph, clipped_by_torch, changed_after_the_step, gradients_given])
+clips_in_one_graph = pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 does not trace its own clip function, watched or not")
+
+
+@pytest.mark.parametrize(
+    "finish",
+    [clipped_in_the_same_graph, pytest.param(clipped_by_torch, marks=clips_in_one_graph), changed_after_the_step, gradients_given],
+)
 def test_a_step_amid_others_in_what_must_be_one_graph_is_left_alone_and_said_to_be_unseen(
     finish: Compiling, caplog: pytest.LogCaptureFixture
 ) -> None:
