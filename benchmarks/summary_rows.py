@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,17 @@ from torch.nn import init
 import paramwatch
 
 LAYERS, TIMES = 7500, 5
+
+
+def mixture(w: Tensor) -> None:
+    """U(-10, -5), 0 or U(5, 10), half of the elements zero."""
+    w.data.uniform_(5, 10).mul_(torch.randint(0, 2, w.shape) * 2 - 1).mul_(torch.rand_like(w) < 0.5)
+
+
+def rounded(w: Tensor) -> None:
+    """A normal law on a grid: many elements are equal, some are zero."""
+    w.data.normal_().mul_(20).round_().div_(1000)
+
 
 FILLS: dict[str, Callable[[Tensor], object]] = {
     "PyTorch default": lambda w: None,
@@ -28,7 +40,12 @@ FILLS: dict[str, Callable[[Tensor], object]] = {
     "constant": lambda w: init.constant_(w, 42),
     "normal, bfloat16": lambda w: init.normal_(w, std=0.02),
     "of no law": lambda w: w.data.exponential_(),
+    "half zeros, else two-sided": mixture,
+    "rounded": rounded,
 }
+
+IN_TURN = cycle([fill for name, fill in FILLS.items() if not name.endswith("bfloat16")])
+FILLS["each of these in turn"] = lambda w: next(IN_TURN)(w)
 
 
 def main() -> None:

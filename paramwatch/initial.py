@@ -16,11 +16,12 @@ import numpy as np
 from paramwatch.columns import Array
 from paramwatch.drawn import NO_TESTS, Kind, Law, Numbers, Tests
 from paramwatch.fitting import agrees, named
-from paramwatch.formulas import COARSE, Gain, gain_of_row, gain_of_rows, spread
+from paramwatch.formulas import Gain, gain_of_row, gain_of_rows, spread
 from paramwatch.laws import law_of, two_sided
 from paramwatch.standards import DEFAULT, Standard
 from paramwatch.vouched import NOT_ASKED, Vouched, vouched
 from paramwatch.wording import grouped, not_smooth, per_cent, rounded, standing_apart, words
+from paramwatch.zeros import are_apart, may_be_even, nonzero, std_beside
 
 ENOUGH = 256
 """Elements that tell uniform from normal, and Xavier from Kaiming, in 99 draws of 100."""
@@ -28,9 +29,6 @@ ENOUGH = 256
 UNLIKE = "unlike any standard one"
 
 _SMALL = "too small to tell"
-
-_STRAY_ZEROS = 0.01
-"""Share of zeros below which they say nothing."""
 
 _UNIFORM: frozenset[Kind] = frozenset(("uniform",))
 _NORMAL: frozenset[Kind] = frozenset(("normal",))
@@ -58,14 +56,18 @@ Lines: TypeAlias = Callable[[Sequence[int]], Array]
 
 
 class Answers(NamedTuple):
-    """What was found out before about elements in ascending order; None where that is still to be done."""
+    """What was found out before about elements; None where that is still to be done."""
 
     ascending: Array | None = None
-    """The elements, none of them zero, neither few values nor many at an extreme."""
-    spread: Array | None = None
-    """The same, laid evenly where they are rounded."""
+    """The elements."""
+    some: Array | None = None
+    """Those that are not zero, laid evenly where they are rounded."""
+    why: str = ""
+    """What they do that no smooth law does."""
     tests: Tests = NO_TESTS
-    """Of the second."""
+    """Of `some`."""
+    even_zeros: bool | None = None
+    """Whether each column has as many zeros."""
 
 
 NOTHING = Answers()
@@ -113,8 +115,8 @@ def look(seen: Seen) -> Look:
         return Look(rows.text, "orthogonal", rows.std)
     share = seen.zeros / x.n
     if seen.default_zeros and seen.zeros == seen.default_zeros:
-        found = _of_law(seen._replace(numbers=_nonzero(seen)))
-    elif share > _STRAY_ZEROS and seen.zeros >= 2 and not _are_stray(seen):
+        found = _of_law(seen._replace(numbers=nonzero(x, seen.zeros)))
+    elif are_apart(x, seen.zeros):
         return _sparse(seen, share)
     else:
         found = _of_law(seen)
@@ -148,7 +150,7 @@ def _diagonal(seen: Seen) -> Look | None:
         return None
     rows, columns = seen.shape[0], seen.shape[1]
     gain = "" if value == 1 else f" times {value:.4g}"
-    std = _std_beside_zeros(value, 1 - len(at) / w.size)
+    std = std_beside(value, 1 - len(at) / w.size)
     for groups in (g for g in range(1, rows + 1) if rows % g == 0):
         ones = min(rows // groups, columns)
         wanted = [(g * (rows // groups) + i, i) for g in range(groups) for i in range(ones)]
@@ -204,34 +206,14 @@ def _whole(shape: tuple[int, ...], lines: Lines) -> Array:
 # ---- with zeros -----------------------------------------------------------------------------
 
 
-def _are_stray(seen: Seen) -> bool:
-    """Whether so few elements are zero as coarse numbers are by themselves: half a grain of them, where torch draws in that precision."""
-    usual = seen.numbers.n * seen.numbers.grain / 2
-    return seen.numbers.grain > COARSE and seen.zeros <= usual + 4 * math.sqrt(usual) + 1
-
-
-def _std_beside_zeros(value: float, share: float) -> float:
-    """The standard deviation where that share of the elements is zero, the others one value."""
-    return abs(value) * math.sqrt(share * (1 - share))
-
-
-def _nonzero(seen: Seen) -> Numbers:
-    """The numbers of the elements that are not zero, from those of all."""
-    x, n = seen.numbers, max(int(seen.numbers.n - seen.zeros), 1)
-    mean = x.mean * x.n / n
-    return x._replace(n=n, total=round(x.extent * n / x.n), mean=mean, std=math.sqrt(max(x.square(0.0) * x.n / n - mean**2, 0.0)))
-
-
 def _sparse(seen: Seen, share: float) -> Look:
     """Zeros, and a law for the rest. As many in every column is what `sparse_` does."""
-    rest = _nonzero(seen)
-    columns = seen.source.column_zeros()
-    even = columns is not None and len(columns) > 1 and int(np.ptp(columns)) == 0
-    zeros = f"{per_cent(share)} zeros{' in each column' if even else ''}"
+    rest = nonzero(seen.numbers, seen.zeros)
+    zeros = f"{per_cent(share)} zeros{' in each column' if _are_even_zeros(seen, share) else ''}"
     value = rest.high or rest.low
     # rounding leaves a little spread where all are equal
     if 0 in (rest.low, rest.high) and rest.std <= 1e-6 * abs(value):
-        return Look(f"{zeros}, else {value:.4g}", "sparse", _std_beside_zeros(value, share))
+        return Look(f"{zeros}, else {value:.4g}", "sparse", std_beside(value, share))
     under = _of_law(seen._replace(numbers=rest, default=None))
     if under.family == "unlike":
         return Look(f"{UNLIKE} ({zeros}){under.text.removeprefix(UNLIKE)}", "unlike", math.nan)
@@ -241,6 +223,15 @@ def _sparse(seen: Seen, share: float) -> Look:
     return under._replace(text=f"{zeros}, else {under.text.replace(_SMALL, 'too few to tell')}", family="sparse", std=std)
 
 
+def _are_even_zeros(seen: Seen, share: float) -> bool:
+    if not may_be_even(seen.shape, share):
+        return False
+    if seen.source.answers.even_zeros is not None:
+        return seen.source.answers.even_zeros
+    columns = seen.source.column_zeros()
+    return columns is not None and int(np.ptp(columns)) == 0
+
+
 # ---- a law ----------------------------------------------------------------------------------
 
 
@@ -248,13 +239,14 @@ def _of_law(seen: Seen) -> Look:
     x = seen.numbers
     if x.n < ENOUGH:
         return _small(seen)
-    elements, some, tests = seen.source.answers
+    elements, some, why, tests, _ = seen.source.answers
     if elements is None or some is None:
         elements = seen.source.ascending()
         some = elements[elements != 0] if seen.zeros else elements
-        if why := not_smooth(elements, some, x.grain):
-            return Look(f"{UNLIKE}: {why}", "unlike", math.nan)
-        some = spread(some, x.grain)
+        why = not_smooth(elements, some, x.grain)
+        some = some if why else spread(some, x.grain)
+    if why:
+        return Look(f"{UNLIKE}: {why}", "unlike", math.nan)
     # a named bound that is met to one part in n says more than a slight curve, unless a round one is met as well
     bounds = _named(seen, _UNIFORM) if x.high - x.low < 4.2 * x.std else ()
     bound_known = bool(bounds) and all(bound.name for bound in bounds)
@@ -286,8 +278,11 @@ def _small(seen: Seen) -> Look:
         return Look(_SMALL, "small", math.nan)
     middle = 0.0 if abs(x.mean) <= 3 * x.std / math.sqrt(x.n) else x.mean
     half = x.reach(middle)
-    elements = seen.source.ascending()
-    free = [*two_sided(x.beside(elements[elements != 0]))]
+    elements, some, _, tests, _ = seen.source.answers
+    if elements is None or some is None:
+        elements = seen.source.ascending()
+        some = elements[elements != 0]
+    free = [*two_sided(x.beside(some, tests))]
     free += [Law("normal", middle, math.sqrt(x.square(middle))), Law("uniform", middle, half)]
     fits = [law for law in free if law.kind == "two-sided" or agrees(x, law)]
     if not fits:

@@ -84,8 +84,11 @@ def _likeliest(mean: Array, square: Array, may_lose: Array) -> tuple[Array, Arra
             step = np.stack([second * off[:, 0] - both * off[:, 1], first * off[:, 1] - both * off[:, 0]], 1)
             step /= (first * second - both * both)[:, None]
         promised = (off * step).sum(1) / 2
-        if not (promised > _NEAR).any():
+        more = promised > _NEAR
+        if not more.any():
             break
+        # each stops where it would alone
+        step[~more] = 0.0
         for _ in range(_ROUNDS):
             ahead = _at(at + step, wanted)
             worse = ahead[0] < value - _NEAR
@@ -97,20 +100,20 @@ def _likeliest(mean: Array, square: Array, may_lose: Array) -> tuple[Array, Arra
         scale = np.sqrt(-0.5 / at[:, 1])
         centre = at[:, 0] * scale * scale
         within = np.abs(centre) <= 1 + _BEYOND * scale
-    for i in np.flatnonzero(~within):
-        centre[i], scale[i], value[i] = _outermost(mean[i], square[i], value[i] - may_lose[i])
+    if len(far := np.flatnonzero(~within)):
+        centre[far], scale[far], value[far] = _outermost(mean[far], square[far], value[far] - may_lose[far])
     return centre, scale, value
 
 
-def _outermost(mean: float, square: float, least: float) -> tuple[float, float, float]:
-    """The likeliest with a centre as far outside as may be, if that is likely enough."""
-    centres = math.copysign(1.0, mean) * (1 + _BEYOND * _SCALES)
-    powers = np.stack([centres / _SCALES**2, -0.5 / _SCALES**2], 1)
-    likelihoods = _at(powers, np.broadcast_to([mean, square], powers.shape))[0]
-    i = int(likelihoods.argmax())
-    if not likelihoods[i] >= least:
-        return math.nan, math.nan, math.nan
-    return float(centres[i]), float(_SCALES[i]), float(likelihoods[i])
+def _outermost(mean: Array, square: Array, least: Array) -> tuple[Array, Array, Array]:
+    """The likeliest with a centre as far outside as may be, where that is likely enough."""
+    # one on the other side is its mirror image
+    likelihoods = np.stack([np.abs(mean), square], 1) @ _OUTERMOST.T - _OUTERMOST_SUMS
+    which = likelihoods.argmax(1)
+    likelihood = likelihoods[np.arange(len(which)), which]
+    enough = likelihood >= least
+    scale = np.where(enough, _SCALES[which], math.nan)
+    return np.copysign(1 + _BEYOND * scale, mean), scale, np.where(enough, likelihood, math.nan)
 
 
 def _at(at: Array, wanted: Array) -> tuple[Array, Array, Array]:
@@ -121,3 +124,10 @@ def _at(at: Array, wanted: Array) -> tuple[Array, Array, Array]:
     one, two, three, four = (sums[:, 1:] / sums[:, :1]).T
     value = (at * wanted).sum(1) - top[:, 0] - np.log(sums[:, 0])
     return value, wanted - np.stack([one, two], 1), np.stack([two - one * one, three - one * two, four - two * two], 1)
+
+
+_OUTERMOST = np.stack([(1 + _BEYOND * _SCALES) / _SCALES**2, -0.5 / _SCALES**2], 1)
+"""The powers of each of these laws, on the upper side,"""
+
+_OUTERMOST_SUMS = -_at(_OUTERMOST, np.zeros_like(_OUTERMOST))[0]
+"""and the logarithms of what they sum up to."""

@@ -157,20 +157,20 @@ def _judged(rows: Sequence[_Row], sights: Sights, numbers: Array, totals: Array)
     """The verdict on each row, and what to warn of."""
     of = dict(zip(ORDER, numbers, strict=True))
     bad = of["nan"] + of["posinf"] + of["neginf"]
-    plain = (bad == 0) & (of["zero"] == 0) & (of["min"] < of["max"]) & (of["std"] > 0)
+    usable = (bad == 0) & (of["min"] < of["max"]) & (of["std"] > 0)
     columns = (of["count"], of["mean"], of["std"], of["min"], of["max"], totals)
     known = zip(rows, *(column.tolist() for column in columns), strict=True)
     each = [None if row.held is None else _numbers(row, *numbers) for row, *numbers in known]
-    beside = list(zip(of["zero"].tolist(), bad.tolist(), strict=True))
+    zeros, lost = of["zero"].tolist(), bad.tolist()
+    defaults = [(None, 0) if row.held is None else _default(row) for row in rows]
     found = [(Look(row.unreadable, "unknown", math.nan), "") for row in rows]
-    for group in sights.groups:
-        answers = sights.answers(group, each, plain)
-        for i in group:
-            found[i] = _judge(rows[i], i, sights, each[i], *beside[i], answers.get(i, NOTHING))
-    together = {i for group in sights.groups for i in group}
-    for i, row in enumerate(rows):
-        if row.held is not None and i not in together:
-            found[i] = _judge(row, i, sights, each[i], *beside[i], NOTHING)
+    left = {i for i, row in enumerate(rows) if row.held is not None}
+    for answers in sights.answers(each, zeros, [padding for _, padding in defaults], usable):
+        for i, answer in answers.items():
+            found[i] = _judge(rows[i], i, sights, each[i], zeros[i], lost[i], *defaults[i], answer)
+        left -= answers.keys()
+    for i in left:
+        found[i] = _judge(rows[i], i, sights, each[i], zeros[i], lost[i], *defaults[i], NOTHING)
     return found
 
 
@@ -178,7 +178,17 @@ def _numbers(row: _Row, count: float, mean: float, std: float, low: float, high:
     return Numbers(int(count), mean, std, low, high, _grain(row.tensor.dtype), None, int(total))
 
 
-def _judge(row: _Row, i: int, sights: Sights, x: Numbers | None, zeros: float, bad: float, answers: Answers) -> tuple[Look, str]:
+def _judge(
+    row: _Row,
+    i: int,
+    sights: Sights,
+    x: Numbers | None,
+    zeros: float,
+    bad: float,
+    default: Law | None,
+    padding: int,
+    answers: Answers,
+) -> tuple[Look, str]:
     looked_at, here, tensor, shape = sights.looked_at[i], row.held, row.tensor, row.shape
     assert looked_at is not None
     assert here is not None
@@ -188,7 +198,6 @@ def _judge(row: _Row, i: int, sights: Sights, x: Numbers | None, zeros: float, b
         verdict = Look("unlike any standard one (NaN or infinite elements)", "unlike", math.nan)
         return verdict, hazards(row.places, shape, tensor.requires_grad, None, int(bad), None)
     source = Source(here, shape, looked_at, sights.limits.judged, answers, sights.orthogonal[i] if here.shape == shape else None)
-    default, padding = _default(row)
     verdict = look(Seen(shape, x, zeros, source, default, padding))
     if here.numel() < row.numel:
         verdict = verdict._replace(text=f"local shard: {verdict.text}")

@@ -8,7 +8,7 @@ from the same formulas; what is not answered here is found out when it is asked 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -24,6 +24,8 @@ from paramwatch.measure.sampled import positions
 from paramwatch.measure.scaled import stream_of
 from paramwatch.sampling import AS_IT_IS, READABLE, Limits, Whole, is_plain, looked
 from paramwatch.shapes import are_between, are_cut, are_two_sided, are_uniform
+from paramwatch.wording import not_smooth
+from paramwatch.zeros import asked_of, may_be_even
 
 _ALIKE = 4
 """Fewer tensors of one shape are not worth it."""
@@ -34,6 +36,9 @@ _LARGE = 1 << 14
 _AT_ONCE = 1 << 18
 """Elements that are laid side by side: they stay in a processor's cache."""
 
+_LEAST = 8
+"""Elements that are not zero without which nothing is asked of them."""
+
 
 class Sights:
     """What is looked at of each tensor: all of it or a sample.
@@ -43,6 +48,7 @@ class Sights:
     """
 
     def __init__(self, held: Sequence[Tensor | None]) -> None:
+        self.held = held
         self.limits = Limits.of([0 if x is None else x.numel() for x in held])
         self.groups = _alike(held)
         """Positions of tensors that are asked together."""
@@ -67,23 +73,58 @@ class Sights:
                 if math.isfinite(whole.low) and math.isfinite(whole.high):
                     self.looked_at[i], self.wholes[i] = some, whole
 
-    def answers(self, group: Sequence[int], numbers: Sequence[Numbers | None], plain: Array) -> dict[int, Answers]:
-        """What `initial` asks of the tensors of a group, those that have enough elements and are `plain`.
+    def answers(
+        self, numbers: Sequence[Numbers | None], zeros: Sequence[float], default_zeros: Sequence[int], usable: Array
+    ) -> Iterator[dict[int, Answers]]:
+        """What `initial` asks of the tensors that have enough elements, some tensors at a time.
 
         Args:
-            group: One of `groups`.
             numbers: Of each tensor; None where there is nothing to look at.
-            plain: Whether its elements are finite, not all equal, and none of them zero.
+            zeros: How many elements of each are zero.
+            default_zeros: How many of these belong to the default.
+            usable: Whether its elements are finite and not all equal.
         """
-        looked_at = [
-            (i, x, known)
-            for i in group
-            if plain[i] and not self._settled(i) and (x := self.looked_at[i]) is not None and (known := numbers[i]) is not None
-        ]
-        if not looked_at or looked_at[0][1].numel() < ENOUGH:
+        # those that have as many elements that are not zero are laid side by side
+        beside: dict[tuple[torch.Size, torch.dtype, torch.device, int], list[int]] = {}
+        even: dict[int, bool] = {}
+        for group in self.groups:
+            asked = [i for i in group if usable[i] and not self._settled(i)]
+            if (plain := [i for i in asked if not zeros[i]]) and self._tensor(plain[0]).numel() >= ENOUGH:
+                yield self._answers(plain, [x for i in plain if (x := numbers[i])])
+            if holed := [i for i in asked if zeros[i]]:
+                first = self.held[holed[0]]
+                assert first is not None
+                for i, count in zip(holed, self._nonzero(holed), strict=True):
+                    beside.setdefault((first.shape, first.dtype, first.device, count), []).append(i)
+                even |= self._even_zeros([i for i in holed if (x := numbers[i]) and may_be_even(first.shape, zeros[i] / x.n)])
+        for (*_, count), which in beside.items():
+            most = max(_AT_ONCE // min(self._tensor(which[0]).numel(), self.limits.judged), 1)
+            for some in (which[i : i + most] for i in range(0, len(which), most) if count >= _LEAST):
+                known = [asked_of(x, zeros[i], default_zeros[i]) for i in some if (x := numbers[i])]
+                yield {i: answer._replace(even_zeros=even.get(i)) for i, answer in self._answers(some, known).items()}
+
+    def _answers(self, which: Sequence[int], numbers: Sequence[Numbers]) -> dict[int, Answers]:
+        return dict(zip(which, _answered([self._tensor(i) for i in which], numbers, self.limits.judged), strict=True))
+
+    @torch.no_grad()
+    def _nonzero(self, which: Sequence[int]) -> list[int]:
+        """How many of the elements that are judged are not zero, of tensors of one shape."""
+        counts: list[int] = np.count_nonzero(_side_by_side([self._tensor(i) for i in which], self.limits.judged), axis=1).tolist()
+        return counts
+
+    @torch.no_grad()
+    def _even_zeros(self, which: Sequence[int]) -> dict[int, bool]:
+        """Whether there are as many zeros in each column, of matrices of one shape."""
+        if not which:
             return {}
-        at, tensors, some = zip(*looked_at, strict=True)
-        return dict(zip(at, _answered(tensors, some, self.limits.judged), strict=True))
+        tensors = [x for i in which if (x := self.held[i]) is not None]
+        columns = (_side_by_side(tensors).reshape(-1, *tensors[0].shape) == 0).sum(1, dtype=np.uint16)
+        return dict(zip(which, (columns == columns[:, :1]).all(1).tolist(), strict=True))
+
+    def _tensor(self, i: int) -> Tensor:
+        x = self.looked_at[i]
+        assert x is not None
+        return x
 
     def _settled(self, i: int) -> bool:
         """Whether no law is asked for."""
@@ -138,12 +179,16 @@ def _orthogonal(tensors: Sequence[Tensor]) -> list[Gain | Literal[False] | None]
 @torch.no_grad()
 def _answered(tensors: Sequence[Tensor], numbers: Sequence[Numbers], most: int) -> list[Answers]:
     grain = numbers[0].grain
-    low, high, std = np.array([(x.low, x.high, x.std) for x in numbers]).T
+    low, high, std, n = np.array([(x.low, x.high, x.std, x.n) for x in numbers]).T
     # sorting is quicker in the precision they have
     ascending = np.sort(_side_by_side(tensors, most), axis=1).astype(np.float64, copy=False)
-    smooth = (few_values(ascending, grain) == 0) & ~have_tied_ends(ascending, grain)
-    laid = spread(ascending, grain)
-    wide = (high - low) / 2 / std
+    nonzero = ascending if ascending.all() else ascending[ascending != 0].reshape(len(ascending), -1)
+    few, tied = few_values(ascending, grain), have_tied_ends(nonzero, grain)
+    large = n >= ENOUGH
+    smooth = (few == 0) & ~tied & large & (nonzero.shape[1] >= ENOUGH // 2)
+    laid = spread(nonzero, grain) if smooth.any() else nonzero
+    with np.errstate(divide="ignore", over="ignore"):
+        wide = (high - low) / 2 / std
     boxed = smooth & (BOX[0] < wide) & (wide < BOX[1])
     even = _found(boxed, lambda at: are_uniform(laid[at], low[at], high[at], grain))
     with np.errstate(over="ignore", under="ignore"):
@@ -159,10 +204,16 @@ def _answered(tensors: Sequence[Tensor], numbers: Sequence[Numbers], most: int) 
     between = _found(np.array([bool(one) for one in uneven]), lambda at: _are_between(laid[at], [uneven[i] for i in at], grain))
     neither = rest & np.array([not (one or other or third) for one, other, third in zip(normal, follows, between, strict=True)])
     two_sided = _found(neither, lambda at: are_two_sided(laid[at], np.maximum(high, -low)[at], grain))
+    for i, found in enumerate(_found(n < ENOUGH, lambda at: are_two_sided(nonzero[at], np.maximum(high, -low)[at], grain))):
+        two_sided[i] = two_sided[i] if found is None else found
     cut = [(law, fits) if law is not None and fits is not None else None for law, fits in zip(laws, follows, strict=True)]
     lopsided = [None if one is None else (fits and one) or False for one, fits in zip(uneven, between, strict=True)]
-    tests = (Tests(*known) for known in zip(even, normal, cut, two_sided, sketches, lopsided, strict=True))
-    return [Answers(*known) if fine else Answers() for fine, *known in zip(smooth.tolist(), ascending, laid, tests, strict=True)]
+    tests = [Tests(*known) for known in zip(even, normal, cut, two_sided, sketches, lopsided, strict=True)]
+    each_of = zip(ascending, nonzero, laid, large.tolist(), few.tolist(), tied.tolist(), tests, strict=True)
+    return [
+        Answers(one, rest if not enough else smoothed, not_smooth(one, rest, grain, count) if enough and (count or ends) else "", test)
+        for one, rest, smoothed, enough, count, ends, test in each_of
+    ]
 
 
 _NOT_ASKED = Asked(may_be_normal=False)

@@ -63,9 +63,10 @@ def standing_apart(ascending: Array) -> str:
     return f": {ascending[-1] if above > below else ascending[0]:.4g} stands apart"
 
 
-def not_smooth(ascending: Array, nonzero: Array, grain: float) -> str:
-    """What no smooth law does: few values, or many elements at an extreme, beside zeros. "" if they do neither."""
-    if distinct := int(few_values(ascending, grain)):
+def not_smooth(ascending: Array, nonzero: Array, grain: float, distinct: int | None = None) -> str:
+    """What no smooth law does: few values (`distinct`, if known), or many elements at an extreme, beside zeros. "" if they do neither."""
+    distinct = int(few_values(ascending, grain)) if distinct is None else distinct
+    if distinct:
         return f"{distinct} distinct values (quantised?)"
     below, above = tied_ends(nonzero, grain)
     if not below and not above:
