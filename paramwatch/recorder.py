@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from paramwatch.clock import Clock, Started
+from paramwatch.clock import Clock
 from paramwatch.deviceplan import DevicePlan
 from paramwatch.gradients import is_plain, see_gradients, take_raw
 from paramwatch.guard import Guard
@@ -155,13 +155,12 @@ class Recorder:
     def end(self, step: OptimizerStep) -> None:
         """Measure the update, count the step, close what is complete."""
         with self.lock:
-            started = self._clock.start()
             # entered before the capture began (`watch.step` around it): counted, and not measured
             step.wanted = step.wanted and (step.folded is not None or not captured())
             # a closure that was never called, and whose gradients were there already
             if step.wanted and not step.has_gradients:
                 self.gradients(step, step.optimizers[0], evaluation=False)
-            self._count(step, started)
+            self._count(step)
 
     # ---- beside the steps --------------------------------------------------------------------
 
@@ -184,10 +183,10 @@ class Recorder:
         """Record a step that was to be made and was not (a `GradScaler` that met an infinity), with its gradients as they are."""
         with self.lock, torch.no_grad():
             started = self._clock.start()
-            step = self._enter(optimizer, snapshot=False)
-            if step is not None:
+            if (step := self._enter(optimizer, snapshot=False)) is not None:
+                self._clock.stop(started)
                 self.gradients(step, optimizer, evaluation=False)
-                self._count(step, started, skipped=True)
+                self._count(step, skipped=True)
 
     def close_round(self) -> None:
         """Publish what was measured of the open round, if anything; the rest of it will be added to the same step."""
@@ -241,7 +240,8 @@ class Recorder:
                 self._plans.make(optimizer, rows, self.update == "exact", self._updates.tells(optimizer))
         return step
 
-    def _count(self, step: OptimizerStep, started: Started, skipped: bool = False) -> None:
+    def _count(self, step: OptimizerStep, skipped: bool = False) -> None:
+        started = self._clock.start()
         self._claims.leave(step)
         number = self._rounds.take(step.optimizers[0], None if step.folded is None else step.folded.plan.held)
         self.steps_seen += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -136,3 +137,23 @@ def test_a_step_records_both_and_is_handed_over_when_the_last_event_has_come(mon
     assert [record.steps["overhead_us"] % 1000 for record in sink.records] == [0] * 4
     assert all(1000 <= record.steps["overhead_us"] <= 3000 for record in sink.records)
     assert all(0 < record.steps["overhead_host_us"] < 1e6 for record in sink.records)
+
+
+def test_no_time_is_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    class CallsOnce(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            if not self.state:
+                self.state["called"] = closure()
+
+    # a microsecond passes whenever the clock is asked, and at no other time
+    asked = itertools.count(step=1000)
+    monkeypatch.setattr(clock, "perf_counter_ns", lambda: next(asked))
+    net, sink = nn.Linear(2, 1), ListSink()
+    optimizer = CallsOnce(net.parameters(), lr=0.1)
+    with paramwatch.attach(net, sinks=[sink]) as watch:
+        for _ in range(2):
+            optimizer.step(lambda: net(torch.ones(1, 2)).sum().backward())
+        watch.recorder.skipped(optimizer)
+
+    assert len(sink.records) == 3
+    assert sum(record.steps["overhead_us"] for record in sink.records) == next(asked) / 1000 / 2
