@@ -20,10 +20,11 @@ from paramwatch.guard import Guard
 from paramwatch.inventory import LiveInventory
 from paramwatch.rows import module_names
 from paramwatch.uses.calls import Call, Calls, Names
-from paramwatch.uses.graph import Node, Use, arrived, outputs_of, uses_below, waist_of
+from paramwatch.uses.graph import outputs_of, uses_below, waist_of
 from paramwatch.uses.obstacles import SEVERAL_THREADS, in_words, is_compiled, merged, no_warning_of_hooks, runs_compiled
 from paramwatch.uses.sites import Site
 from paramwatch.uses.watched import Watched, WatchedRow
+from paramwatch.uses.ways import Node, Way, arrived
 
 _serials = itertools.count()
 
@@ -188,7 +189,7 @@ class Armed:
 
     def _plan(self, calls: Calls, roots: Iterable[Node], floor: int, site: Callable[[int, str], Site]) -> None:
         """Find the uses below, and hook what will compute their contributions."""
-        jobs: dict[Node, list[tuple[WatchedRow, Site, Use]]] = defaultdict(list)
+        jobs: dict[Node, list[tuple[WatchedRow, Site, int, Way]]] = defaultdict(list)
         merging: dict[str, list[str]] = {}
         found, recomputes = uses_below(roots, floor, calls.deriving())
         for leaf, uses in found.items():
@@ -201,25 +202,31 @@ class Armed:
                 merging.setdefault(operation, []).append(row.name)
                 row.found.always = True
             for place, (use, label) in enumerate(zip(uses, calls.labels(uses, row.holders), strict=True)):
-                marks = use.node.metadata.setdefault("paramwatch", set())
-                mark = (self._serial, row.name, use.slot)
                 # a graph may be walked again, from a loss
-                if mark not in marks:
-                    marks.add(mark)
-                    here = site(place, label)
-                    jobs[use.node].append((row, here, use))
-                    row.found.expected += here.kind != "recompute"
-                    row.found.copied += any(step.copies for step in use.way)
+                if any(self._has_marked(node, row, slot) for node, slot in use.ends):
+                    continue
+                here = site(place, label)
+                for node, slot in use.ends:
+                    jobs[node].append((row, here, slot, use.way))
+                row.found.expected += here.kind != "recompute"
+                row.found.copied += any(step.copies for step in use.way)
             if (waist := waist_of(uses)) is not None:
                 self._narrow(row, waist, len(uses), leaf.variable is row.tensor)
         for operation, rows in merging.items():
             self._say(merged(operation, [name for name in self.watched.rows if name in rows]))
         for node, of_node in jobs.items():
-            self._on_nodes.append(node.register_hook(self._taking([(row, found, use.slot, use.way) for row, found, use in of_node])))
+            self._on_nodes.append(node.register_hook(self._taking(of_node)))
+
+    def _has_marked(self, node: Node, row: WatchedRow, slot: int) -> bool:
+        """Whether this was hooked before; from now on it counts as hooked."""
+        marks, mark = node.metadata.setdefault("paramwatch", set()), (self._serial, row.name, slot)
+        known = mark in marks
+        marks.add(mark)
+        return known
 
     # ---- the backward pass -----------------------------------------------------------------------
 
-    def _taking(self, jobs: Sequence[tuple[WatchedRow, Site, int, Any]]) -> Callable[[Any, Any], None]:
+    def _taking(self, jobs: Sequence[tuple[WatchedRow, Site, int, Way]]) -> Callable[[Any, Any], None]:
         def take(grad_inputs: Sequence[Tensor | None], grad_outputs: Any) -> None:
             if self.over:
                 return

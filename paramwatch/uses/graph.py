@@ -10,18 +10,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass
 from functools import lru_cache
 from types import FunctionType, ModuleType
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
-from paramwatch.uses.obstacles import WAYS
+from paramwatch.uses.obstacles import COMPUTED, WAYS
+from paramwatch.uses.ways import Derivation, Form, Node, Pieces, Way, may_be_called
 
-Node: TypeAlias = Any
-"""A node of the graph, `torch.autograd.graph.Node` with the sequence number that is not in its interface."""
 Readers: TypeAlias = dict[Node, list[tuple[Node, int, int]]]
 """Of a node: who uses what it made, as which of its inputs, and which of its outputs that is."""
 
@@ -44,80 +41,6 @@ _FORM = frozenset(
 """Changes of form: one input, one output, nothing saved, so that a node can be called with each gradient on its own."""
 
 
-class Form(NamedTuple):
-    """A change of form between a use and its parameter, which maps a gradient of what it made to one of what it was made from."""
-
-    node: Node
-
-    @property
-    def casts(self) -> bool:
-        """Whether it may change the type."""
-        found: bool = self.node.name() == "ToCopyBackward0"
-        return found
-
-    @property
-    def copies(self) -> bool:
-        """Whether a gradient on its way takes memory there that autograd would not take for it."""
-        return self.casts
-
-    def __call__(self, grad: Tensor) -> Tensor | None:
-        found: Tensor | None = self.node(grad)
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class Derivation:
-    """All that is between a use and a parameter from which what is used was computed, which may enter there in several places."""
-
-    node: Node
-    """Made what is used."""
-    output: int
-    """Which of its outputs that is."""
-    leaf: Node
-    inner: Set[Node]
-    """What lies between."""
-    casts: ClassVar[bool] = False
-    copies: ClassVar[bool] = True
-
-    def __call__(self, grad: Tensor) -> Tensor | None:
-        total: Tensor | None = None
-        pending: dict[Node, dict[int, Tensor]] = {self.node: {self.output: grad}}
-        while pending:
-            # what was made later comes first, as in the engine
-            node = max(pending, key=lambda node: node._sequence_nr())
-            given = pending.pop(node)
-            made: Any = node(*(given.get(i) for i in range(len(node._input_metadata))))
-            for (below, output), mine in zip(node.next_functions, made if isinstance(made, tuple) else (made,), strict=True):
-                if mine is None or (below is not self.leaf and below not in self.inner):
-                    continue
-                # between two nodes the engine sums over what was broadcast
-                mine = mine.sum_to_size(below._input_metadata[output].shape)
-                if below is self.leaf:
-                    total = mine if total is None else total + mine
-                else:
-                    so_far = pending.setdefault(below, {})
-                    so_far[output] = so_far[output] + mine if output in so_far else mine
-        return total
-
-
-Way: TypeAlias = tuple[Form, ...] | tuple[Derivation]
-"""From an operation to a parameter that it uses."""
-
-
-def arrived(grad: Tensor, way: Way, at: Tensor) -> Tensor | None:
-    """What a gradient of an operation is as one of its parameter.
-
-    Where that only widens the type (autocast) it stays in its own: the values are the same, and take half of the memory.
-    """
-    widens = grad.dtype != at.dtype and grad.device == at.device and torch.promote_types(grad.dtype, at.dtype) == at.dtype
-    widens = widens and sum(step.casts for step in way) == 1
-    found: Tensor | None = grad
-    for step in way:
-        if found is not None and not (widens and step.casts):
-            found = step(found)
-    return found
-
-
 class Use(NamedTuple):
     """An operation that uses a parameter, possibly by way of others."""
 
@@ -127,10 +50,9 @@ class Use(NamedTuple):
     """What it is called: `mm`, `embedding`."""
     merges: bool
     """Whether it may hold several uses that nothing can tell apart."""
-    node: Node
-    """The operation. What comes after it on the way to the parameter may be shared: by other uses, or later by a penalty on gradients."""
-    slot: int
-    """Which of the gradients that the node computes is the one."""
+    ends: tuple[tuple[Node, int], ...]
+    """Where its gradient is taken: nodes, and which of the gradients that each computes. That is the operation itself where it can be: what
+    comes after it on the way to the parameter may be shared, by other uses, or later by a penalty on gradients."""
     way: Way
     """From there to the parameter."""
 
@@ -187,17 +109,50 @@ def _uses(leaf: Node, feeding: Sequence[tuple[Node, int]], readers: Readers, der
             inner.add(node)
             todo += [reader for reader, _, _ in readers[node]]
     found = [_use(node, slot, ()) for node, slot in feeding if node not in inner]
-    computed = not inner.isdisjoint(derived)
+    for part in _parts(inner, readers):
+        out = [(reader, slot, node, output) for node in part for reader, slot, output in readers[node] if reader not in part]
+        computed = not part.isdisjoint(derived)
+        if computed and not all(map(may_be_called, part)):
+            found += _use_at_its_end(out, [(node, slot) for node, slot in feeding if node in part])
+            continue
+        for reader, slot, node, output in out:
+            found.append(_use(reader, slot, (Derivation(node, output, leaf, part),) if computed else _forms(node, leaf)))
+    return sorted(found, key=lambda use: (use.number, use.ends[0][1]))
+
+
+def _parts(inner: Set[Node], readers: Readers) -> Iterator[set[Node]]:
+    """What lies between a parameter and its uses, in parts that have nothing to do with each other."""
+    beside: dict[Node, list[Node]] = {node: [] for node in inner}
     for node in inner:
-        for reader, slot, output in readers[node]:
-            if reader not in inner:
-                found.append(_use(reader, slot, (Derivation(node, output, leaf, inner),) if computed else _forms(node, leaf)))
-    return sorted(found, key=lambda use: (use.number, use.slot))
+        for reader, _, _ in readers[node]:
+            if reader in inner:
+                beside[node].append(reader)
+                beside[reader].append(node)
+    left = set(inner)
+    while left:
+        part, todo = set[Node](), [left.pop()]
+        while todo:
+            node = todo.pop()
+            part.add(node)
+            todo += [other for other in beside[node] if other in left]
+            left.difference_update(beside[node])
+        yield part
+
+
+def _use_at_its_end(out: Sequence[tuple[Node, int, Node, int]], ends: Sequence[tuple[Node, int]]) -> list[Use]:
+    """The use of what was computed from a parameter, taken where it arrives there: several are one."""
+    first = min((_use(reader, slot, ()) for reader, slot, _, _ in out), key=lambda use: use.number, default=None)
+    if first is None:
+        return []
+    if len(out) > 1:
+        first = first._replace(operation=COMPUTED, merges=True)
+    return [first._replace(ends=tuple(ends), way=(Pieces(len(ends)),) if len(ends) > 1 else ())]
 
 
 def waist_of(uses: Sequence[Use]) -> Node | None:
     """The cast by way of which all of these uses reach their parameter, if there is one: their sum goes through it."""
-    ends = {use.way[-1].node if use.way and use.way[-1].casts else None for use in uses}
+    lasts = [use.way[-1] if use.way else None for use in uses]
+    ends = {last.node if isinstance(last, Form) and last.casts else None for last in lasts}
     return ends.pop() if len(ends) == 1 else None
 
 
@@ -212,7 +167,7 @@ def _forms(node: Node, leaf: Node) -> Way:
 def _use(node: Node, slot: int, way: Way) -> Use:
     name: str = node.name()
     operation = name.rpartition("::")[2].partition("Backward")[0].lower()
-    return Use(node._sequence_nr(), operation, operation in WAYS, node, slot, way)
+    return Use(node._sequence_nr(), operation, operation in WAYS, ((node, slot),), way)
 
 
 @lru_cache(maxsize=4096)

@@ -19,7 +19,14 @@ EAGER = (
 
 _STEP_BY_STEP = "torch.backends.{0}.flags(enabled=False) around the forward pass has a recurrent layer run step by step, more slowly"
 
+COMPUTED = "parametrization"
+"""Stands for the operations that compute a weight from parameters, once for several uses."""
+
 WAYS = {
+    COMPUTED: (
+        "Without torch.nn.utils.parametrize.cached(), or where each use reads the weight anew, they can; so they can where it is computed "
+        "by operations of torch alone, outside of checkpoint and saved_tensors_hooks"
+    ),
     "compiledfunction": EAGER,
     "mkldnnrnnlayer": _STEP_BY_STEP.format("mkldnn"),
     "cudnnrnn": _STEP_BY_STEP.format("cudnn"),
@@ -27,7 +34,7 @@ WAYS = {
     "differentiablegraph": "Call the module itself instead of its scripted form",
     "broadcast": "DistributedDataParallel has a process for each device",
 }
-"""Operations that hold several uses as one, and the way out of each."""
+"""What holds several uses as one, and the way out of each."""
 
 SEVERAL_THREADS = (
     "gradients are split by use only in part: modules are called from several threads at once (nn.DataParallel?), and what threads make "

@@ -1,0 +1,167 @@
+"""Weights that are computed from parameters by what must run but once: training is as it was, and uses are apart where they can be."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+from torch.utils.checkpoint import checkpoint
+
+import paramwatch
+
+X = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Rounds(torch.autograd.Function):
+    calls = 0
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        return (w * 16).round() / 16
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        Rounds.calls += 1
+        return grad
+
+
+class Rounded(nn.Module):
+    def forward(self, w: Tensor) -> Tensor:
+        out: Tensor = Rounds.apply(w)
+        return out
+
+
+class Scaled(nn.Module):
+    """The parameter enters in two places."""
+
+    def forward(self, w: Tensor) -> Tensor:
+        return w / w.square().sum().sqrt()
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, use_reentrant: bool) -> None:
+        super().__init__()
+        self.use_reentrant = use_reentrant
+
+    def forward(self, w: Tensor) -> Tensor:
+        out: Tensor = checkpoint(lambda w: torch.tanh(w * 2).sin(), w, use_reentrant=self.use_reentrant)
+        return out
+
+
+def by(parametrization: nn.Module) -> Callable[[nn.Module], nn.Module]:
+    return lambda layer: parametrize.register_parametrization(layer, "weight", parametrization)
+
+
+def network(norm: Callable[[nn.Module], nn.Module], tied: bool, recomputed: bool, cached: bool) -> nn.Module:
+    """A layer that is used twice, and an ordinary one as well."""
+    torch.manual_seed(0)
+    layer, plain = norm(nn.Linear(8, 8)), nn.Linear(8, 8)
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = layer, layer if tied else copy.deepcopy(layer)
+            self.c = self.d = plain
+
+        def forward(self, x: Tensor) -> Tensor:
+            if cached:
+                with parametrize.cached():
+                    return self.segments(x)
+            return self.segments(x)
+
+        def segments(self, x: Tensor) -> Tensor:
+            for part in (self.a, self.b):
+                segment = lambda x, part=part: torch.tanh(part(x))  # noqa: E731
+                x = checkpoint(segment, x, use_reentrant=False) if recomputed else segment(x)
+            out: Tensor = self.d(torch.tanh(self.c(x)))
+            return out
+
+    return Network()
+
+
+def trained(net: nn.Module, steps: int = 2, **options: Any) -> tuple[list[Tensor], paramwatch.Watch]:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with paramwatch.attach(net, **options) as watch:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            net(X).square().mean().backward()
+            optimizer.step()
+    return [parameter.detach().clone() for parameter in net.parameters()], watch
+
+
+def weights(layer: nn.Module) -> list[str]:
+    return [name for name, _ in layer.named_parameters() if "original" in name]
+
+
+APART = [
+    ("weight_norm", parametrizations.weight_norm, True),
+    ("orthogonal", parametrizations.orthogonal, True),
+    ("entering twice", by(Scaled()), True),
+    ("checkpoint inside", by(Checkpointed(False)), False),
+    ("reentrant checkpoint inside", by(Checkpointed(True)), False),
+    ("written in Python", by(Rounded()), False),
+    ("written in Python, recomputed", by(Rounded()), True),
+]
+
+
+@pytest.mark.parametrize(("norm", "recomputed"), [case[1:] for case in APART], ids=[case[0] for case in APART])
+def test_uses_of_what_must_be_run_but_once_are_apart_and_training_is_as_it_was(
+    norm: Callable[[nn.Module], nn.Module], recomputed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    Rounds.calls = 0
+    bare, _ = trained(network(norm, True, recomputed, False))
+    calls, Rounds.calls = Rounds.calls, 0
+    watched, watch = trained(network(norm, True, recomputed, False), uses=1)
+
+    assert all(map(torch.equal, bare, watched))
+    assert Rounds.calls == calls
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    twin = network(norm, False, recomputed, False)
+    twin(X).square().mean().backward()
+    for name in weights(twin.a):
+        truth = [float(part.get_parameter(name).grad.norm()) for part in (twin.a, twin.b)]
+        assert list(watch.uses().loc[(0, f"a.{name}"), "use_norm"]) == pytest.approx(truth, rel=1e-4)
+    assert watch.agreement()["residual"].lt(1e-5).all()
+    assert watch.agreement()["use_count"].eq(2).all()
+
+
+TOGETHER = [
+    ("weight_norm", parametrizations.weight_norm, True),
+    ("entering twice", by(Scaled()), True),
+    ("checkpoint inside", by(Checkpointed(False)), False),
+    ("reentrant checkpoint inside", by(Checkpointed(True)), False),
+    ("written in Python", by(Rounded()), False),
+]
+
+
+@pytest.mark.parametrize(("norm", "inside"), [case[1:] for case in TOGETHER], ids=[case[0] for case in TOGETHER])
+def test_what_is_computed_once_for_several_uses_and_must_not_be_run_for_each_is_one_use_by_name(
+    norm: Callable[[nn.Module], nn.Module], inside: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def make() -> nn.Module:
+        net = network(norm, True, False, True)
+        if inside:
+            # all of it is one segment, in which the weight is computed once
+            forward = net.forward
+            net.forward = lambda x: checkpoint(forward, x, use_reentrant=False)  # type: ignore[method-assign]
+        return net
+
+    bare, _ = trained(make())
+    watched, watch = trained(make(), uses=1)
+
+    assert all(map(torch.equal, bare, watched))
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "inside 'parametrization' cannot be told apart" in said
+    assert "Without torch.nn.utils.parametrize.cached()" in said
+    uses = watch.uses()
+    for row in {row for _, row, _ in uses.index if "original" in row}:
+        (name,) = uses.loc[(1, row)].index
+        assert name.endswith(" [merged in parametrization]")
+    assert len(uses.loc[(1, "c.weight")]) == 2
+    assert watch.agreement()["residual"].lt(1e-5).all()
