@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -197,10 +199,26 @@ def clip_values(net: nn.Module) -> None:
     torch.nn.utils.clip_grad_value_(net.parameters(), 1e-3)
 
 
-@pytest.mark.parametrize(
-    ("change", "mode"),
-    [(add, "full, changed later"), (clip_values, "full, changed later"), (halve, "full"), (replace, "full"), (nothing, "full")],
-)
+def clip_data(net: nn.Module) -> None:
+    for parameter in net.parameters():
+        parameter.grad.data.clamp_(-1e-3, 1e-3)
+
+
+def add_by_numpy(net: nn.Module) -> None:
+    for parameter in net.parameters():
+        parameter.grad.numpy()[...] += 1
+
+
+def decay_data(net: nn.Module) -> None:
+    for parameter in net.parameters():
+        parameter.grad.data.add_(parameter.data)
+
+
+LATER = dict.fromkeys((add, add_data, clip_values, clip_data, add_by_numpy, decay_data), "full, changed later")
+SCALED = dict.fromkeys((halve, halve_data, replace, nothing), "full")
+
+
+@pytest.mark.parametrize(("change", "mode"), (LATER | SCALED).items())
 @pytest.mark.parametrize("passes", [1, 2])
 def test_what_is_done_to_a_gradient_after_the_last_pass_is_in_the_mode_unless_it_is_a_factor(
     change: Change, mode: str, passes: int
@@ -218,3 +236,50 @@ def test_what_is_done_to_a_gradient_after_the_last_pass_is_in_the_mode_unless_it
     assert set(watch.uses(parameters=ROW)["mode"]) == {mode}
     shares = watch.uses(parameters=ROW)["use_share"].groupby("step").sum()
     assert list(shares) == pytest.approx([1, 1], abs=1e-6)
+
+
+class Token:
+    pass
+
+
+@pytest.mark.parametrize("collects", [False, True])
+def test_a_pass_beside_the_model_is_told_of_whether_or_not_garbage_was_collected_before_it(collects: bool) -> None:
+    net, bare, used = mlp(), mlp(), []
+    with paramwatch.attach(net, uses=1) as watch:
+        for each in (net, bare):
+            optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
+            for _ in range(2):
+                optimizer.zero_grad()
+                loss(each, FIRST).backward()
+                if collects:
+                    gc.collect()
+                penalise(each)
+                used.append(each[2].weight.grad.double().clone())
+                optimizer.step()
+
+    twin = mlp(tied=False)
+    loss(twin, FIRST).backward()
+    assert_parts(watch, 0, {name: twin[int(name)].weight.grad.double() for name in "24"}, used[0])
+    (said,) = watch.findings["message"]
+    assert "watch.root(loss)" in said
+    assert all(map(torch.equal, net.parameters(), bare.parameters()))
+
+
+def test_what_delivers_a_gradient_is_freed_when_its_step_is_over() -> None:
+    """Without waiting for a collection: nothing that is called by it holds it."""
+    net, freed = mlp(), []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with paramwatch.attach(net, uses=2):
+        gc.disable()
+        try:
+            for _ in range(3):
+                value = loss(net, FIRST)
+                token = torch.autograd.graph.get_gradient_edge(net[2].weight).node.metadata["token"] = Token()
+                freed.append(weakref.ref(token))
+                del token
+                value.backward()
+                del value
+                optimizer.step()
+                assert [each() for each in freed] == [None] * len(freed)
+        finally:
+            gc.enable()

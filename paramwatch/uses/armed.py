@@ -87,6 +87,8 @@ class Armed:
         self.over = True
         for handle in (*self._handles, *self._on_nodes):
             handle.remove()
+        for row in self.watched.rows.values():
+            row.leaf = None
 
     def root(self, loss: Tensor) -> None:
         """Look for uses between the outputs of the model and the loss as well."""
@@ -277,13 +279,14 @@ class Armed:
 
     def _watch(self, row: WatchedRow, leaf: Node) -> None:
         """Be told of what is delivered to a parameter."""
-        # not by the node itself: it holds the parameter, which would bar torch from swapping it
         # a node may outlive many steps, and another Watch may have marked it as well
         mine = f"paramwatch {id(self._guard)}"
         if leaf.metadata.get(mine) == self._serial:
             return
         leaf.metadata[mine] = self._serial
-        whole = leaf.variable is row.tensor
+        # not the node, which holds what it calls
+        variable = leaf.variable
+        whole = variable is row.tensor
 
         def deliver(grad_outputs: Sequence[Tensor | None]) -> None:
             total = grad_outputs[0]
@@ -293,7 +296,9 @@ class Armed:
             with self._guard.contain("adding up what uses contribute"), torch.no_grad():
                 task = torch._C._current_graph_task_id()
                 # it becomes the gradient itself only where no graph of it is made, and where it lies as the parameter does
-                apart = makes_graph or (total.layout is torch.strided and total.stride() != leaf.variable.stride())
+                apart = makes_graph or (total.layout is torch.strided and total.stride() != variable.stride())
                 row.found.deliver(task, total.detach(), row.tensor.grad, whole, self.several, apart)
+                if whole:
+                    row.hold_leaf()
 
         self._on_nodes.append(leaf.register_prehook(deliver))

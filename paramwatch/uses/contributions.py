@@ -222,8 +222,9 @@ class Contributions:
 
     def _changed_later(self, used: Tensor | None) -> dict[str, Tensor]:
         """What became of the gradient after the last pass, if anything did but for a factor."""
-        if used is None or self._sample is None or (self._mark is not None and self._mark == mark_of(used, 0)) or is_one_of_several():
+        if used is None or self._sample is None or is_one_of_several():
             return {}
+        # also where its version is the same: what is written to `.data` or through numpy has none
         rest = change_of(self._sample, sample_of(used, None)).rest
         # of NaN nothing can be told
         return {LATER: torch.as_tensor(rest, dtype=torch.float64).nan_to_num()}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.utils.parametrize import ParametrizationList
 
 from paramwatch.globs import fitting
@@ -39,12 +41,20 @@ class WatchedRow:
     found: Contributions
     holders: set[int] = field(default_factory=set)
     """Identities of the modules in which an operation on it needs no further name."""
+    leaf: Any = None
+    """The node of autograd that delivers its gradient, held from the first pass to the end of the step."""
     open: bool = True
     """Whether its next step is split."""
     stepped: bool = False
     """Whether it was, since this was armed: its next step is not waited for."""
     passes: int = 0
     """In how many backward passes of the step it is in anything was found."""
+
+    def hold_leaf(self) -> None:
+        """Be told of a further pass of the step that does not lead through the model: else nobody holds what is to tell of it."""
+        # not before there was one: while it is held a parameter cannot be swapped for another one without consequence
+        if self.leaf is None and self.tensor.requires_grad:
+            self.leaf = get_gradient_edge(self.tensor).node
 
 
 class Watched:
@@ -147,6 +157,7 @@ class Watched:
         """
         for row in self.still_open(names):
             row.found.reset()
+            row.leaf = None
             row.stepped, row.passes = True, 0
         for name in names:
             if (here := self.rows.get(name)) is not None:
