@@ -79,6 +79,8 @@ def cosines_frame(blocks: Sequence[Source], lines: Any, parameter: str, step: in
     Raises:
         ParamWatchError: There is no such row, or it was not split at that step (the nearest one is named), or pairs were not multiplied.
     """
+    if not isinstance(step, (int, np.integer)):
+        raise ParamWatchError(f"step has to be the number of a step, as in use_cosines({parameter!r}, 0), not {step!r}")
     found = {at: split for at, _, split in _chosen(blocks, lines, parameter, None, False)}
     if step not in found:
         if not found:

@@ -221,6 +221,14 @@ def test_many_uses_are_streamed_beyond_the_budget_and_then_only_their_norms_know
         watch.use_cosines("cell.weight_hh", 0)
 
 
+def test_a_step_that_is_no_number_is_an_error_that_says_what_is_expected() -> None:
+    watch = watch_one_step(CASES["rnn_cell"])
+
+    for step in ("x", None):
+        with pytest.raises(ParamWatchError, match=r"step has to be the number of a step, as in use_cosines\("):
+            watch.use_cosines("cell.weight_hh", step)  # type: ignore[arg-type]  # that is what is tested
+
+
 def watch_one_step(case: Case, **options: Any) -> Watch:
     net, loss, _ = case.build(tied=True)
     watch = paramwatch.attach(net, **{"uses": 1, "uses_of": case.row, **options})

@@ -6,6 +6,7 @@ is no multiple is nobody's contribution. Of elements on a device nothing is aske
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -27,7 +28,7 @@ class Change(NamedTuple):
     factor: Number
     """What it was multiplied with; 1 where it is no multiple of what it was."""
     rest: Number
-    """The squared norm of what came to it; 0 where it is a multiple."""
+    """0 where it is a multiple, else more: the squared norm of what came to it where that is known."""
 
 
 NONE = Change(1.0, 0.0)
@@ -69,6 +70,45 @@ def change_of(was: Tensor, now: Tensor) -> Change:
         factor = where(nothing, 0.0, where(same | ~multiple, 1.0, product / a))
         rest = where(same | multiple | nothing, 0.0, apart)
     return Change(factor, rest) if isinstance(factor, Tensor) else Change(float(factor), float(rest))
+
+
+class Digest(NamedTuple):
+    """What is kept of a gradient of which no copy is: enough to tell a multiple of it from anything else."""
+
+    norm: Tensor
+    """Float64 [], as all that is here."""
+    along: Tensor
+    """Its inner product with each contribution [K], divided by the norm of that."""
+    sample: Tensor
+    eps: float
+    """Of its type."""
+
+
+def digest_of(products: Tensor, sample: Tensor) -> Digest:
+    """Of the gradient whose `gram` and whose sample these are."""
+    squares = products.diagonal()[:-2]
+    along = torch.where(squares > 0, products[:-2, -2] / squares.sqrt(), 0.0)
+    return Digest(products[-2, -2].sqrt(), along, sample.to(torch.float64), torch.finfo(sample.dtype).eps)
+
+
+def digest_with(grads: Sequence[Tensor], gradient: Tensor) -> Digest:
+    """The same of a gradient, beside these contributions."""
+    *vectors, last = side_by_side([*map(dense, grads), dense(gradient)])
+    return digest_of(gram(vectors, last), sample_of(gradient, None))
+
+
+def multiple_of(was: Digest, now: Digest) -> Change:
+    """What a gradient was multiplied with, as `change_of` says it, by digests."""
+    scale = torch.where(was.norm > 0, now.norm / was.norm, 1.0)
+    turned = (was.sample * now.sample).sum() + (was.along * now.along).sum() < 0
+    tolerance = max(2 * now.eps, 1e-7)
+    same = ~turned & ((scale - 1).abs() <= tolerance)
+    factor = torch.where(same, 1.0, torch.where(turned, -scale, scale))
+    near = (now.sample - factor * was.sample).norm() <= tolerance * now.sample.norm()
+    multiple = near & ((now.along - factor * was.along).abs() <= tolerance * now.norm).all() & (was.norm > 0)
+    factor = torch.where(now.norm == 0, 0.0, torch.where(multiple, factor, 1.0))
+    rest = torch.where(multiple | (now.norm == 0), 0.0, now.norm.square())
+    return Change(float(factor.numpy()), float(rest.numpy())) if rest.is_cpu else Change(factor, rest)
 
 
 def times(grad: Tensor, factor: Number) -> Tensor:

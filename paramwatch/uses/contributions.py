@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paramwatch.ranks import is_one_of_several
 from paramwatch.uses.arriving import Arriving, Budget, begin
-from paramwatch.uses.between import NONE, Change, Mark, Number, change_of, mark_of, sample_of
+from paramwatch.uses.between import NONE, Change, Mark, Number, change_of, digest_of, mark_of, sample_of
 from paramwatch.uses.gram import dense, flat, square
 from paramwatch.uses.held import Held, Pass
 from paramwatch.uses.reading import Sums
@@ -160,10 +160,10 @@ class Contributions:
             self._done = self._held.sums()
             assert self._held.total is not None
             self._sample = sample_of(self._held.total, None)
-        if self._done is not None:
-            self._done = replace(self._done, notes=self._notes | self._changed_later(used))
         if not more:
             self._drop()
+        if self._done is not None:
+            self._done = replace(self._done, notes=self._notes | self._changed_later(used))
         return self._done
 
     def left(self, task: int) -> None:
@@ -207,18 +207,10 @@ class Contributions:
         held = self._held
         if held is None:
             return Change(0.0, 0.0) if now.is_cpu and _is_zero(now) else NONE
-        if known and held.total is None and self._done is not None and now.is_cpu:
-            # what is written to `.data` has no version
-            norms = [float(x.sqrt().numpy()) for x in (self._done.products[-2, -2], square(flat(now)))]
-            known = abs(norms[0] - norms[1]) <= 1e-9 * norms[0]
-        if known or held.total is not None:
-            return held.changed(now, known)
-        if not self._budget.take(self._size):
-            self._drop()
-            return NONE
-        change = held.changed(now, known)
-        self._budget.give_back(self._size)
-        return change
+        # of the first pass no copy is kept, but it was multiplied
+        done, sample = self._done, self._sample
+        kept = None if held.total is not None or done is None or sample is None else digest_of(done.products, sample)
+        return held.changed(now, known, kept)
 
     def _changed_later(self, used: Tensor | None) -> dict[str, Tensor]:
         """What became of the gradient after the last pass, if anything did but for a factor."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paramwatch.uses.between import NONE, Change, Number, change_of, times
+from paramwatch.uses.between import NONE, Change, Digest, Number, change_of, digest_with, multiple_of, times
 from paramwatch.uses.gram import dense, gram, own, side_by_side
 from paramwatch.uses.reading import Sums
 from paramwatch.uses.sites import Site, forward_order
@@ -52,18 +52,20 @@ class Held:
     counted: Number = 1.0
     """Passes since the gradient was zero."""
 
-    def changed(self, now: Tensor, known: bool) -> Change:
+    def changed(self, now: Tensor, known: bool, was: Digest | None) -> Change:
         """What has become of the gradient since the last pass.
 
         Args:
             now: The gradient.
-            known: Whether it is known to be the one that autograd has left.
+            known: Whether its version is the one that autograd has left; what is written to `.data` or through numpy has none.
+            was: What was kept of it if that is no copy.
         """
-        if known and (self.total is None or not now.is_cpu):
+        if known and not now.is_cpu:
             return NONE
-        # without a copy it was the sum of what is held, but for what was found in no use
-        was = sum(map(dense, self.grads.values()), torch.zeros_like(dense(now))) if self.total is None else self.total
-        change = change_of(was, now)
+        if self.total is not None:
+            change = change_of(self.total, now)
+        else:
+            change = NONE if was is None else multiple_of(was, digest_with([*self.grads.values()], now))
         # of NaN nothing can be told
         return NONE if known and change.rest != change.rest else change
 
