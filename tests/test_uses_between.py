@@ -160,6 +160,7 @@ def test_a_factor_between_two_passes_is_one_in_the_first_split_step_too_where_us
     options: dict[str, Any], factor: float
 ) -> None:
     net, bare, twin = Fighting(True, **options), Fighting(True, **options), Fighting(False, **options)
+    grads: list[Tensor] = []
     with paramwatch.attach(net, uses=1) as watch:
         for each in (net, bare, twin):
             optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
@@ -170,7 +171,7 @@ def test_a_factor_between_two_passes_is_one_in_the_first_split_step_too_where_us
                 if not seed:
                     for parameter in each.parameters():
                         parameter.grad.data.mul_(factor)
-            used = each.layers[0].weight.grad.double().clone() if each is net else used
+            grads.append(each.layers[0].weight.grad.double().clone())
             optimizer.step()
 
     parts = torch.stack([layer.weight.grad.double() for layer in twin.layers])
@@ -178,6 +179,7 @@ def test_a_factor_between_two_passes_is_one_in_the_first_split_step_too_where_us
     close = pytest.approx if not options.get("cast") else partial(pytest.approx, rel=3e-2)
     assert set(frame["mode"]) == {"full"}
     assert list(frame["use_norm"]) == close(parts.norm(dim=(1, 2)).tolist())
+    used = grads[0]
     share = 1 - float((parts.sum(0) * used).sum() / used.square().sum())
     assert watch.agreement()["unattributed"].iloc[0] == pytest.approx(share, abs=0.1 if options.get("cast") else 1e-3)
     assert not any("by a factor" in said for said in watch.findings["message"])
