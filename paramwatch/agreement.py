@@ -62,7 +62,12 @@ def statistics(split: Split) -> Statistics:
 def is_explained(split: Split) -> bool:
     """Whether the uses add up to the gradient, but for rounding. Where nothing tells, it is assumed."""
     missing = np.sqrt(split.products[-1, -1])
-    return not missing > split.rounding
+    return not (missing > split.rounding or is_part(split))
+
+
+def is_part(split: Split) -> bool:
+    """Whether something is missing, though nobody knows how much, as nothing but norms was kept."""
+    return "not all of it" in split.mode
 
 
 def missing_norm(split: Split) -> float:
@@ -86,11 +91,12 @@ def _agreement(split: Split) -> float:
 
 
 def _summed(split: Split) -> float:
-    """||S||^2; where nothing is known to be missing, that of G."""
+    """||S||^2; where nothing but norms is known that of G, or NaN if a sample of its elements shows that they are not one."""
     k = len(split.uses)
     total, cross, missing = split.products[k, k], split.products[k, k + 1], split.products[k + 1, k + 1]
-    unknown = split.mode.startswith("norms") and np.isnan(missing)
-    return float(total if unknown else max(total - 2 * cross + missing, 0.0))
+    if split.mode.startswith("norms") and np.isnan(missing):
+        return float("nan" if is_part(split) else total)
+    return float(max(total - 2 * cross + missing, 0.0))
 
 
 def _horizon(n: Array) -> float:

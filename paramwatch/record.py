@@ -132,9 +132,9 @@ class Split:
     uses: tuple[str, ...]
     """The places in the forward pass, in its order: `2`, `lm_head`, `cell@7`."""
     mode: str
-    """What was kept while the uses arrived: `full` (all of them), `stream` (their sum; no shares, no cosines) or `norms` (nothing: no check
-    either); then, after commas, what was left out of the step or done to the gradient, and `(this rank)` in a distributed run. `none`: no
-    use was seen. `off`: something stood in the way, which the log named."""
+    """What was kept while the uses arrived: `full` (all of them), `stream` (their sum; no shares, no cosines) or `norms` (nothing but a
+    sample of the sum); then, after commas, what was left out of the step or done to the gradient, and `(this rank)` in a distributed run.
+    `none`: no use was seen. `off`: something stood in the way, which the log named."""
     backwards: int
     """How many backward passes the contributions are summed over."""
     products: Array

@@ -89,7 +89,7 @@ class UnattributedUse:
         new = {
             row: share
             for row, share in missing.items()
-            if share > self.LEAST and row not in self._said and not record.uses[row].mode.startswith("off")
+            if (share > self.LEAST or np.isnan(share)) and row not in self._said and not record.uses[row].mode.startswith("off")
         }
         self._said.update(new)
         if whole := [row for row in new if not record.uses[row].uses]:
@@ -107,7 +107,9 @@ class UnattributedUse:
                 cause = next((cause for label, cause in _CAUSES.items() if label in record.uses[row].mode), _CAUSES[""])
                 of_cause.setdefault(cause, []).append(row)
         for cause, parts in of_cause.items():
-            message = f"part of the gradient of {_listed(parts, 3)} ({new[parts[0]]:.0%} of its norm) was found in no use: {cause}"
+            share = new[parts[0]]
+            much = "how much is not known" if np.isnan(share) else f"{share:.0%} of its norm"
+            message = f"part of the gradient of {_listed(parts, 3)} ({much}) was found in no use: {cause}"
             yield Finding(record.step, "unattributed_use", parts[0], message)
 
 

@@ -346,3 +346,37 @@ def test_what_delivers_a_gradient_is_freed_when_its_step_is_over() -> None:
                 assert [each() for each in freed] == [None] * len(freed)
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize("beside", ["nothing", "decay", "hook"])
+def test_where_only_norms_are_kept_what_is_in_no_use_makes_the_agreement_unknown_and_is_said(
+    beside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched, "LEAST_BUDGET", 0)
+    monkeypatch.setattr(watched, "share_of_device", lambda device: 0)
+    net, bare, twin = Chain(True, 5), Chain(True, 5), Chain(False, 5)
+    loss(twin).backward()
+    with paramwatch.attach(net, uses=1, uses_of="layer.weight") as watch:
+        for each in (net, bare):
+            handle = each.layer.weight.register_hook(lambda grad: grad * 10) if beside == "hook" else None
+            decay = 0.01 * each.layer.weight.square().sum() if beside == "decay" else 0.0
+            (loss(each) + decay).backward()
+            torch.optim.SGD(each.parameters(), lr=0.1).step()
+            if handle is not None:
+                handle.remove()
+
+    frame, row = watch.uses(), watch.agreement().iloc[0]
+    grads = torch.stack([layer.weight.grad.double().flatten() for layer in twin.copies])  # type: ignore[union-attr]  # it is untied
+    norms = grads.norm(dim=1)
+    assert list(frame["use_norm"][:5]) == pytest.approx(norms.tolist(), rel=1e-5)
+    if beside == "nothing":
+        apart = norms.sum() ** 2 - norms.square().sum()
+        assert row["agreement"] == pytest.approx(float((grads.sum(0).square().sum() - norms.square().sum()) / apart), rel=1e-4)
+        assert set(frame["mode"]) == {"norms"}
+        assert watch.findings.empty
+    else:
+        assert row[["agreement", "coherence", "residual"]].isna().all()
+        assert set(frame["mode"]) == {"norms, not all of it"}
+        (said,) = watch.findings["message"]
+        assert "how much is not known" in said
+    assert all(map(torch.equal, net.parameters(), bare.parameters()))

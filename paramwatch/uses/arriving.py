@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from paramwatch.uses.between import sample_of
 from paramwatch.uses.gram import add, dense, diagonal, flat, gram, order_of, side_by_side, square, workspace
 from paramwatch.uses.sites import Site, forward_order
 
@@ -41,6 +42,31 @@ class Budget:
 
 
 @dataclass
+class Sampled:
+    """Some elements of contributions, added up, where there is no room for their whole sum."""
+
+    total: Tensor | None = None
+    norms: list[Tensor] = field(default_factory=list)
+    """Of those elements of each contribution."""
+
+    def add(self, x: Tensor) -> None:
+        """A contribution, as a vector."""
+        mine = sample_of(x, None).to(torch.promote_types(x.dtype, torch.float32))
+        self.norms.append(mine.to(torch.float64).norm())
+        self.total = mine if self.total is None else self.total + mine
+
+    def missing(self, delivered: Tensor, eps: float) -> Tensor:
+        """How far what was delivered is from the sum, beyond rounding: float64 [], 0 where nothing tells."""
+        if self.total is None:
+            return torch.zeros((), dtype=torch.float64, device=delivered.device)
+        eps = max(eps, torch.finfo(self.total.dtype).eps)
+        rounding = eps * len(self.norms) ** 0.5 * torch.stack(self.norms).sum()
+        apart = (sample_of(delivered, None).to(torch.float64) - self.total).norm()
+        found: Tensor = (apart - rounding).clamp(min=0).nan_to_num()
+        return found
+
+
+@dataclass
 class Arriving:
     """What has come of a backward pass."""
 
@@ -54,14 +80,16 @@ class Arriving:
     order: tuple[int, ...] | None = None
     """Of dimensions, in which the elements of vectors are taken."""
     eps: float = 0.0
+    sampled: Sampled | None = field(default_factory=Sampled)
+    """What is known of the sum where no more than norms are; None where that is nothing."""
     products: Tensor | None = None
     """Those of all of it, where it was multiplied before the sum was cast, and not kept."""
 
     def take(self, site: Site, grad: Tensor, eps: float) -> None:
         """A contribution."""
         if self.products is not None:
-            # more than was known of
-            self.products, self.mode = None, "norms"
+            # more than was known of: of what they were the sum is not known any more
+            self.products, self.mode, self.sampled = None, "norms", None
         self.sites.append(site)
         self.eps = max(self.eps, eps)
         if self.mode == "full":
@@ -72,6 +100,8 @@ class Arriving:
         x = flat(grad, self.order)
         self.squares.append(square(x))
         if self.mode != "stream":
+            if self.sampled is not None:
+                self.sampled.add(x)
             return
         if self.summed is None:
             # the first one may be the engine's own
@@ -103,9 +133,21 @@ class Arriving:
             return self.products
         if self.mode != "full":
             flat_left = None if left is None else flat(dense(left), self.order)
-            return diagonal(self.squares, flat(total, self.order), self.summed, flat_left)
+            found = diagonal(self.squares, flat(total, self.order), self.summed, flat_left)
+            if self.mode == "norms" and left is not None:
+                # what was there before is all that is missing only where the uses are all of what was delivered
+                found[-1, :] = found[:, -1] = torch.where(self.missing(total) > 0, float("nan"), found[-1])
+            return found
         *vectors, last = side_by_side([*map(dense, self.grads), *([] if left is None else [dense(left)]), dense(total)])
         return gram(vectors[: len(self.grads)], last, None if left is None else vectors[-1])
+
+    def missing(self, total: Tensor) -> Tensor:
+        """By how much of what is delivered, as far as a sample tells, no use accounts for it, beyond rounding; float64 []."""
+        return (
+            torch.ones((), dtype=torch.float64, device=total.device)
+            if self.sampled is None
+            else self.sampled.missing(flat(total, self.order), self.eps)
+        )
 
     @property
     def recomputed_by(self) -> int | None:

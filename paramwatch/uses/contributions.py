@@ -21,9 +21,9 @@ from paramwatch.uses.held import Held, Pass
 from paramwatch.uses.reading import Sums
 from paramwatch.uses.sites import Site, names_of
 
-LEFT, CHANGED, LATER, LAST = "left over", "changed between", "changed later", "last backward"
+LEFT, CHANGED, LATER, LAST, PART = "left over", "changed between", "changed later", "last backward", "not all of it"
 """What the mode says of a gradient that was there before the first pass, that was changed between two or after the last one (by more than
-a factor), and of which only the last pass counts."""
+a factor), of which only the last pass counts, and of which the uses are a part where nothing but their norms was kept."""
 
 
 class Contributions:
@@ -146,6 +146,8 @@ class Contributions:
         if earlier:
             # on a device it may have been zeroed since
             self._notes = {LAST: square(flat(now))} if now is not None and not now.is_cpu and not recomputed else {}
+        if arrived.mode == "norms":
+            self._notes[PART] = arrived.missing(total)
         self._sample = sample_of(total, now) if whole else None
         self._done = Sums(pass_.names, mode, 1, arrived.eps, arrived.multiplied(total, left))
 
