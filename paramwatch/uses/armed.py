@@ -87,8 +87,7 @@ class Armed:
         self.over = True
         for handle in (*self._handles, *self._on_nodes):
             handle.remove()
-        for row in self.watched.rows.values():
-            row.leaf = None
+        self.watched.let_go()
 
     def root(self, loss: Tensor) -> None:
         """Look for uses between the outputs of the model and the loss as well."""
@@ -279,11 +278,8 @@ class Armed:
 
     def _watch(self, row: WatchedRow, leaf: Node) -> None:
         """Be told of what is delivered to a parameter."""
-        # a node may outlive many steps, and another Watch may have marked it as well
-        mine = f"paramwatch {id(self._guard)}"
-        if leaf.metadata.get(mine) == self._serial:
+        if row.has_marked(leaf, id(self._guard), self._serial):
             return
-        leaf.metadata[mine] = self._serial
         # not the node, which holds what it calls
         variable = leaf.variable
         whole = variable is row.tensor

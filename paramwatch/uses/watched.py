@@ -50,6 +50,14 @@ class WatchedRow:
     passes: int = 0
     """In how many backward passes of the step it is in anything was found."""
 
+    def has_marked(self, leaf: Any, whose: int, serial: int) -> bool:
+        """Whether this watch, arming this step, was here before; from now on it was."""
+        # a node may outlive many steps, and another Watch may have marked it as well
+        mine = f"paramwatch {whose}"
+        known: bool = leaf.metadata.get(mine) == serial
+        leaf.metadata[mine] = serial
+        return known
+
     def hold_leaf(self) -> None:
         """Be told of a further pass of the step that does not lead through the model: else nobody holds what is to tell of it."""
         # not before there was one: while it is held a parameter cannot be swapped for another one without consequence
@@ -162,6 +170,11 @@ class Watched:
         for name in names:
             if (here := self.rows.get(name)) is not None:
                 here.open = again
+
+    def let_go(self) -> None:
+        """Hold nothing of autograd any more."""
+        for row in self.rows.values():
+            row.leaf = None
 
     def waits(self, inventory: Inventory, steps: int) -> bool:
         """Whether the split step of some row is still to come; of rows that nobody steps it is not waited for.
