@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -22,6 +22,7 @@ from paramwatch.rows import module_names
 from paramwatch.uses.calls import Call, Calls, Names
 from paramwatch.uses.graph import outputs_of, uses_below, waist_of
 from paramwatch.uses.obstacles import SEVERAL_THREADS, in_words, is_compiled, merged, no_warning_of_hooks, runs_compiled
+from paramwatch.uses.runs import Runs
 from paramwatch.uses.sites import Site
 from paramwatch.uses.watched import Watched, WatchedRow
 from paramwatch.uses.ways import Node, Way, arrived
@@ -66,13 +67,7 @@ class Armed:
         self._on_nodes: list[Any] = []
         self._calls: dict[int, Calls] = {}
         self._turn = 0
-        self._segments = Counter[int]()
-        self._roots: dict[int, int] = {}
-        """Of runs that compute what a segment contributes: the run that has recomputed it."""
-        self._ran = set[int]()
-        """Runs of the engine of whose last segment a contribution has come."""
-        self._running = set[int]()
-        """Runs of the engine in which something has come."""
+        self._runs = Runs()
         self._handles: list[Any] = []
 
     def install(self) -> None:
@@ -109,6 +104,11 @@ class Armed:
                     self._look_again()
             names = self._names.of(module)
             if names is not None:
+                task = torch._C._current_graph_task_id()
+                if task == -1:
+                    self._runs.none_goes_on()
+                else:
+                    self._run(task)
                 calls = self._calls_here()
                 if (
                     not calls.inside
@@ -179,13 +179,8 @@ class Armed:
         self._turn += 1
         task = torch._C._current_graph_task_id()
         if task != -1:
-            # a segment in a segment is of the run that recomputes that one
-            task = self._roots.get(task, task)
-            # what a segment contributes comes before the next one is recomputed
-            self._segments[task] += task in self._ran
-            self._ran.discard(task)
-            segment = self._segments[task]
-            return lambda place, label: Site("recompute", segment, call.path, place, label, task, turn)
+            root, segment = self._runs.segment(task)
+            return lambda place, label: Site("recompute", segment, call.path, place, label, root, turn)
         return lambda place, label: Site("call", turn, call.path, place, label)
 
     def _plan(self, calls: Calls, roots: Iterable[Node], floor: int, site: Callable[[int, str], Site]) -> None:
@@ -244,8 +239,7 @@ class Armed:
                     if mine is not None:
                         row.found.take(task, site, mine, eps)
                     if site.kind == "recompute":
-                        self._ran.add(site.origin)
-                        self._roots[task] = site.origin
+                        self._runs.came(site.origin, site.turn)
 
         return take
 
@@ -263,14 +257,13 @@ class Armed:
         self._on_nodes.append(waist.register_prehook(summed))
 
     def _run(self, task: int) -> None:
-        """Something comes in this run of the engine: what is not delivered in it is let go when it is over."""
-        if task in self._running:
+        """Something happens in this run of the engine: what is not delivered in it is let go when it is over."""
+        if not self._runs.begin(task):
             return
-        self._running.add(task)
 
         def over() -> None:
             with self._guard.contain("ending a backward pass"):
-                self._running.discard(task)
+                self._runs.end(task)
                 for row in self.watched.rows.values():
                     row.found.left(task)
 
