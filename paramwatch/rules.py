@@ -96,9 +96,10 @@ class UnattributedUse:
             message = (
                 f"no use of {_listed(whole, 3)} was found in the autograd graph, so the gradient is not split. That is so where the "
                 "forward pass is compiled, scripted, functional (torch.func.functional_call) or run in other threads (nn.DataParallel), "
-                "where gradients come from torch.autograd.grad, or the loss not from what the model returned: watch.root(loss) before "
-                "backward looks from there; "
-                "torch.compiler.set_stance('force_eager') from before the step before ends lets a compiled step be split"
+                "where the backward pass is compiled (compiled autograd), where gradients come from torch.autograd.grad, or the loss not "
+                "from what the model returned: watch.root(loss) before backward looks from there; "
+                "torch.compiler.set_stance('force_eager') from before the step before ends (for a compiled backward pass: while it "
+                "runs) lets a compiled step be split"
             )
             yield Finding(record.step, "unattributed_use", whole[0], message)
         of_cause: dict[str, list[str]] = {}

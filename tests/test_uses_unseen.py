@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import threading
@@ -218,6 +219,38 @@ def test_a_compiled_function_inside_is_one_use_of_those_it_holds(caplog: pytest.
     inside, outside = watch.uses(parameters="layer.weight", steps=slice(0, 1)).index.get_level_values("use")
     assert (inside, outside) == ("(root):compiledfunction [merged in compiledfunction]", "layer")
     assert watch.agreement()["residual"].lt(1e-6).all()
+
+
+# torch itself looks at the gradients of what it compiles with
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_a_step_of_which_the_backward_pass_is_compiled_is_named_and_the_others_are_split(caplog: pytest.LogCaptureFixture) -> None:
+    from torch._dynamo.compiled_autograd import _enable
+
+    ends, graphs = [], []
+    for watched in (False, True):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        net = mlp()
+        optimizer, watch = torch.optim.SGD(net.parameters(), lr=0.1), paramwatch.attach(net, **({"uses": 1} if watched else {}))
+        with watch:
+            for step in range(6):
+                optimizer.zero_grad()
+                loss, stance = net(X).square().mean(), "force_eager" if step == 4 else "default"
+                compiled = _enable(torch.compile(backend="eager", fullgraph=True)) if step in (1, 2, 4) else contextlib.nullcontext()
+                with torch.compiler.set_stance(stance), compiled:
+                    loss.backward()
+                optimizer.step()
+        ends.append(list(net.parameters()))
+        graphs.append([dict(torch._dynamo.utils.counters[kind]) for kind in ("compiled_autograd", "frames", "graph_break")])
+    torch._dynamo.reset()
+
+    assert all(map(torch.equal, *ends))
+    # hooks are no part of what is compiled
+    assert graphs[0] == graphs[1]
+    assert "the backward pass is compiled (compiled autograd)" in sentence(caplog)
+    assert not watch.recorder.splits.guard.failed  # type: ignore[union-attr]  # with `uses` there are splits
+    modes = watch.uses(parameters="2.weight")["mode"].groupby("step").agg(list)
+    assert list(modes) == [["none"] if step in (1, 2) else ["full", "full"] for step in range(6)]
 
 
 # ---- what is one operation --------------------------------------------------------------------

@@ -21,7 +21,7 @@ from paramwatch.inventory import LiveInventory
 from paramwatch.rows import module_names
 from paramwatch.uses.calls import Call, Calls, Names
 from paramwatch.uses.graph import outputs_of, uses_below, waist_of
-from paramwatch.uses.obstacles import SEVERAL_THREADS, in_words, is_compiled, merged, no_warning_of_hooks, runs_compiled
+from paramwatch.uses.obstacles import SEVERAL_THREADS, compiles_backward, in_words, is_compiled, merged, no_warning_of_hooks, runs_compiled
 from paramwatch.uses.runs import Runs
 from paramwatch.uses.sites import Site
 from paramwatch.uses.watched import Watched, WatchedRow
@@ -224,10 +224,12 @@ class Armed:
 
     def _taking(self, jobs: Sequence[tuple[WatchedRow, Site, int, Way]]) -> Callable[[Any, Any], None]:
         def take(grad_inputs: Sequence[Tensor | None], grad_outputs: Any) -> None:
-            if self.over:
+            if torch.compiler.is_compiling() or self.over:
                 return
             # most passes make no graph, and entering this takes longer than all of the rest
             with self._guard.contain("taking what a use contributes"), torch.no_grad() if torch.is_grad_enabled() else nullcontext():
+                if compiles_backward():
+                    return
                 task = torch._C._current_graph_task_id()
                 self._run(task)
                 for row, site, slot, way in jobs:
@@ -248,7 +250,7 @@ class Armed:
         row.found.narrows = n
 
         def summed(grad_outputs: Sequence[Tensor | None]) -> None:
-            if self.over or grad_outputs[0] is None or not row.open:
+            if torch.compiler.is_compiling() or self.over or grad_outputs[0] is None or not row.open:
                 return
             with self._guard.contain("multiplying what uses contribute before it is cast"), torch.no_grad():
                 task = torch._C._current_graph_task_id()
@@ -278,11 +280,15 @@ class Armed:
         whole = variable is row.tensor
 
         def deliver(grad_outputs: Sequence[Tensor | None]) -> None:
+            if torch.compiler.is_compiling():
+                return
             total = grad_outputs[0]
             if self.over or total is None or not row.open:
                 return
             makes_graph = torch.is_grad_enabled()
             with self._guard.contain("adding up what uses contribute"), torch.no_grad():
+                if compiles_backward():
+                    return
                 task = torch._C._current_graph_task_id()
                 # it becomes the gradient itself only where no graph of it is made, and where it lies as the parameter does
                 apart = makes_graph or (total.layout is torch.strided and total.stride() != variable.stride())

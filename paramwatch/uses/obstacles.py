@@ -105,6 +105,12 @@ def runs_compiled(module: nn.Module) -> bool:
     return not isinstance(module.dynamo_ctx, frames.DisableContext)
 
 
+def compiles_backward() -> bool:
+    """Whether compiled autograd goes through the graph, and has come upon what it does not compile."""
+    compiled: Any = sys.modules.get("torch._dynamo.compiled_autograd")
+    return compiled is not None and bool(getattr(compiled, "in_compiled_autograd_region", False))
+
+
 class no_warning_of_hooks:  # noqa: N801
     """torch warns whoever calls a compiled module while there are global hooks: nobody else's are meant, and they are gone soon."""
 
