@@ -88,7 +88,8 @@ class LiveInventory:
         """
         identities = tuple(map(id, params))
         known = self._holdings.get(identities)
-        if known is not None and step == self._seen_at:
+        # of no rows there is nothing to look at, and a number that only others' steps come to stands still
+        if known is not None and known.rows and step == self._seen_at:
             mine = known.look()
             if mine is not None:
                 return dict(zip(known.names, mine, strict=True))

@@ -23,11 +23,14 @@ class _Known:
     optimizer: weakref.ref[Optimizer]
     place: int
     steps: int = 0
+    latest: int | None = None
+    """The number of its latest step."""
 
 
 class Rounds:
     """Numbers steps as rounds of several optimizers: ordered by first appearance, a round ends when one steps that is not after the last.
 
+    No optimizer steps twice in a round, whatever became of its tensors.
     An optimizer that holds a tensor of an earlier one (it was made anew, or they take turns) has the earlier one's place, so that no
     tensor steps twice in a round; several that share a place, but no tensor (one was replaced by two), step in one round. So has one that
     holds what came into the place of such a tensor, under its name. One that holds what came into the model after the last step begins
@@ -66,7 +69,7 @@ class Rounds:
         known = self._known.get(id(optimizer))
         if known is None or known.optimizer() is not optimizer:
             return self._next(optimizer)[1], 0
-        return self.step + self._ends(known.place, ids), known.steps
+        return self.step + (known.latest == self.step or self._ends(known.place, ids)), known.steps
 
     def steps_of(self, optimizer: Optimizer) -> int:
         """How many steps of this optimizer were counted."""
@@ -83,7 +86,8 @@ class Rounds:
         known = self._known.get(id(optimizer))
         if known is not None and known.optimizer() is optimizer:
             place = known.place
-            number = self.step + self._ends(place, [*map(id, params_of(optimizer))] if held is None else held)
+            again = known.latest == self.step or self._ends(place, [*map(id, params_of(optimizer))] if held is None else held)
+            number = self.step + again
         else:
             place, number = self._next(optimizer)
             known = _Known(weakref.ref(optimizer), place)
@@ -96,6 +100,7 @@ class Rounds:
                 if key in named:
                     self._stepped[named[key]] = place, key
         known.steps += 1
+        known.latest = number
         if number != self.step:
             self._in_round = []
         # what has left the model is not stepped: whoever holds what took its place may step in the same round

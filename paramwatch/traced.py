@@ -45,6 +45,8 @@ class Span:
 
     def __init__(self, before: Hook, after: Hook) -> None:
         self.optimizers: list[weakref.ref[Optimizer]] = []
+        self.ended: set[int] = set()
+        """The identities of those whose step has returned, where that is in the same code."""
         self.seen = True
         self.enter = torch.compiler.disable(lambda: self._each(before, self.optimizers))
         self.leave = torch.compiler.disable(lambda: self._each(after, reversed(self.optimizers)))
@@ -79,18 +81,23 @@ class Traced:
         tracing, address_of, count = torch.compiler.is_dynamo_compiling, id, len
 
         def begins(context: Any) -> None:
-            if not self._stays(context.get_local("address").as_python_constant(), context.get_local("arguments").as_python_constant()):
-                be_called(context)
+            whole = _must_be_one(context)
+            found = context.get_local("address").as_python_constant(), context.get_local("arguments").as_python_constant()
+            if not self._stays(*found, whole) and be_called(context):
+                _say_unseen("an optimizer")
 
         def ends(context: Any) -> None:
-            if not self._is_around():
+            if not self._is_around(context.get_local("address").as_python_constant()):
                 be_called(context)
 
-        def be_called(context: Any) -> None:
+        def be_called(context: Any) -> bool:
+            """Whether it must not be: then the graph goes on without us."""
             # a hook that is called already is not to be compiled, and goes on as it is
             if _frame().f_code in (pre_hook.__code__, post_hook.__code__):
                 raise SkipFrame(_WHY)
-            context.graph_break(_WHY)
+            if not _must_be_one(context):
+                context.graph_break(_WHY)
+            return True
 
         def pre_hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if tracing():
@@ -101,13 +108,14 @@ class Traced:
 
         def post_hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if tracing():
+                address = address_of(optimizer)  # noqa: F841  # read by `ends`
                 comptime(ends)
             else:
                 after(optimizer, args, kwargs)
 
         return pre_hook, post_hook
 
-    def _stays(self, address: int, arguments: int) -> bool:
+    def _stays(self, address: int, arguments: int, whole: bool) -> bool:
         """Whether a step that is entered is left in the graph, and the frame's code will tell of it."""
         with contextlib.suppress(*_NOT_THERE):
             frame = _frame()
@@ -117,7 +125,7 @@ class Traced:
                 return False
             span = _span_of(frame.output.code_options["co_consts"])
             seen = arguments == 1 and self._alone(optimizer) and _is_untouched(frame.output) and (span is not None or _is_last(frame))
-            if not seen and not _must_be_one(frame):
+            if not seen and not whole:
                 return False
             self._meet(type(optimizer))
             if span is None:
@@ -128,11 +136,14 @@ class Traced:
             return True
         return False
 
-    def _is_around(self) -> bool:
+    def _is_around(self, address: int) -> bool:
         """Whether the code around a step tells of its end. What follows a break in `step` is run by the code that told of its beginning."""
         with contextlib.suppress(*_NOT_THERE):
             frame = _frame()
-            return _span_of(frame.output.code_options["co_consts"]) is not None or _is_wrapper(frame.f_code, RESUMED)
+            span = _span_of(frame.output.code_options["co_consts"])
+            if span is not None:
+                span.ended.add(address)
+            return span is not None or _is_wrapper(frame.f_code, RESUMED)
         return False
 
     def register(self) -> list[Any]:
@@ -149,15 +160,21 @@ def _with_span(code: CodeType, new_code: CodeType) -> CodeType | None:
     if span is None:
         return None
     if span.seen:
+        # one that raised, and was caught in this very code, is no step; after a break it goes on in other code
+        if not any(RESUMED in name or "__resume_at" in name for name in new_code.co_names):
+            span.optimizers = [ref for ref in span.optimizers if id(ref()) in span.ended]
         with contextlib.suppress(*_NOT_THERE):
             return _surrounded(new_code, span)
-    names = ", ".join(sorted({type(optimizer).__name__ for ref in span.optimizers if (optimizer := ref()) is not None}))
+    _say_unseen(", ".join(sorted({type(optimizer).__name__ for ref in span.optimizers if (optimizer := ref()) is not None})))
+    return None
+
+
+def _say_unseen(names: str) -> None:
     logger.warning(
         "paramwatch: steps of %s are compiled into one graph with what comes before or after them (fullgraph=True) and cannot be seen "
         "there: they are not recorded. Compile `optimizer.step` by itself, or without fullgraph=True.",
         names,
     )
-    return None
 
 
 def untraced_or(function: Hook, otherwise: Hook) -> Hook:
@@ -173,7 +190,7 @@ def untraced_or(function: Hook, otherwise: Hook) -> Hook:
     def be_called(context: Any) -> None:
         if _frame().f_code is chosen.__code__:
             raise SkipFrame(_WHY)
-        if not _must_be_one(_frame()):
+        if not _must_be_one(context):
             context.graph_break(_WHY)
 
     def chosen(*args: Any, **kwargs: Any) -> Any:
@@ -185,9 +202,14 @@ def untraced_or(function: Hook, otherwise: Hook) -> Hook:
     return chosen
 
 
-def _must_be_one(frame: Any) -> bool:
-    """Whether a break would be an error."""
-    return bool(frame.one_graph or getattr(frame, "error_on_graph_break", False))
+def _must_be_one(context: Any) -> bool:
+    """Whether a break would be an error, in the frame that is being compiled or in one that was called in it."""
+    frame = getattr(context, "_ComptimeContext__tx", None) or _frame()
+    while frame is not None:
+        if frame.one_graph or getattr(frame, "error_on_graph_break", False):
+            return True
+        frame = getattr(frame, "parent", None)
+    return False
 
 
 def _frame() -> Any:

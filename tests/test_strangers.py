@@ -68,3 +68,28 @@ def test_another_optimizer_in_the_place_of_a_stranger_is_not_taken_for_it() -> N
                 step(each, optimizer)
                 del optimizer
         assert watch.recorder.foreign_steps == watch.recorder.steps_seen == 20
+
+
+def test_a_layer_of_a_stranger_that_is_made_anew_is_seen_when_the_model_takes_it() -> None:
+    net, other = mlp(), mlp()
+    with paramwatch.attach(net, sinks=[sink := ListSink()]) as watch:
+        for _ in range(2):
+            step(other, sgd(other))
+        net[0] = other[0]
+        for _ in range(3):
+            step(other, sgd(other))
+        assert watch.recorder.foreign_steps == 2
+    assert len(sink.records) == 3
+
+
+def test_an_optimizer_makes_a_record_at_each_step_whatever_it_holds_then() -> None:
+    net = mlp()
+    optimizer = sgd(net)
+    with paramwatch.attach(net, sinks=[sink := ListSink()]):
+        for i in range(6):
+            optimizer.param_groups[0]["params"] = list(net[0 if i % 2 else 2].parameters())
+            step(net, optimizer)
+        net.load_state_dict({name: value.clone() for name, value in net.state_dict().items()}, assign=True)
+        optimizer.param_groups[0]["params"] = list(net.parameters())
+        step(net, optimizer)
+    assert [record.step for record in sink.records] == list(range(7))

@@ -5,6 +5,7 @@ torch's own break inside `step`, these do not: their hooks are traced with them,
 
 from __future__ import annotations
 
+import gc
 import logging
 from functools import partial
 from typing import Any
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import paramwatch
+from paramwatch.testing import ListSink
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*script_method` is deprecated:DeprecationWarning"),
@@ -306,3 +308,62 @@ def test_a_step_that_raises_is_forgotten_and_the_next_one_recorded() -> None:
                 step()
 
     verify(loop)
+
+
+@pytest.mark.skipif(not hasattr(torch._dynamo, "error_on_graph_break"), reason="this torch has no error_on_graph_break")
+def test_a_step_in_a_function_that_must_not_break_does_not_raise() -> None:
+    torch._dynamo.reset()
+    net = mlp()
+    optimizer = Decorated(net)
+    unbroken = torch._dynamo.error_on_graph_break(True)(lambda: optimizer.step())
+    with paramwatch.attach(net):
+        one_step(net, torch.compile(lambda: unbroken(), backend="eager"))
+
+
+def test_an_optimizer_that_the_collector_does_not_know_of_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    torch._dynamo.reset()
+    net = mlp()
+    optimizer = Decorated(net)
+    gc.freeze()
+    try:
+        with paramwatch.attach(net):
+            one_step(net, torch.compile(optimizer.step, backend="eager", fullgraph=True))
+    finally:
+        gc.unfreeze()
+    assert "cannot be seen there" in caplog.text
+
+
+def test_a_step_that_raises_within_compiled_code_that_goes_on_is_none() -> None:
+    class Late(Mentions):
+        bad = False
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            for group in self.param_groups:
+                for param in group["params"]:
+                    param.sub_(param.grad, alpha=group["lr"])
+            if self.bad:
+                raise ValueError
+
+    torch._dynamo.reset()
+    net = mlp()
+    optimizer = Late(net)
+
+    def update() -> bool:
+        try:
+            optimizer.step()
+        except ValueError:
+            return False
+        return True
+
+    compiled = torch.compile(update, backend="eager")
+    with paramwatch.attach(net, sinks=[sink := ListSink()]):
+        for bad in (False, True, False):
+            optimizer.bad = bad
+            one_step(net, compiled)
+    assert len(sink.records) == 2
+
+
+def one_step(net: nn.Module, compiled: Any) -> None:
+    net(batch(0)).square().mean().backward()
+    compiled()
