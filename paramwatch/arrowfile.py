@@ -27,6 +27,7 @@ _SUM = "crc32c"
 _ZEROS = 16
 """With so many at its end, a batch that cannot be read is torn rather than damaged: one that is whole ends with fewer, nearly always."""
 
+_END = b"\xff\xff\xff\xff\0\0\0\0"
 _CONTINUATION = b"\xff\xff\xff\xff"
 _BAD = (pa.ArrowException, OSError, EOFError, ValueError, LookupError, MemoryError)
 """What pyarrow raises at bytes that make no sense."""
@@ -186,7 +187,7 @@ class ArrowFile:
             self._messages.append(piece.slice(end, source.tell() - end))
             end = source.tell()
         tail = piece.slice(end)
-        if not self._opens(tail) or _whole_message_in(tail):
+        if not self._opens(tail) or _whole_message_in(tail) or _is_closed(tail):
             raise self._damaged(f"nothing can be read at byte {end:,}, while there is more after it")
 
     def _leave_out_zeros(self) -> None:
@@ -245,6 +246,11 @@ def _whole_message_in(tail: Any) -> bool:
                 return True
         at += 1
     return False
+
+
+def _is_closed(tail: Any) -> bool:
+    """Whether the mark of a closed file is at the end of what could not be read: then nothing was cut off."""
+    return bool(tail.size > len(_END) and tail.size % 8 == 0 and tail.slice(tail.size - len(_END)).to_pybytes() == _END)
 
 
 def _sums(batch: Any) -> str:
