@@ -264,7 +264,7 @@ def trained(by_kernels: bool, failing: bool = False) -> tuple[list[dict[str, Arr
     net = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.Tanh(), torch.nn.Linear(9, 2))
     net[2].weight.data = net[2].weight.data.t().contiguous().t()
     optimizer, sink, losses = torch.optim.AdamW(net.parameters(), fused=True), ListSink(), []
-    optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)  # type: ignore[attr-defined]
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)  # type: ignore[attr-defined]  # as a scaler
 
     def fails(*args: Any, **options: Any) -> Tensor:
         raise RuntimeError("out of resources")

@@ -94,7 +94,7 @@ def _act(action: str, net: nn.Sequential, optimizers: list[Optimizer], recorder:
         recorder.raw_gradients([param.grad for param in net[1].parameters() if param.grad is not None])
     for optimizer in which:
         if action in ("scaled", "infinite", "skipped"):
-            optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(float(action == "infinite"))  # type: ignore[attr-defined]
+            optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(float(action == "infinite"))  # type: ignore[attr-defined]  # as a scaler
         if action == "skipped":
             recorder.skipped(optimizer)
         else:

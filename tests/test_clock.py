@@ -141,7 +141,7 @@ def test_a_step_records_both_and_is_handed_over_when_the_last_event_has_come(mon
 
 def test_no_time_is_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     class CallsOnce(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]  # it gives no loss
             if not self.state:
                 self.state["called"] = closure()
 

@@ -98,7 +98,7 @@ def test_a_step_that_is_scaled_queues_as_little(launched: list[str]) -> None:
         net, optimizer = model(rows)
         with paramwatch.attach(net, update="exact"):
             for _ in range(SETTLED + 1):
-                optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)  # type: ignore[attr-defined]
+                optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)  # type: ignore[attr-defined]  # as a scaler
                 with Count() as count:
                     optimizer.step()
             found.append(count.names)

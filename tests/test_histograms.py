@@ -121,7 +121,7 @@ def test_a_factor_that_gradients_carry_into_the_step_is_taken_out() -> None:
     sink, model = ListSink(), net()
     with paramwatch.attach(model, sinks=[sink], histograms=1):
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(0.0)  # type: ignore[attr-defined]
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(0.0)  # type: ignore[attr-defined]  # as a scaler
         train(model, optimizer, 1)
     # the step has left them without it
     scaled = {name: histogram(p.grad) for name, p in model.named_parameters() if p.grad is not None}
@@ -132,7 +132,7 @@ def test_a_step_that_amp_skipped_has_no_update() -> None:
     sink, model = ListSink(), net()
     with paramwatch.attach(model, sinks=[sink], histograms=1):
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(1.0)  # type: ignore[attr-defined]
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(1.0)  # type: ignore[attr-defined]  # as a scaler
         train(model, optimizer, 1)
 
     assert set(sink.records[0].histograms) == {"param", "grad"}

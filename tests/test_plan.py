@@ -175,7 +175,7 @@ def test_memory_that_moves_is_followed(entered: list[Plan]) -> None:
 
 def test_a_step_that_moves_its_own_memory_is_measured_the_general_way(entered: list[Plan]) -> None:
     class Moves(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]  # it gives no loss
             with torch.no_grad():
                 for param in self.param_groups[0]["params"]:
                     param.data = param.data + 2.0
@@ -210,7 +210,7 @@ def test_a_step_left_by_an_exception_takes_its_copies_with_it(entered: list[Plan
     class Fails(torch.optim.SGD):
         fails = False
 
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]  # it gives no loss
             if self.fails:
                 raise RuntimeError
             for param in self.param_groups[0]["params"]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -153,6 +154,15 @@ def test_where_a_step_changes_gradients_before_its_parent_uses_them_the_graph_br
     assert compiled_run(the_step, 0, HalvesSGD).graphs == compiled_run(the_step, None, HalvesSGD).graphs
 
 
+def after_backward(net: nn.Module, optimizer: Optimizer, finish: Callable[[], Any]) -> Iterate:
+    def iterate(x: Tensor) -> None:
+        optimizer.zero_grad()
+        loss_of(net, x).backward()
+        finish()
+
+    return iterate
+
+
 def clipped_in_the_same_graph(net: nn.Module, optimizer: Optimizer, compiled: Compile) -> Iterate:
     def finish() -> None:
         with torch.no_grad():
@@ -161,14 +171,7 @@ def clipped_in_the_same_graph(net: nn.Module, optimizer: Optimizer, compiled: Co
                 param.grad.mul_(0.25)
         optimizer.step()
 
-    step = compiled(finish)
-
-    def iterate(x: Tensor) -> None:
-        optimizer.zero_grad()
-        loss_of(net, x).backward()
-        step()
-
-    return iterate
+    return after_backward(net, optimizer, compiled(finish))
 
 
 def clipped_by_torch(net: nn.Module, optimizer: Optimizer, compiled: Compile) -> Iterate:
@@ -176,14 +179,7 @@ def clipped_by_torch(net: nn.Module, optimizer: Optimizer, compiled: Compile) ->
         nn.utils.clip_grad_norm_(net.parameters(), 0.1)
         optimizer.step()
 
-    step = compiled(finish)
-
-    def iterate(x: Tensor) -> None:
-        optimizer.zero_grad()
-        loss_of(net, x).backward()
-        step()
-
-    return iterate
+    return after_backward(net, optimizer, compiled(finish))
 
 
 def changed_after_the_step(net: nn.Module, optimizer: Optimizer, compiled: Compile) -> Iterate:
@@ -191,14 +187,7 @@ def changed_after_the_step(net: nn.Module, optimizer: Optimizer, compiled: Compi
         optimizer.step()
         optimizer.step()
 
-    step = compiled(finish)
-
-    def iterate(x: Tensor) -> None:
-        optimizer.zero_grad()
-        loss_of(net, x).backward()
-        step()
-
-    return iterate
+    return after_backward(net, optimizer, compiled(finish))
 
 
 def test_what_is_done_to_gradients_in_the_same_graph_is_seen_since_that_breaks() -> None:

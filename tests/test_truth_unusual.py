@@ -139,7 +139,7 @@ class Own(torch.optim.SGD):
     """Has a step of its own, which does not call its parent's."""
 
     @torch.no_grad()
-    def step(self, closure: object = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:  # type: ignore[override]  # it gives no loss
         for group in self.param_groups:
             for param in group["params"]:
                 param.sub_(group["lr"] * param.grad)
