@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from paramwatch.measure.structure import Structure
 from paramwatch.rows import is_lazy
 
 _parameters, _modules = attrgetter("_parameters"), attrgetter("_modules")
@@ -61,10 +62,12 @@ class Sight:
         self._shaped = None if not any(tensor.is_nested for tensor in wanted) else [not tensor.is_nested for tensor in wanted]
         self._shapes = [*map(_shape, self._with_shape(wanted))]
         self._dtypes, self._devices = [*map(_dtype, wanted)], [*map(_device, wanted)]
+        # for a model on a GPU the library need not be there
+        self._structure = Structure.of(found) if any(tensor.is_cpu for tensor in wanted) else None
 
     def look(self) -> list[nn.Parameter] | None:
         """The parameters; None if anything is no longer as it was."""
-        held = self._look()
+        held = self.look_at_lists()
         if held is None:
             return None
         if not all(is_lazy(held[i]) for i in self._lazy):
@@ -75,9 +78,9 @@ class Sight:
 
     def is_there(self) -> bool:
         """Whether the modules hold what they held, whatever has become of its shape."""
-        return self._look() is not None
+        return self.look_at_lists() is not None if self._structure is None else self._structure.is_there()
 
-    def _look(self) -> list[Any] | None:
+    def look_at_lists(self) -> list[Any] | None:
         """All parameters that the modules hold; None if anything holds something else, or under another name."""
         there = self._look_for_modules()
         if there is None:
@@ -108,7 +111,7 @@ class Sight:
 
     def has_shapes(self) -> bool:
         """Whether a parameter that was lazy is not so any more."""
-        held = self._look()
+        held = self.look_at_lists()
         return held is not None and not all(is_lazy(held[i]) for i in self._lazy)
 
     def _with_shape(self, tensors: Sequence[nn.Parameter]) -> Sequence[nn.Parameter]:

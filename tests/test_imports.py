@@ -23,12 +23,12 @@ LAYERS = (
     "series",
     "attached",
     "handover worker outlet batching alike assemble recorder others uses gradients raw outside updates rounds numbering plan "
-    "deviceplan rooms strangers clock inventory changes optimizers clipping arguments",
+    "deviceplan rooms strangers clock inventory sight changes optimizers clipping arguments",
     "tensorboard steps progress traced callstack inherited untraced measure run loading overview sampling together",
     "notebook frames useframes table initial vouched fitting wording zeros laws lopsided drawn standards hazards sheet",
     "store files latest contents epoch arrowfile streams histograms uselines agreement format absence block batch cost folder schedule "
     "totals rules ties testing shapes lettering png heatmap grid span terminal output usage",
-    "rows sight formulas",
+    "rows formulas",
     "record merging bins",
     "columns guard globs ranks",
 )

@@ -23,7 +23,7 @@ from pathlib import Path
 from paramwatch.guard import logger
 
 SOURCE = Path(__file__).with_name("kernel.cc")
-_UNITS = (SOURCE, SOURCE.with_name("histogram.cc"), SOURCE.with_name("products.cc"))
+_UNITS = (SOURCE, *(SOURCE.with_name(f"{name}.cc") for name in ("histogram", "products", "structure")))
 _SOURCES = (*_UNITS, SOURCE.with_name("elements.h"), SOURCE.with_name("lanes.h"), SOURCE.with_name("sums.h"))
 
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno")
