@@ -83,7 +83,7 @@ class RowsWriter:
             for part in parts:
                 name = column_of(kind, part)
                 pieces = [batch.values[part][:, axis] for batch in batches]
-                made[name] = self._column(name, n, pieces, absent, -1 if part == "count" else beside, finite and part in NON_FINITE)
+                made[name] = self._column(name, n, pieces, absent, beside, finite and part in NON_FINITE)
         for name, null in (("stepped", None), ("lr", np.isnan), ("grad_state", lambda state: state < 0)):
             pieces = [np.broadcast_to(getattr(batch, name), batch.lr.shape) for batch in batches]
             made[name] = self._column(name, n, pieces, null, -1)
@@ -93,17 +93,16 @@ class RowsWriter:
     def _absent(self, kind: str, counts: Sequence[Array]) -> tuple[Callable[[Array], Array] | None, int | None]:
         """Where nothing was measured of a kind, and the number of its count's line, None where that changes."""
         name = column_of(kind, "count")
-        known: _Line | None = self._known.get(name)
-        number: int | None
+        known = self._known.get(name)
         absent: Array | None
         if known is not None and known.fits(counts, -1):
-            number, absent = known.number, None if known.whole else known.line < 0
+            self.same[name] = known.number
+            absent = None if known.whole else known.line < 0
         else:
             together = np.concatenate(counts)
             self._look(name, together, -1)
-            number = self.same.get(name)
             absent = together < 0 if (together < 0).any() else None
-        return (None if absent is None else lambda array: np.broadcast_to(absent, array.shape)), number
+        return (None if absent is None else lambda array: np.broadcast_to(absent, array.shape)), self.same.get(name)
 
     def _column(
         self,
@@ -115,7 +114,8 @@ class RowsWriter:
         zeros: bool = False,
     ) -> Any:
         known = self._known.get(name)
-        if known is not None and beside is not None and known.fits(pieces, beside, zeros):
+        # of a count it is known already
+        if known is not None and (name in self.same or (beside is not None and known.fits(pieces, beside, zeros))):
             # what was there is there still
             self.same[name] = known.number
             # a slice would have the buffers of the whole, and their checksum
@@ -163,6 +163,7 @@ class _Line:
         self.whole = not (self.line < 0).any()
         self._zeros = not self.line.any()
         self._bits = _bits(self.line)
+        self._first = self._bits[:1].tolist()
 
     def fits(self, pieces: Sequence[Array], beside: int, zeros: bool = False) -> bool:
         """Whether these lines are all like it, to the bit; with `zeros` they are known to be nothing else."""
@@ -171,7 +172,7 @@ class _Line:
         if zeros:
             return self._zeros
         # what is noise differs in the first number already
-        return all(bool((bits[:, :1] == self._bits[:1]).all() and (bits == self._bits).all()) for bits in map(_bits, pieces))
+        return all(bits[0, :1].tolist() == self._first and bool((bits == self._bits).all()) for bits in map(_bits, pieces))
 
 
 def _bits(array: Array) -> Array:

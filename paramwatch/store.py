@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from paramwatch.schedule import Schedule
 from paramwatch.streams import Lines
 
 BATCH_STEPS, BATCH_BYTES, BATCH_SECONDS = 256, 8_000_000, 5.0
-"""A batch is written when it holds that much or is that old: a small step written alone costs many times its share."""
+"""A batch is written when it holds that much, as it is on disk, or is that old: a step written alone costs many times its share."""
 
 MEMORY_BYTES = 256_000_000
 """What a session without a folder may take, or one that has lost it."""
@@ -160,8 +161,7 @@ class Store(BatchSink):
         self._files.begin()
         self._inventory, self._types = inventory, types
         self._rows, self._steps_schema = RowsWriter(inventory), steps_schema(types)
-        # a batch is written as soon as it holds that many bytes
-        self._most_steps = max(1, min(BATCH_STEPS, -(-BATCH_BYTES // max(1, _raw_bytes(inventory)))))
+        self._most_steps = min(BATCH_STEPS, ceil(BATCH_BYTES / max(1, _stored_bytes(inventory))))
 
     def _take(self, batch: Batch, schedule: Schedule, always: bool = False) -> None:
         start = 0
@@ -280,10 +280,6 @@ def _held(max_bytes: float) -> float:
     return min(LATEST_BYTES, max_bytes // 16)
 
 
-def _raw_bytes(inventory: Inventory) -> int:
-    return 8 * len(inventory.rows) * len(inventory.layout)
-
-
-def _stored_bytes(inventory: Inventory) -> float:
+def _stored_bytes(inventory: Inventory) -> int:
     """What a step takes on disk: noise does not compress, counts hardly change."""
     return len(inventory.rows) * sum(1 if (held := PARTS[part]).integer else np.dtype(held.dtype).itemsize for _, part in inventory.layout)
