@@ -43,7 +43,7 @@ class ArrowWriter:
     def __init__(self, folder: Folder, name: str, schema: Any, label: Mapping[str, str]) -> None:
         described = {**_text(schema.metadata), **label, "format": "paramwatch", "version": str(VERSION)}
         schema = schema.with_metadata(described)
-        self._file = folder.create(name)
+        self._where, self._file = folder.where(name), folder.create(name)
         self._stream = ipc.new_stream(self._file.sink, schema.with_metadata({**described, _SUM: _sum_of_schema(schema)}), options=OPTIONS)
         self._known: dict[str, tuple[tuple[int, int] | None, str]] = {}
         self._torn = False
@@ -60,9 +60,10 @@ class ArrowWriter:
         sums = self._sums(batch, same or {})
         try:
             self._stream.write_batch(batch, custom_metadata={**(note or {}), _SUM: f"{sums} {_sum_of_note(note or {})}"})
-        except OSError:
+        except OSError as error:
             self._file.undo()
-            raise
+            # pyarrow does not say which file
+            raise OSError(error.errno, error.strerror, self._where) from error
         self._file.commit()
         self._torn = False
 
@@ -104,7 +105,13 @@ class ArrowFile:
     def __init__(self, folder: Folder, name: str) -> None:
         self._where = folder.where(name)
         self._messages: list[Any] = []
-        for i, piece in enumerate(folder.open(name)):
+        try:
+            pieces = folder.open(name)
+        except OSError as error:
+            raise ParamWatchError(
+                f"{self._where} cannot be read: {error.strerror or error}. Move it elsewhere to read the rest of the run."
+            ) from error
+        for i, piece in enumerate(pieces):
             self._walk(piece, i == 0)
         if len(self._messages) > 1 and not any(self._messages[-1].slice(self._messages[-1].size - _ZEROS).to_pybytes()):
             self._leave_out_zeros()
@@ -176,6 +183,8 @@ class ArrowFile:
         """Find the whole messages."""
         if first and not self._opens(piece):
             raise ParamWatchError(f"{self._where} is not a file of paramwatch: no Arrow IPC stream. Move it elsewhere.")
+        if first and piece.size and not any(piece.slice(0, 4).to_pybytes()):
+            raise self._damaged("it begins with zeros, as after a power cut")
         source, end = pa.BufferReader(piece), 0
         while end < piece.size:
             try:

@@ -58,7 +58,9 @@ class Guard:
         if self.failed:
             return
         self.failed = True
-        logger.warning("paramwatch failed while %s (%s: %s). %s", doing, type(error).__name__, error, self._consequence, exc_info=error)
+        # a full disk is no fault in the code, and its file is named
+        trace = None if isinstance(error, OSError) and error.filename else error
+        logger.warning("paramwatch failed while %s (%s: %s). %s", doing, type(error).__name__, error, self._consequence, exc_info=trace)
         try:
             self._on_failure()
         except Exception as another:

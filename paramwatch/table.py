@@ -25,6 +25,8 @@ from paramwatch.record import GRAD_STATES
 By: TypeAlias = Literal["parameter", "layer"] | int
 """One line a row, a module, or a block of that many leading name components."""
 
+_MOST = np.iinfo(np.int64).max
+
 _LONGEST, _LOOKED_AT = 200, 20_000
 """Characters of a name, and names, that an error message goes to the trouble of."""
 
@@ -96,8 +98,9 @@ def span_of(steps: slice | None) -> Span:
         raise ParamWatchError(f"steps={steps!r} is not a slice; {_as_slice(steps)}")
     try:
         start, stop, stride = (
-            default if given is None else operator.index(given)
-            for given, default in ((steps.start, 0), (steps.stop, np.iinfo(np.int64).max), (steps.step, 1))
+            # no step has a larger number
+            min(default if given is None else operator.index(given), _MOST)
+            for given, default in ((steps.start, 0), (steps.stop, _MOST), (steps.step, 1))
         )
     except TypeError as error:
         raise ParamWatchError(f"steps={steps!r}: steps are chosen by number, so start, stop and stride must be whole numbers") from error

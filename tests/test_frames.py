@@ -149,6 +149,8 @@ def test_the_default_means_all_rows_also_where_one_is_called_so() -> None:
         (slice(None, None, 4), [0, 4, 8]),
         (slice(3, None, 4), [3, 7]),
         (slice(5, 5), []),
+        (slice(0, 2**70, 2**63), [0]),
+        (slice(2**63, None), []),
     ],
     ids=str,
 )

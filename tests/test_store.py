@@ -698,6 +698,24 @@ def test_a_stream_of_another_format_or_version_is_named(tmp_path: Path, metadata
         read(DiskFolder(tmp_path))
 
 
+@pytest.mark.parametrize("kind", ["rows", "steps", "findings"])
+def test_a_file_that_cannot_be_read_or_lost_all_it_held_is_named(tmp_path: Path, kind: str) -> None:
+    write(DiskFolder(tmp_path), [random_record(0, NET)], session="a", findings=[Finding(0, "rule", "", "m")])
+    write(DiskFolder(tmp_path), [random_record(1, NET)], session="b")
+    (file,) = tmp_path.glob(f"a.*{kind}.arrow")
+    file.write_bytes(b"\0" * file.stat().st_size)
+    with pytest.raises(ParamWatchError, match=rf"{file.name} is damaged: it begins with zeros"):
+        read(DiskFolder(tmp_path))
+    file.unlink()
+    file.symlink_to("nowhere")
+    with pytest.raises(ParamWatchError, match=rf"{file.name} cannot be read: No such file"):
+        read(DiskFolder(tmp_path))
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ParamWatchError, match=rf"{file.name} cannot be read"):
+        read(DiskFolder(tmp_path))
+
+
 def test_files_that_do_not_bear_our_endings_are_let_be(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "other.arrow").write_text("mine")

@@ -56,9 +56,13 @@ class RecordFile:
         return True
 
     def flush(self) -> None:
-        self._file.write(b"".join(self._waiting))
-        self._waiting.clear()
-        self._file.flush()
+        try:
+            self._file.write(b"".join(self._waiting))
+            self._waiting.clear()
+            self._file.flush()
+        except OSError as error:
+            # a write does not say which file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         # from the end, so that where writing takes long there is not always time for more of it
         self._written_out = time.monotonic()
 
