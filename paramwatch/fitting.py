@@ -88,10 +88,17 @@ def named(x: Numbers, kinds: frozenset[Kind], shape: tuple[int, ...], default: L
     if len(fitting) < 2:
         return tuple(one.standard for one in fitting)
     likelihood = [one.range.base + one.range.slope * square for one in fitting]
-    least = max(likelihood) - _LESS_LIKELY
+    most = max(likelihood)
+    best = fitting[likelihood.index(most)].standard.law
+    lost = [0.0 if _rounds_alike(one.standard.law, best, x.grain) else most - nats for one, nats in zip(fitting, likelihood, strict=True)]
     # in the order, one rank is worth two nats
-    order = sorted(range(len(fitting)), key=lambda i: 2 * fitting[i].standard.rank - likelihood[i])
-    return tuple(fitting[i].standard for i in order if likelihood[i] >= least)
+    order = sorted(range(len(fitting)), key=lambda i: (2 * fitting[i].standard.rank + lost[i], abs(fitting[i].standard.law.scale - reach)))
+    return tuple(fitting[i].standard for i in order if lost[i] <= _LESS_LIKELY)
+
+
+def _rounds_alike(law: Law, best: Law, grain: float) -> bool:
+    """Whether the scales of two laws lie so close that what is rounded, or drawn in that precision, does not tell them apart."""
+    return law.kind == best.kind and abs(law.scale - best.scale) <= 2 * grain * best.scale
 
 
 class _Known(NamedTuple):

@@ -20,6 +20,9 @@ _FAR, _FLAT = 3.5, 0.12
 """Where this much is known a verdict does not say it: 1 normal number of 2000 is farther out, and so much lower is the density at a cut at
 half a standard deviation than at the centre."""
 
+_FLAT_WITH_A_NAME = 1 - math.exp(-1 / 2)
+"""The same at a cut at one standard deviation: of a law that ends where one with a name does."""
+
 
 class Vouched(NamedTuple):
     """How far a law that is named alone is vouched for; NaN where the other kind is named, or several."""
@@ -30,10 +33,10 @@ class Vouched(NamedTuple):
     """The share by which the density of a uniform law falls, at most, from its highest place to its lowest."""
 
     def words(self, bound_has_a_name: bool) -> str:
-        """What a verdict says of it, "" where it goes without saying: also of a uniform law that ends where one with a name does."""
+        """What a verdict says of it, "" where it goes without saying."""
         if self.uncut_to < _FAR:
             return f", uncut to {self.uncut_to:.1f} std"
-        if self.flat_within > _FLAT and not bound_has_a_name:
+        if self.flat_within > (_FLAT_WITH_A_NAME if bound_has_a_name else _FLAT):
             return f", flat within {100 * self.flat_within:.0f} %"
         return ""
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import init
-from verdicts import Layer, frame_of, holding, is_named, looks, plain
+from verdicts import Layer, frame_of, holding, is_named, looks, named_in, plain
 
 from paramwatch import summary
 
@@ -102,7 +102,7 @@ def test_initialiser_is_recognised_in_99_of_100_draws_and_never_taken_for_anothe
 def test_laws_that_coincide_are_both_named() -> None:
     square = LAYERS["linear 64x64"]
 
-    assert set(looks(square, init.xavier_uniform_, DRAWS)) == {"Xavier uniform (= Kaiming uniform, linear gain)"}
+    assert set(map(plain, looks(square, init.xavier_uniform_, DRAWS))) == {"Xavier uniform (= Kaiming uniform, linear gain)"}
     found = Counter(map(plain, looks(square, lambda w: init.kaiming_normal_(w, nonlinearity="relu"), DRAWS)))
     # in one draw of a hundred the largest is so near that a cut there is said, too
     assert found["Kaiming normal (= Xavier normal, relu gain)"] >= 97, found
@@ -202,6 +202,14 @@ def test_tensors_that_were_drawn_in_low_precision_are_recognised(
     assert found[expected] == 30, found
 
 
+@pytest.mark.parametrize("bound", [(6 / 768) ** 0.5, (6 / 778) ** 0.5], ids=["kaiming", "xavier"])
+def test_two_scales_that_lie_closer_than_the_grain_are_both_named(bound: float) -> None:
+    make = partial(nn.Linear, 768, 10, bias=False, dtype=torch.bfloat16)
+
+    found = Counter(map(plain, looks(make, lambda w: init.uniform_(w, -bound, bound), 20)))
+    assert all(set(named_in(text)) == {"Xavier uniform", "Kaiming uniform, fan_in"} for text in found), found
+
+
 def test_the_books_own_initialisation_is_a_mixture_of_zeros_and_two_sided_uniform() -> None:
     def custom(w: Tensor) -> None:
         init.uniform_(w, -10, 10)
@@ -230,7 +238,7 @@ def test_other_precisions_are_recognised(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layers = nn.ModuleList([nn.Linear(64, 64).to(dtype) for _ in range(DRAWS)])
 
-    found = Counter(summary(layers).frame["looks_like"][::2])
+    found = Counter(map(plain, summary(layers).frame["looks_like"][::2]))
     assert found["PyTorch default (uniform ±0.125)"] >= 99, found
 
 

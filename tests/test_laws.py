@@ -246,6 +246,20 @@ def test_what_goes_without_saying_is_not_said_of_many_elements() -> None:
     assert frame["flat_within"].iloc[1] <= 0.12
 
 
+@pytest.mark.parametrize(("width", "cut", "most"), [(16, 1.0, 0), (32, 0.75, 0), (64, 0.75, 5)])
+def test_what_is_cut_where_a_named_law_ends_does_not_pass_for_that_law_without_a_word(width: int, cut: float, most: int) -> None:
+    torch.manual_seed(7)
+    layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(100))
+    for layer in layers:
+        nn.init.trunc_normal_(layer.weight, std=width**-0.5 / cut, a=-(width**-0.5), b=width**-0.5)
+    frame = paramwatch.summary(layers).frame
+
+    assert (frame["looks_like"] == f"PyTorch default (uniform ±{width**-0.5:.3g})").sum() <= most
+    # of 10,000 elements and more a default layer prints as such
+    told = paramwatch.summary(nn.Linear(100, 100, bias=False)).frame["looks_like"].iloc[0]
+    assert told == "PyTorch default (uniform ±0.1)"
+
+
 def test_the_widest_fall_of_a_density_is_that_of_all_slopes_and_curves() -> None:
     turn = np.linspace(0.0, np.pi / 2, 20_001)
     slope, curve = math.sqrt(6) * np.sin(turn), math.sqrt(22.5) * np.cos(turn)
