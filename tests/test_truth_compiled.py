@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import weakref
 from collections import Counter
@@ -208,6 +209,8 @@ def compiled_run(compiling: Compiling, attach_at: int | None, make: Callable[[nn
     if watch is not None:
         watch.close()
         assert len(watch.steps) == STEPS - (attach_at or 0)
+    # the compiler's own that nothing holds any more go whenever garbage is collected
+    gc.collect()
     weakrefs = [weakref.getweakrefcount(param) for param in net.parameters()]
     return Compiled(graphs, Counter(counters["graph_break"]), (frames[-1] - frames[0], frames[-1] - frames[-2]), weakrefs)
 
