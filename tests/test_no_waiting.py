@@ -146,7 +146,7 @@ def test_splitting_a_gradient_by_use_waits_for_nothing(budget: int, mode: str, p
     def made() -> Tensor:
         return torch.empty(200, 200, dtype=torch.bfloat16, device="meta")
 
-    row = Contributions((40_000, 2), Budget(budget), always=False)
+    row = Contributions(made(), Budget(budget), always=False)
     with Waits() as waits:
         for task in range(passes):
             row.expected = uses

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -112,16 +113,29 @@ def peak_bytes(doing: Callable[[], object]) -> int:
     return bytes_of(doing)[0]
 
 
-def bytes_of(doing: Callable[[], object]) -> tuple[int, int]:
-    """The same, and what it had given out in the end."""
-    # what an earlier model had is not to be given back meanwhile
+@contextlib.contextmanager
+def no_garbage() -> Iterator[None]:
+    """What an earlier model had is not given back meanwhile."""
     gc.collect()
+    # which takes longer than all else where all of torch is gone through each time
+    gc.freeze()
     gc.disable()
     try:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-            doing()
+        yield
     finally:
         gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unfreeze() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
+def bytes_of(doing: Callable[[], object]) -> tuple[int, int]:
+    """The same, and what it had given out in the end."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        doing()
     events = [each for each in profiled.profiler.kineto_results.events() if each.name() == "[memory]"]
     given = most = 0
     for each in sorted(events, key=lambda each: each.start_ns()):
@@ -168,7 +182,8 @@ def autoencoder() -> nn.Module:
 def peaks_of(make: Callable[[], nn.Module], x: Tensor, backwards: int = 1, steps: int = 3, **options: Any) -> tuple[list[int], list[str]]:
     """Of each step, from where there is no gradient to where there is one again; and how splits were told."""
     for _ in range(5):
-        peaks, left, modes = measured(make, x, backwards, steps, **options)
+        with no_garbage():
+            peaks, left, modes = measured(make, x, backwards, steps, **options)
         # torch's profiler loses an event now and then
         if max(left) <= 4 * KIB:
             break

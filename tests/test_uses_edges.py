@@ -266,6 +266,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "slices": lambda w, v, x: x[:, :2] @ w[:2] + x[:, 2:] @ v[2:],
     "einsum": lambda w, v, x: torch.einsum("bi,ij,jk->bk", x, w, v),
     "in place": lambda w, v, x: (x @ w).add_(v.sum()),
+    "rows of a transpose": lambda w, v, x: x[:, :2] @ w.t()[:2] + x[:, 2:] @ v.t()[2:],
     "two forms": lambda w, v, x: x @ w.t().contiguous() + torch.relu(x @ v.view(4, 4).mT),
 }
 
@@ -291,6 +292,22 @@ def test_an_operation_that_takes_a_weight_twice_has_two_uses(name: str) -> None:
     loss(twin).backward()
 
     assert list(norms(watch, "w").values()) == pytest.approx([float(p.grad.norm()) for p in (twin.w, twin.v)], rel=1e-5)
+    assert set(watch.uses()["mode"]) == {"full"}
+
+
+def test_what_rounds_in_a_type_between_is_not_unattributed() -> None:
+    """As where a weight is made coarse, once for two uses."""
+    w = nn.Parameter(torch.randn(4, 4, generator=torch.manual_seed(0)))
+    net = nn.ParameterDict({"w": w})
+    with paramwatch.attach(net, uses=1, uses_of="*") as watch:
+        coarse = w.bfloat16().float()
+        value = (torch.tanh(X @ coarse) @ coarse).square().mean()
+        watch.root(value)
+        value.backward()
+        sgd(net).step()
+
+    assert 1e-5 < watch.agreement()["residual"].iloc[0] < 1e-2
+    assert list(watch.uses().index.get_level_values("use")) == ["(outside)#0", "(outside)#1"]
 
 
 class Recomputed(nn.Module):
@@ -445,6 +462,64 @@ def test_outputs_are_found_in_whatever_holds_them() -> None:
 
 
 # ---- what comes after the model ---------------------------------------------------------------
+
+
+class Lends(nn.Module):
+    """Hands out its weight: transposed, or computed from another."""
+
+    def __init__(self, way: str, tied: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 4)
+        if way == "computed":
+            nn.utils.parametrize.register_parametrization(self.layer, "weight", nn.Tanh())
+        self.again = self.layer if tied else copy.deepcopy(self.layer)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(x), self.again.weight.t()
+
+
+@pytest.mark.parametrize("way", ["transposed", "computed"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_weight_that_a_model_hands_out_is_used_by_who_uses_it(way: str, named: bool) -> None:
+    net, twin = Lends(way, True), Lends(way, False)
+    row = "layer.weight" if way == "transposed" else "layer.parametrizations.weight.original"
+    with paramwatch.attach(net, uses=1) as watch:
+        for each in (net, twin):
+            y, w = each(X)
+            # outside of any call
+            value = y.square().mean() + w.square().mean() + each.again.weight.sum()
+            if named and each is net:
+                watch.root(value)
+            value.backward()
+        sgd(net).step()
+
+    inside, outside = (each.get_parameter(row.removeprefix("layer.")).grad for each in (twin.layer, twin.again))
+    uses = watch.uses().loc[(0, row)]
+    assert list(uses.index) == ["layer", *(["(outside)#0", "(outside)#1"] if named else ["(unattributed)"])]
+    assert uses["use_norm"].iloc[0] == pytest.approx(float(inside.norm()), rel=1e-5)
+    share = float((outside * (inside + outside)).sum() / (inside + outside).square().sum())
+    assert uses["use_share"].iloc[1:].sum() == pytest.approx(share, rel=1e-4)
+
+
+def test_what_one_call_makes_of_a_weight_for_another_is_used_there() -> None:
+    net = nn.ModuleDict({"lends": Lends("transposed", True), "uses": nn.Bilinear(4, 4, 1)})
+    with paramwatch.attach(net, uses=1, uses_of="lends.*") as watch:
+        y, w = net["lends"](X[:4])
+        net["uses"](y, w).sum().backward()
+        sgd(net).step()
+
+    assert list(norms(watch, "lends.layer.weight")) == ["lends.layer", "uses:trilinear"]
+
+
+def test_names_are_not_told_by_the_order_of_a_forward_that_was_put_in_place_of_its_own() -> None:
+    net = mlp()
+    net.forward = lambda x: net[6](net[2](torch.tanh(net[4](net[0](x)))))  # type: ignore[method-assign]
+    with paramwatch.attach(net, uses=1) as watch:
+        loss(net).backward()
+        sgd(net).step()
+
+    assert list(norms(watch)) == ["2@0", "2@1"]
 
 
 def penalised(net: nn.Module) -> Tensor:

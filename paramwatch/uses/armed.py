@@ -236,8 +236,7 @@ class Armed:
                     grad = grad_inputs[slot]
                     if grad is None or not row.open:
                         continue
-                    eps = torch.finfo(grad.dtype).eps
-                    mine = arrived(grad.detach(), way, row.tensor)
+                    mine, eps = arrived(grad.detach(), way, row.tensor)
                     if mine is not None:
                         row.found.take(task, site, mine, eps)
                     if site.kind == "recompute":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from paramwatch.uses.between import sample_of
-from paramwatch.uses.gram import add, dense, diagonal, flat, gram, order_of, side_by_side, square, workspace
+from paramwatch.uses.gram import Order, add, dense, diagonal, flat, gram, order_of, side_by_side, square, workspace
 from paramwatch.uses.sites import Site, forward_order
 
 Mode = Literal["full", "stream", "norms"]
@@ -77,7 +77,7 @@ class Arriving:
     grads: list[Tensor] = field(default_factory=list)
     squares: list[Tensor] = field(default_factory=list)
     summed: Tensor | None = None
-    order: tuple[int, ...] | None = None
+    order: Order | None = None
     """Of dimensions, in which the elements of vectors are taken."""
     eps: float = 0.0
     sampled: Sampled | None = field(default_factory=Sampled)

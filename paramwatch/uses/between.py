@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paramwatch.uses.gram import dense, flat, gram, side_by_side
+from paramwatch.uses.gram import Order, dense, gram, real, side_by_side
 
 Number: TypeAlias = float | Tensor
 """A number: known here, or float64 [] on a device."""
@@ -42,16 +42,30 @@ def mark_of(gradient: Tensor, more: int) -> Mark:
     return (gradient.data_ptr(), gradient._version + more) if type(gradient) is Tensor and gradient.layout is torch.strided else None
 
 
-def sample_of(gradient: Tensor, before: Tensor | None) -> Tensor:
-    """Some elements of a gradient, from all over it, to tell later by whether it was changed.
+def sample_of(gradient: Tensor, before: Tensor | None, order: Order = (0,)) -> Tensor:
+    """Some elements of a gradient, from all over it, to tell later by whether it was changed: the same ones however it lies in memory.
 
     Args:
         gradient: What is delivered.
         before: What it is added to.
+        order: Of dimensions, in which the elements are counted: what lies so is not copied.
     """
+    return _sampled(gradient, order).clone() if before is None else _sampled(gradient, order) + _sampled(before, order)
+
+
+def _sampled(gradient: Tensor, order: Order) -> Tensor:
+    x = real(gradient)
+    # of complex numbers the two parts are the last dimension
+    x = x.permute(*order, *range(len(order), x.ndim))
     # odd, so that it meets all columns of a matrix
-    found = [flat(dense(x))[:: x.numel() // _SAMPLE | 1] for x in (gradient, before) if x is not None]
-    return found[0].clone() if before is None else found[0] + found[1]
+    every = x.numel() // _SAMPLE | 1
+    if x.is_contiguous():
+        return x.view(-1)[::every]
+    place, index = torch.arange(0, x.numel(), every, device=x.device), list[Tensor]()
+    for size in reversed(x.shape):
+        index.insert(0, place % size)
+        place = place // size
+    return x[tuple(index)]
 
 
 def change_of(was: Tensor, now: Tensor) -> Change:
@@ -91,10 +105,10 @@ def digest_of(products: Tensor, sample: Tensor) -> Digest:
     return Digest(products[-2, -2].sqrt(), along, sample.to(torch.float64), torch.finfo(sample.dtype).eps)
 
 
-def digest_with(grads: Sequence[Tensor], gradient: Tensor) -> Digest:
-    """The same of a gradient, beside these contributions."""
+def digest_with(grads: Sequence[Tensor], gradient: Tensor, order: Order) -> Digest:
+    """The same of a gradient, beside these contributions; its sample in the same order."""
     *vectors, last = side_by_side([*map(dense, grads), dense(gradient)])
-    return digest_of(gram(vectors, last), sample_of(gradient, None))
+    return digest_of(gram(vectors, last), sample_of(gradient, None, order))
 
 
 def multiple_of(was: Digest, now: Digest) -> Change:

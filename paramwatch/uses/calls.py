@@ -173,12 +173,12 @@ class Calls:
         turn = self._turns[at, id(module)]
         self._turns[at, id(module)] += 1
         # anyone else's forward may call them in any order: the second call need not be the second name
-        return base + mine[turn % len(mine) if _calls_in_turn(type(parent)) else 0]
+        return base + mine[turn % len(mine) if _calls_in_turn(parent) else 0]
 
 
-def _calls_in_turn(kind: type) -> bool:
-    """Whether the forward of these modules is that of `nn.Sequential`, perhaps behind Lightning's, which only passes it on."""
-    for cls in kind.__mro__:
+def _calls_in_turn(module: nn.Module) -> bool:
+    """Whether its forward is that of `nn.Sequential`, perhaps behind Lightning's, which only passes it on."""
+    for cls in () if "forward" in vars(module) else type(module).__mro__:
         lightning = cls.__name__ == "LightningModule" and cls.__module__.startswith(("pytorch_lightning.", "lightning."))
         if "forward" in vars(cls) and not lightning:
             return vars(cls)["forward"] is nn.Sequential.forward

@@ -16,7 +16,7 @@ from torch import Tensor
 from paramwatch.ranks import is_one_of_several
 from paramwatch.uses.arriving import Arriving, Budget, begin
 from paramwatch.uses.between import NONE, Change, Mark, Number, change_of, digest_of, mark_of, sample_of
-from paramwatch.uses.gram import dense, flat, square
+from paramwatch.uses.gram import dense, flat, order_of, square
 from paramwatch.uses.held import Held, Pass
 from paramwatch.uses.reading import Sums
 from paramwatch.uses.sites import Site, names_of
@@ -30,12 +30,12 @@ class Contributions:
     """Gathers what the uses of one row contribute in one step.
 
     Args:
-        size: Elements of the row, and bytes of each.
+        tensor: The row.
         budget: Shared by the rows of a device.
         always: Whether a single use is worth telling, as of a row with several names, or where it holds several.
     """
 
-    def __init__(self, size: tuple[int, int], budget: Budget, always: bool) -> None:
+    def __init__(self, tensor: Tensor, budget: Budget, always: bool) -> None:
         self.expected = 0
         """How many contributions the next backward pass brings,"""
         self.copied = 0
@@ -43,7 +43,7 @@ class Contributions:
         self.narrows = 0
         """How many of them are added before they are cast: where that is all of them `narrow` is called with their sum."""
         self._before = (0, 0)
-        self._numel, self._size = size[0], size[0] * size[1]
+        self._numel, self._size, self._order = tensor.numel(), tensor.nbytes, order_of(tensor)
         self._budget = budget
         self.always = always
         self.recomputed = False
@@ -148,7 +148,7 @@ class Contributions:
             self._notes = {LAST: square(flat(now))} if now is not None and not now.is_cpu and not recomputed else {}
         if arrived.mode == "norms":
             self._notes[PART] = arrived.missing(total)
-        self._sample = sample_of(total, now) if whole else None
+        self._sample = sample_of(total, now, self._order) if whole else None
         self._done = Sums(pass_.names, mode, 1, arrived.eps, arrived.multiplied(total, left))
 
     def sums(self, used: Tensor | None = None, more: bool = False) -> Sums | None:
@@ -161,7 +161,7 @@ class Contributions:
         if self._held is not None and self._done is None:
             self._done = self._held.sums()
             assert self._held.total is not None
-            self._sample = sample_of(self._held.total, None)
+            self._sample = sample_of(self._held.total, None, self._order)
         if not more:
             self._drop()
         if self._done is not None:
@@ -212,14 +212,14 @@ class Contributions:
         # of the first pass no copy is kept, but it was multiplied
         done, sample = self._done, self._sample
         kept = None if held.total is not None or done is None or sample is None else digest_of(done.products, sample)
-        return held.changed(now, known, kept)
+        return held.changed(now, known, kept, self._order)
 
     def _changed_later(self, used: Tensor | None) -> dict[str, Tensor]:
         """What became of the gradient after the last pass, if anything did but for a factor."""
         if used is None or self._sample is None or is_one_of_several():
             return {}
         # also where its version is the same: what is written to `.data` or through numpy has none
-        rest = change_of(self._sample, sample_of(used, None)).rest
+        rest = change_of(self._sample, sample_of(used, None, self._order)).rest
         # of NaN nothing can be told
         return {LATER: torch.as_tensor(rest, dtype=torch.float64).nan_to_num()}
 

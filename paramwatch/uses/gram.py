@@ -7,6 +7,7 @@ a device.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ _PIECE, _PIECE_ON_DEVICE = 1 << 18, 1 << 22
 """Elements in float64 at a time: what a processor's cache holds, and what keeps a device busy (32 MiB)."""
 
 
+Order: TypeAlias = tuple[int, ...]
+"""Of dimensions, the one that is gone through last at its end."""
+
+
 def side_by_side(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The elements of tensors of one shape as vectors, all in the order in which those of the last one lie in memory.
 
@@ -25,23 +30,23 @@ def side_by_side(tensors: Sequence[Tensor]) -> list[Tensor]:
     """
     if all(type(x) is Tensor and x.layout is torch.strided and x.is_contiguous() and not x.is_complex() for x in tensors):
         return [x.view(-1) for x in tensors]
-    real = [_real(x) for x in tensors]
-    order = order_of(real[-1])
-    return [x.permute(order).reshape(-1) for x in real]
+    reals = [real(x) for x in tensors]
+    order = order_of(reals[-1])
+    return [x.permute(order).reshape(-1) for x in reals]
 
 
-def order_of(tensor: Tensor) -> tuple[int, ...]:
+def order_of(tensor: Tensor) -> Order:
     """The dimensions of a tensor, that with the largest stride first."""
     return tuple(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
 
 
-def flat(tensor: Tensor, order: tuple[int, ...] | None = None) -> Tensor:
+def flat(tensor: Tensor, order: Order | None = None) -> Tensor:
     """The elements as one vector, in the order of these dimensions; without any as they lie in memory."""
-    real = _real(tensor)
-    return real.permute(order_of(real) if order is None else order).reshape(-1)
+    found = real(tensor)
+    return found.permute(order_of(found) if order is None else order).reshape(-1)
 
 
-def _real(tensor: Tensor) -> Tensor:
+def real(tensor: Tensor) -> Tensor:
     """The elements of their own type: sparse as dense, complex as two reals, of a sharded tensor those that are here."""
     tensor = tensor.detach()
     if hasattr(tensor, "to_local"):

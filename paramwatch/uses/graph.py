@@ -71,9 +71,24 @@ def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, 
     readers: Readers = defaultdict(list)
     derived: set[Node] = set()
     recomputes = False
+    starts = [start for start, _ in deriving]
+
+    def leads(node: Node, number: int) -> bool:
+        """Whether it only makes of a parameter what others use."""
+        at = bisect_right(starts, number) - 1 if starts else -1
+        if _kind(node.name()) == "form":
+            return True
+        if at >= 0 and number < deriving[at][1]:
+            derived.add(node)
+            return True
+        return False
+
     todo = list(roots)
     seen = set(todo)
-    starts = [start for start, _ in deriving]
+    for node in todo:
+        # what a call has made of a parameter is used by whoever has called
+        if leads(node, node._sequence_nr()):
+            readers[node] = []
     while todo:
         node = todo.pop()
         early = node._sequence_nr() < floor
@@ -86,12 +101,8 @@ def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, 
                 leaves[child].append((node, slot))
                 continue
             number = child._sequence_nr()
-            at = bisect_right(starts, number) - 1 if starts else -1
-            derives = at >= 0 and number < deriving[at][1]
-            if kind == "form" or derives:
+            if leads(child, number):
                 readers[child].append((node, slot, output))
-                if kind != "form":
-                    derived.add(child)
             # a cast of an earlier call may be used again in this one
             elif early or number < floor:
                 continue

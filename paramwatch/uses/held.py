@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paramwatch.uses.between import NONE, Change, Digest, Number, change_of, digest_with, multiple_of, times
-from paramwatch.uses.gram import dense, gram, own, side_by_side
+from paramwatch.uses.gram import Order, dense, gram, own, side_by_side
 from paramwatch.uses.reading import Sums
 from paramwatch.uses.sites import Site, forward_order
 
@@ -52,20 +52,21 @@ class Held:
     counted: Number = 1.0
     """Passes since the gradient was zero."""
 
-    def changed(self, now: Tensor, known: bool, was: Digest | None) -> Change:
+    def changed(self, now: Tensor, known: bool, was: Digest | None, order: Order) -> Change:
         """What has become of the gradient since the last pass.
 
         Args:
             now: The gradient.
             known: Whether its version is the one that autograd has left; what is written to `.data` or through numpy has none.
             was: What was kept of it if that is no copy.
+            order: Of the sample in that.
         """
         if known and not now.is_cpu:
             return NONE
         if self.total is not None:
             change = change_of(self.total, now)
         else:
-            change = NONE if was is None else multiple_of(was, digest_with([*self.grads.values()], now))
+            change = NONE if was is None else multiple_of(was, digest_with([*self.grads.values()], now, order))
         # of NaN nothing can be told
         return NONE if known and change.rest != change.rest else change
 

@@ -113,7 +113,7 @@ class Watched:
         device = tensor.device
         if device not in self._budgets:
             self._budgets[device] = Budget(max(LEAST_BUDGET, share_of_device(device)))
-        found = Contributions((tensor.numel(), tensor.element_size()), self._budgets[device], always=bool(row.aliases))
+        found = Contributions(tensor, self._budgets[device], always=bool(row.aliases))
         made = WatchedRow(row.name, row.aliases, tensor, found)
         made.open = self._is_due(row.name) if old is None else old.open
         return made

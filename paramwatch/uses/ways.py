@@ -100,18 +100,20 @@ Way: TypeAlias = tuple[Form, ...] | tuple[Derivation] | tuple[Pieces]
 """From an operation to a parameter that it uses."""
 
 
-def arrived(grad: Tensor, way: Way, at: Tensor) -> Tensor | None:
-    """What a gradient of an operation is as one of its parameter.
+def arrived(grad: Tensor, way: Way, at: Tensor) -> tuple[Tensor | None, float]:
+    """What a gradient of an operation is as one of its parameter, and the largest epsilon of the types that it has on its way there.
 
     Where that only widens the type (autocast) it stays in its own: the values are the same, and take half of the memory.
     """
     widens = grad.dtype != at.dtype and grad.device == at.device and torch.promote_types(grad.dtype, at.dtype) == at.dtype
     widens = widens and sum(step.casts for step in way) == 1
     found: Tensor | None = grad
+    eps = torch.finfo(grad.dtype).eps
     for step in way:
         if found is not None and not (widens and step.casts):
             found = step(found)
-    return found
+            eps = max(eps, torch.finfo(grad.dtype if found is None else found.dtype).eps)
+    return found, eps
 
 
 def may_be_called(node: Node) -> bool:
