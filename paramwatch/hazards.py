@@ -1,91 +1,152 @@
-"""What in a freshly initialised parameter would stop learning, or make it slow to begin.
+"""What in freshly initialised parameters would stop learning, or make it slow to begin.
 
-Behind `summary`: reads the numbers of one row and the modules that use it, and says what it found in words.
+Behind `summary`: reads the numbers of all rows and the modules that use them, and says what it found in words. `scale` tells what is ten
+times off, `branches` which zeros may be meant.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
+from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from paramwatch.drawn import Law, Numbers
+from paramwatch.branches import Branches
+from paramwatch.drawn import Numbers
 from paramwatch.rows import Place
-from paramwatch.standards import is_known, is_norm_scale, kind_of, scale_range, scales, type_name
-
-FAR = 10.0
-"""A weight this many times larger or smaller than PyTorch would make it is called out, ..."""
-
-APART = 3.0
-"""... if it is this many times larger or smaller than Xavier and Kaiming would make it, too: they differ in extreme shapes."""
+from paramwatch.scale import Far, Sizes, Weight, far_off
+from paramwatch.standards import Usual, default_of, is_embedding, is_known, is_norm_scale, kind_of, type_name, usual_of
+from paramwatch.standins import StandIn, stand_ins
 
 
-def hazards(found: Sequence[Place], shape: tuple[int, ...], trainable: bool, x: Numbers | None, nonfinite: int, default: Law | None) -> str:
-    """What to warn of, "" if nothing.
+class Read(NamedTuple):
+    """What is known of one parameter tensor."""
 
-    Args:
-        found: All places of the row.
-        shape: Of its tensor.
-        trainable: What is not trained cannot stop learning; only non-finite elements count then.
-        x: Its numbers, None where some are not finite.
-        nonfinite: How many are not.
-        default: What PyTorch gives the first place.
-    """
-    if x is None:
-        return f"NaN or infinite elements ({nonfinite:,}): every output that they reach is so, too"
-    if not trainable:
-        return ""
-    place, bounds = found[0], scales(kind_of(found[0].holder), found[0].key, shape, default)  # type: ignore[arg-type]  # as in `standards`
-    for other in found[1:]:
+    places: Sequence[Place]
+    tensor: torch.Tensor
+    shape: tuple[int, ...]
+    numbers: Numbers | None
+    """None where some are not finite."""
+    nonfinite: int
+    """How many are not."""
+
+
+class Hazard(NamedTuple):
+    """What there is to say of a row; "" if nothing."""
+
+    warning: str = ""
+    note: str = ""
+    """What may be meant: it depends on how the model uses it, and that is not seen."""
+
+
+def hazards(module: nn.Module, rows: Sequence[Read]) -> list[Hazard]:
+    """What to say of each row of a model that has values to look at."""
+    return _Hazards(module, rows).found()
+
+
+class _Hazards:
+    def __init__(self, module: nn.Module, rows: Sequence[Read]) -> None:
+        of = stand_ins(module)
+        self._rows = rows
+        self._stand_ins = [[of(place, row.shape) for place in row.places] for row in rows]
+        known = [(stand_ins[0], row, x) for stand_ins, row in zip(self._stand_ins, rows, strict=True) if (x := row.numbers) is not None]
+        zeros = frozenset(id(row.tensor) for _, row, x in known if x.low == x.high == 0)
+        filled = ((stand_in, row.tensor.requires_grad) for stand_in, row, _ in known if id(row.tensor) not in zeros)
+        self._branches = Branches(module, filled, zeros)
+        self._sizes = Sizes(_weight(stand_in, x) for stand_in, row, x in known if len(row.shape) > 1)
+
+    def found(self) -> list[Hazard]:
+        return [self._of(row, stand_ins) for row, stand_ins in zip(self._rows, self._stand_ins, strict=True)]
+
+    def _of(self, row: Read, stand_ins: Sequence[StandIn]) -> Hazard:
+        x = row.numbers
+        if x is None:
+            return Hazard(f"NaN or infinite elements ({row.nonfinite:,}): every output that they reach is so, too")
+        # what is not trained cannot stop learning
+        if not row.tensor.requires_grad:
+            return Hazard()
+        tables = [each for each in stand_ins if is_embedding(each.holder) and each.key == "weight"]
+        weights = [i for i, each in enumerate(stand_ins) if each not in tables and _usual(each)]
         # an embedding that is also a head is judged as a head
-        if bounds is None or bounds[0] == 0:
-            of_other = scale_range(other.holder, other.key, shape)
-            place, bounds = (other, of_other) if of_other else (place, bounds)
-    if x.low == x.high == 0:
-        fades = (bounds is not None and bounds[0] > 0) or any(is_norm_scale(place.holder, place.key) for place in found)
-        return "all zeros: at the first step no gradient passes through to the layers before it" if fades else ""
-    if bounds is None:
-        # whoever writes a layer calls its weight what he likes; zeros are where many a thing begins that is added
-        of_units = x.low == x.high and len(shape) == 2 and min(shape) > 1 and not is_known(place.holder)
-        return f"{_CONSTANT}, if inputs are multiplied by it" if of_units else ""
-    stuck = _CONSTANT if x.low == x.high and bounds[0] > 0 and _units(place, shape) > 1 else ""
-    far = _scale("its size" if place is found[0] else f"{place.name} as a weight of {type_name(place.holder)}", x, *bounds)
-    if far and place is not found[0]:
-        # T5 divides the outputs of a head that has its embedding's weight; the model is not run, so that this is not seen
-        far += ", unless the model scales them"
-    return f"{stuck}; {far}" if stuck and far else stuck or far
+        used = stand_ins[weights[0]] if weights else tables[0] if tables else stand_ins[0]
+        if x.low == x.high == 0:
+            return self._of_zeros(used)
+        stuck = _constant(used) if x.low == x.high else ""
+        if (far := self._far(used, x)) is None:
+            return Hazard(stuck)
+        fault = f"{stuck}; " if stuck else ""
+        if used.part == "direction":
+            return Hazard(f"{fault}its size is {far.said}: only its direction counts, and the larger it is, the slower that turns")
+        place = row.places[weights[0]] if weights else row.places[0]
+        size = "its size" if place is row.places[0] else f"{place.name} as a weight of {type_name(place.holder)}"
+        said = f"{size} is {far.said}: signals {'blow up' if far.above else 'fade'}"
+        if weights and tables and not self._far(tables[0], x):
+            # T5 divides the outputs of a head that has its embedding's weight
+            return Hazard(stuck, f"{said}, unless the model scales them")
+        return Hazard(f"{fault}{said}")
+
+    def _far(self, used: StandIn, x: Numbers) -> Far | None:
+        usual = _usual(used)
+        return None if usual is None else far_off(_weight(used, x), usual, self._sizes)
+
+    def _of_zeros(self, zero: StandIn) -> Hazard:
+        if zero.part == "direction":
+            return Hazard("all zeros: it is divided by its own length, which is NaN")
+        if is_embedding(zero.holder):
+            return Hazard(_NO_VECTORS if zero.key == "weight" else "")
+        if not (_usual(zero) or is_norm_scale(zero.holder, zero.key)) or self._branches.add_to_frozen(zero):
+            return Hazard()
+        if self._branches.start_as_nothing(zero):
+            return Hazard(note=_NOTHING)
+        return Hazard(_NO_GRADIENT)
 
 
-_CONSTANT = (
-    "constant: all units have the same weights (symmetry is not broken) and stay alike unless something else tells them apart,"
+_NO_GRADIENT = "all zeros: at the first step no gradient passes through to the layers before it"
+_NO_VECTORS = "all zeros: what is looked up is nothing, and the weights that only this is multiplied by get no gradient at the first step"
+_NOTHING = "all zeros, the bias, too: it starts as nothing, as is meant of a branch that is added to something else, or of a head"
+_ALIKE = (
+    "(symmetry is not broken) and stay alike unless something else tells them apart,"
     " such as their bias, outgoing weights, dropout or, in the last layer, their targets"
 )
 
 
-def _scale(of: str, x: Numbers, least: float, usual: float, most: float) -> str:
+def _constant(used: StandIn) -> str:
+    if is_embedding(used.holder):
+        return "constant: all vectors that are looked up are the same" if used.key == "weight" and min(used.shape) > 1 else ""
+    if len(used.shape) < 2 or used.part == "length" or _units(used) < 2:
+        return ""
+    if used.part == "direction":
+        return f"constant: the weights of all units have the same direction {_ALIKE}"
+    if _usual(used):
+        return f"constant: all units have the same weights {_ALIKE}"
+    # whoever writes a layer calls its weight what he likes
+    of_units = len(used.shape) == 2 and used.shape[1] > 1 and not is_known(used.holder)
+    return f"constant: all units have the same weights {_ALIKE}, if inputs are multiplied by it" if of_units else ""
+
+
+def _usual(used: StandIn) -> Usual | None:
+    default = default_of(used.holder, used.key, used.shape)
+    return usual_of(kind_of(used.holder), used.key, used.shape, default)  # type: ignore[arg-type]  # as in `standards`
+
+
+def _weight(used: StandIn, x: Numbers) -> Weight:
     size = math.sqrt(x.square(0.0))
     if not 0 < size < math.inf:  # its square is no number: the largest element tells the size as well
         size = x.reach(0.0)
-    # of fewer than four elements the size says little: a tenth comes by chance in more than one case of 10,000
-    if x.n < 4 or min(usual / FAR, least / APART) <= size <= max(FAR * usual, APART * most):
-        return ""
-    beside = f"; with Xavier and Kaiming fan_in {least:.3g} to {most:.3g}" if least else ""
-    standard = f"PyTorch's default (rms {size:.3g}, that {usual:.3g}{beside})"
-    if size > usual:
-        return f"{of} is {_factor(size / usual)} times above {standard}: signals blow up"
-    return f"{of} is {_factor(usual / size)} times below {standard}: signals fade"
+    if used.part == "length":
+        # one length for all the elements of a unit
+        size *= math.sqrt(x.extent / math.prod(used.shape))
+    return Weight(used.shape, size, x.n)
 
 
-def _units(place: Place, shape: tuple[int, ...]) -> int:
+def _units(used: StandIn) -> int:
     """How many units see the same inputs: those of one group. A transposed convolution has its outputs second."""
-    kind, groups = kind_of(place.holder), getattr(place.holder, "groups", None)
+    kind, groups = kind_of(used.holder), getattr(used.holder, "groups", None)
     if issubclass(kind, _ConvNd) and groups is None:  # traced, which loses them: there may be as many as outputs
         return 1
     if issubclass(kind, _ConvTransposeNd):
-        return shape[1]
-    return shape[0] // groups if isinstance(groups, int) and groups > 0 else shape[0]
-
-
-def _factor(value: float) -> str:
-    return f"{value:,.0f}" if value < 1e6 else f"{value:.0e}"
+        return used.shape[1]
+    return used.shape[0] // groups if isinstance(groups, int) and groups > 0 else used.shape[0]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from paramwatch.columns import ABSENT, STATISTICS, Array, getter
 from paramwatch.drawn import Law, Numbers
 from paramwatch.guard import ParamWatchError
-from paramwatch.hazards import hazards
+from paramwatch.hazards import Hazard, Read, hazards
 from paramwatch.initial import NOTHING, Answers, Look, Seen, look
 from paramwatch.measure import is_supported, measure
 from paramwatch.measure.naive import ORDER
@@ -68,7 +68,7 @@ def _summary(module: nn.Module) -> Summary:
         if (tensor := place.tensor) is not None:
             grouped.setdefault(id(tensor), (tensor, []))[1].append(place)
     rows = [_row(group, tensor) for tensor, group in grouped.values()]
-    return Summary(type_name(module), _frame(rows, ties), _totals(module, rows, ties), ties, _tree(module, found, rows))
+    return Summary(type_name(module), _frame(module, rows, ties), _totals(module, rows, ties), ties, _tree(module, found, rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def _row(found: Sequence[Place], tensor: nn.Parameter) -> _Row:
     return _Row(found, tensor, shape_of(tensor), tensor.numel(), why, here)
 
 
-def _frame(rows: Sequence[_Row], ties: Sequence[TieGroup]) -> pd.DataFrame:
+def _frame(module: nn.Module, rows: Sequence[_Row], ties: Sequence[TieGroup]) -> pd.DataFrame:
     group_of = {name: i for i, tie in reversed(list(enumerate(ties))) for name in tie.names}
     first = [row.places[0] for row in rows]
     sights = Sights([row.held for row in rows])
@@ -109,7 +109,7 @@ def _frame(rows: Sequence[_Row], ties: Sequence[TieGroup]) -> pd.DataFrame:
     reading.wait()
     numbers = reading.numpy().T
     totals, exact = completed(numbers, sights.wholes)
-    judged = _judged(rows, sights, numbers, totals)
+    judged, said = _judged(module, rows, sights, numbers, totals)
     statistics = _statistics(numbers)
     index = pd.Index([place.name for place in first], name="parameter", dtype="object")
     columns = {
@@ -124,12 +124,13 @@ def _frame(rows: Sequence[_Row], ties: Sequence[TieGroup]) -> pd.DataFrame:
         "gradient": pd.Series([_gradient(row.tensor) for row in rows], index, "object"),
         **{name: pd.Series(values, index, "float64") for name, values in statistics.items()},
         "exact": pd.Series(exact, index, "bool"),
-        "looks_like": pd.Series([seen.text for seen, _ in judged], index, "object"),
-        "family": pd.Series([seen.family for seen, _ in judged], index, "object"),
-        "theoretical_std": pd.Series([seen.std for seen, _ in judged], index, "float64"),
-        "uncut_to": pd.Series([seen.vouched.uncut_to for seen, _ in judged], index, "float64"),
-        "flat_within": pd.Series([seen.vouched.flat_within for seen, _ in judged], index, "float64"),
-        "warning": pd.Series([warning for _, warning in judged], index, "object"),
+        "looks_like": pd.Series([seen.text for seen in judged], index, "object"),
+        "family": pd.Series([seen.family for seen in judged], index, "object"),
+        "theoretical_std": pd.Series([seen.std for seen in judged], index, "float64"),
+        "uncut_to": pd.Series([seen.vouched.uncut_to for seen in judged], index, "float64"),
+        "flat_within": pd.Series([seen.vouched.flat_within for seen in judged], index, "float64"),
+        "warning": pd.Series([hazard.warning for hazard in said], index, "object"),
+        "note": pd.Series([hazard.note for hazard in said], index, "object"),
     }
     return pd.DataFrame(columns, index=index)
 
@@ -153,7 +154,7 @@ def _gradient(tensor: Tensor) -> str:
 # ---- how it looks initialised ---------------------------------------------------------------
 
 
-def _judged(rows: Sequence[_Row], sights: Sights, numbers: Array, totals: Array) -> list[tuple[Look, str]]:
+def _judged(module: nn.Module, rows: Sequence[_Row], sights: Sights, numbers: Array, totals: Array) -> tuple[list[Look], list[Hazard]]:
     """The verdict on each row, and what to warn of."""
     of = dict(zip(ORDER, numbers, strict=True))
     bad = of["nan"] + of["posinf"] + of["neginf"]
@@ -163,15 +164,18 @@ def _judged(rows: Sequence[_Row], sights: Sights, numbers: Array, totals: Array)
     each = [None if row.held is None else _numbers(row, *numbers) for row, *numbers in known]
     zeros, lost = of["zero"].tolist(), bad.tolist()
     defaults = [(None, 0) if row.held is None else _default(row) for row in rows]
-    found = [(Look(row.unreadable, "unknown", math.nan), "") for row in rows]
-    left = {i for i, row in enumerate(rows) if row.held is not None}
+    found = [Look(row.unreadable, "unknown", math.nan) for row in rows]
+    there = [i for i, row in enumerate(rows) if row.held is not None]
+    left = set(there)
     for answers in sights.answers(each, zeros, [padding for _, padding in defaults], usable):
         for i, answer in answers.items():
             found[i] = _judge(rows[i], i, sights, each[i], zeros[i], lost[i], *defaults[i], answer)
         left -= answers.keys()
     for i in left:
         found[i] = _judge(rows[i], i, sights, each[i], zeros[i], lost[i], *defaults[i], NOTHING)
-    return found
+    read = [Read(rows[i].places, rows[i].tensor, rows[i].shape or (), None if lost[i] else each[i], int(lost[i])) for i in there]
+    said = dict(zip(there, hazards(module, read), strict=True))
+    return found, [said.get(i, Hazard()) for i in range(len(rows))]
 
 
 def _numbers(row: _Row, count: float, mean: float, std: float, low: float, high: float, total: float) -> Numbers:
@@ -188,20 +192,17 @@ def _judge(
     default: Law | None,
     padding: int,
     answers: Answers,
-) -> tuple[Look, str]:
-    looked_at, here, tensor, shape = sights.looked_at[i], row.held, row.tensor, row.shape
+) -> Look:
+    looked_at, here, shape = sights.looked_at[i], row.held, row.shape
     assert looked_at is not None
     assert here is not None
     assert shape is not None
     assert x is not None
     if bad:
-        verdict = Look("unlike any standard one (NaN or infinite elements)", "unlike", math.nan)
-        return verdict, hazards(row.places, shape, tensor.requires_grad, None, int(bad), None)
+        return Look("unlike any standard one (NaN or infinite elements)", "unlike", math.nan)
     source = Source(here, shape, looked_at, sights.limits.judged, answers, sights.orthogonal[i] if here.shape == shape else None)
     verdict = look(Seen(shape, x, zeros, source, default, padding))
-    if here.numel() < row.numel:
-        verdict = verdict._replace(text=f"local shard: {verdict.text}")
-    return verdict, hazards(row.places, shape, tensor.requires_grad, x, 0, default)
+    return verdict._replace(text=f"local shard: {verdict.text}") if here.numel() < row.numel else verdict
 
 
 @lru_cache(maxsize=64)

@@ -21,7 +21,7 @@ LINES = 1000
 """Lines of the tree that are printed; the frame has them all."""
 
 WARNINGS = 20
-"""Warnings that are printed in full."""
+"""Warnings, and notes, that are printed in full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,12 @@ class Summary:
     def warnings(self) -> Mapping[str, str]:
         """What would stop learning, by parameter."""
         found = self.frame["warning"]
+        return dict(found[found != ""])
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What may be meant, by parameter: it depends on how the model uses it, and that is not seen."""
+        found = self.frame["note"]
         return dict(found[found != ""])
 
     def __repr__(self) -> str:
@@ -244,13 +250,14 @@ def _footer(summary: Summary, width: int) -> list[str]:
         elements = _count(totals.buffer_elements, "element")
         out += _wrap(f"{_count(totals.buffers, 'buffer')} of {elements}, {sized(totals.buffer_bytes)}", width)
     out += [line for tie in summary.ties if tie.kind == "storage" for line in ("", *_wrap(visible(str(tie)), width))]
-    warnings = list(summary.warnings.items())
-    if warnings:
-        out += ["", _count(len(warnings), "warning")]
-        out += [line for name, said in warnings[:WARNINGS] for line in _wrap(f"{visible(name)}: {visible(said)}", width, "  ")]
-    if len(warnings) > WARNINGS:
-        out.append(f"  … and {len(warnings) - WARNINGS:,} more; .warnings has them all")
-    return out
+    return [*out, *_listed("warning", summary.warnings, width), *_listed("note", summary.notes, width)]
+
+
+def _listed(noun: str, found: Mapping[str, str], width: int) -> list[str]:
+    shown = list(found.items())[:WARNINGS]
+    out = ["", _count(len(found), noun)] if found else []
+    out += [line for name, said in shown for line in _wrap(f"{visible(name)}: {visible(said)}", width, "  ")]
+    return out + [f"  … and {len(found) - WARNINGS:,} more; .{noun}s has them all"] * (len(found) > WARNINGS)
 
 
 def _count(number: int, noun: str) -> str:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import jit, nn
@@ -76,40 +77,56 @@ def _rule_of(kind: type[nn.Module]) -> _Rule | None:
     return next((law for kinds, law in _DEFAULTS if issubclass(kind, kinds)), None)
 
 
-def scale_range(module: nn.Module, key: str, shape: tuple[int, ...]) -> tuple[float, float, float] | None:
-    """Least and greatest of the standard deviations that PyTorch, Xavier and Kaiming give, and between them PyTorch's.
+class Usual(NamedTuple):
+    """The sizes (standard deviations) that a weight of some layer usually begins with."""
 
-    For a weight that multiplies activations; None for all others: biases, scales, and what is no layer's weight. An embedding may begin as
-    small as one likes, 0 is the least: those of GPT-2 and BERT have a fiftieth of PyTorch's.
-    """
-    return scales(kind_of(module), key, shape, default_of(module, key, shape))  # type: ignore[arg-type]  # as above
+    own: float
+    """What PyTorch gives it."""
+    low: float
+    """The least of that and an orthogonal matrix's; 0 for an embedding: GPT-2's have a fiftieth of PyTorch's."""
+    high: float
+    """The greatest of that and Kaiming's, or Xavier's where the number of inputs says nothing of what is usual (recurrent layers)."""
+    widest: str = ""
+    """Whose the greatest is."""
 
 
 @lru_cache(maxsize=1024)
-def scales(kind: type[nn.Module], key: str, shape: tuple[int, ...], default: Law | None) -> tuple[float, float, float] | None:
-    """The same of a module of that class, which PyTorch gives that law."""
+def usual_of(kind: type[nn.Module], key: str, shape: tuple[int, ...], default: Law | None) -> Usual | None:
+    """What is usual for a weight that multiplies activations; None for all others: biases, scales, and what is no layer's weight.
+
+    Args:
+        kind: As of `kind_of`.
+        key: What the parameter is for there.
+        shape: Of it.
+        default: What PyTorch gives it.
+    """
     # a weight of a known layer that PyTorch does not fill is no factor of activations: `weight_g` of a weight normalisation
     multiplies = default is not None and issubclass(kind, _WEIGHTED) and "bias" not in key
     if not issubclass(kind, (*_KNOWN, jit.ScriptModule)):
         multiplies = len(shape) == 2 and key == "weight"
     if default is not None and issubclass(kind, _EMBEDDINGS):
-        return 0.0, default.std, default.std
+        return Usual(default.std, 0.0, default.std)
     found = fans(shape)
     if found is None or not multiplies:
         return None
     inputs, outputs = found
-    linear = math.sqrt(1 / (3 * inputs))
-    own = linear if default is None else default.std
-    stds = [math.sqrt(2 / (inputs + outputs)), math.sqrt(2 / inputs), own]
-    if not issubclass(kind, nn.Bilinear):
+    own = math.sqrt(1 / (3 * inputs)) if default is None else default.std
+    if issubclass(kind, nn.Bilinear):
         # PyTorch makes a bilinear weight by its first input alone
-        stds.append(linear)
-    return min(stds), own, max(stds)
+        return Usual(own, own, own)
+    if issubclass(kind, _RECURRENT):
+        return Usual(own, own, max(own, math.sqrt(2 / (inputs + outputs))), "Xavier")
+    return Usual(own, min(own, 1 / math.sqrt(max(found))), max(own, math.sqrt(2 / inputs)), "Kaiming fan_in")
 
 
 def is_known(module: nn.Module) -> bool:
     """Whether it is a layer of PyTorch, of which it is known what each parameter is for."""
     return issubclass(kind_of(module), _KNOWN)
+
+
+def is_embedding(module: nn.Module) -> bool:
+    """Whether vectors are looked up in it."""
+    return issubclass(kind_of(module), _EMBEDDINGS)
 
 
 def is_norm_scale(module: nn.Module, key: str) -> bool:
@@ -140,7 +157,7 @@ def type_name(module: nn.Module) -> str:
 def _by_fan_in(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:
     if key not in ("weight", "bias"):
         return None
-    weight = _weight_shape(module)
+    weight = tuple(shape) if key == "weight" else _weight_shape(module)
     # where the weight is computed from other tensors, a linear layer still knows its inputs
     return (None if weight is None else _by_inputs_of(weight)) or _within(getattr(module, "in_features", 0))
 
@@ -157,7 +174,7 @@ def _within(inputs: int) -> Law | None:
 
 
 def _by_first_input(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:
-    weight = _weight_shape(module)
+    weight = shape if key == "weight" else _weight_shape(module)
     known = weight is not None and len(weight) == 3 and weight[1] and key in ("weight", "bias")
     return _within(weight[1]) if weight and known else None
 

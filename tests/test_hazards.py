@@ -1,4 +1,4 @@
-"""What is warned of, and what never: PyTorch's own defaults; and that scripted and traced modules are known by what they were."""
+"""What is warned of, and what never: PyTorch's own defaults, zeros, constants; and that scripted and traced modules are known by what they were."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from paramwatch import summary
-from paramwatch.hazards import APART, FAR
-from paramwatch.standards import DEFAULT, default_of, kind_of, scale_range, type_name
+from paramwatch.standards import DEFAULT, Usual, default_of, kind_of, type_name, usual_of
 
 # ---- PyTorch's own defaults -----------------------------------------------------------------
 
@@ -62,97 +61,48 @@ def test_what_pytorch_makes_is_never_warned_of(make: Callable[[], nn.Module]) ->
     assert summary(make()).warnings == {}
 
 
-@pytest.mark.parametrize(
-    ("module", "key"),
-    [
-        (nn.LSTM(10_000, 4), "weight_ih_l0"),
-        (nn.RNN(10_000, 4), "weight_ih_l0"),
-        (nn.GRUCell(10_000, 4), "weight_ih"),
-        (nn.Bilinear(1000, 1000, 1), "weight"),
-        (nn.Bilinear(2, 2000, 3), "weight"),
-        (nn.Linear(10_000, 4), "weight"),
-        (nn.MultiheadAttention(4, 2), "in_proj_weight"),
-    ],
-    ids=lambda case: type(case).__name__ if isinstance(case, nn.Module) else case,
-)
-def test_the_range_reaches_to_the_modules_own_default(module: nn.Module, key: str) -> None:
-    weight = getattr(module, key)
-    least, usual, most = scale_range(module, key, weight.shape)
-
-    assert least <= default_of(module, key, weight.shape).std == usual <= most
-    with torch.no_grad():
-        weight.mul_(max(11 * usual, 3.5 * most) / weight.square().mean().sqrt())
-    assert re.match(r"its size is \d\d times above PyTorch's default", summary(module).warnings[key])
+# ---- zeros that may be meant ----------------------------------------------------------------
 
 
-USUAL: tuple[tuple[nn.Module, str], ...] = (
-    (nn.Linear(64, 64), "weight"),
-    (nn.Conv2d(16, 32, 3), "weight"),
-    (nn.ConvTranspose2d(16, 16, 3), "weight"),
-    (nn.GRU(32, 32), "weight_hh_l0"),
-    (nn.LSTM(32, 32), "weight_ih_l0"),
-    (nn.MultiheadAttention(32, 2), "in_proj_weight"),
-    (nn.Bilinear(16, 16, 8), "weight"),
-)
+class Adapted(nn.Module):
+    """A weight that is not trained, and a low-rank addition to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(32, 48).requires_grad_(False)
+        self.down, self.up = nn.Linear(32, 4, bias=False), nn.Linear(4, 48, bias=False)
+        nn.init.zeros_(self.up.weight)
 
 
-@pytest.mark.parametrize(("module", "key"), USUAL, ids=lambda case: type(case).__name__ if isinstance(case, nn.Module) else case)
-@pytest.mark.parametrize(("factor", "said"), [(10.5, "above"), (1 / 10.5, "below"), (8.0, ""), (1 / 8, "")])
-def test_a_weight_is_called_out_where_it_is_ten_times_what_pytorch_makes_it_or_a_tenth(
-    module: nn.Module, key: str, factor: float, said: str
-) -> None:
-    weight = getattr(module, key)
-    with torch.no_grad():
-        weight.copy_(torch.ones_like(weight).uniform_(-1, 1) * default_of(module, key, weight.shape).std * 3**0.5 * factor)
-    found = summary(module).warnings
-
-    assert set(found) == ({key} if said else set())
-    assert all(f"times {said} PyTorch's default" in text for text in found.values())
+def test_the_zero_factor_of_a_low_rank_addition_is_not_warned_of_unless_nothing_reaches_it_either() -> None:
+    net = Adapted()
+    seen = summary(net)
+    assert (seen.warnings, seen.notes) == ({}, {})
+    nn.init.zeros_(net.down.weight)
+    assert list(summary(net).warnings) == ["down.weight", "up.weight"]
+    nn.init.normal_(net.down.weight, std=0.1)
+    assert list(summary(net.requires_grad_(True)).warnings) == ["up.weight"]
 
 
-@pytest.mark.parametrize(("std", "said"), [(10.5, True), (8.0, False), (0.02, False), (1e-4, False)])
-def test_an_embedding_is_called_out_where_it_is_too_large_and_may_be_as_small_as_one_likes(std: float, said: bool) -> None:
-    torch.manual_seed(0)
-    for module in (nn.Embedding(200, 50), nn.EmbeddingBag(200, 50)):
-        nn.init.normal_(module.weight, std=std)
-        found = summary(module).warnings
-        assert [("times above PyTorch's default (rms" in text, "Xavier" in text) for text in found.values()] == [(True, False)] * said
+def zero(layer: nn.Module) -> nn.Module:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
-def test_an_embedding_of_zeros_or_of_one_value_is_not_warned_of_unless_it_is_a_head() -> None:
-    for value in (0.0, 0.5):
-        embedding, head = nn.Embedding(20, 10), nn.Linear(10, 20, bias=False)
-        nn.init.constant_(embedding.weight, value)
-        assert summary(embedding).warnings == {}
-        head.weight = embedding.weight
-        assert list(summary(nn.ModuleList([embedding, head])).warnings) == ["0.weight"]
+def test_a_layer_of_zeros_at_the_end_of_its_branch_is_noted_and_one_that_others_follow_is_warned_of() -> None:
+    controlled = nn.ModuleDict({"body": nn.Conv2d(8, 8, 3), "tap": nn.ModuleList([zero(nn.Conv2d(8, 8, 1))])})
+    branch = nn.Sequential(nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8))
+    nn.init.zeros_(branch[3].weight)
+    for net, name in ((controlled, "tap.0.weight"), (branch, "3.weight")):
+        seen = summary(net)
+        assert (seen.warnings, list(seen.notes)) == ({}, [name])
+        assert "1 note\n" in str(seen)
 
-
-@pytest.mark.parametrize(
-    ("shape", "std"),
-    [
-        ((768, 768), 0.02),  # GPT-2, BERT
-        ((768, 768), 0.02 / 24**0.5),  # the projection back into the residual stream of GPT-2
-        ((1024, 1024), 0.02 / 48**0.5),
-        ((384, 512), (512 * 64) ** -0.5),  # the queries of T5
-        ((4096, 4096), 0.02),  # Llama
-        ((32, 32), 0.02),
-    ],
-    ids=str,
-)
-def test_what_transformers_begin_with_is_not_called_out(shape: tuple[int, int], std: float) -> None:
-    least, usual, most = scale_range(nn.Linear(shape[1], shape[0], device="meta"), "weight", shape)
-
-    assert min(usual / FAR, least / APART) <= std <= max(usual * FAR, most * APART)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
-@pytest.mark.parametrize(("make", "name"), [(lambda: nn.LSTM(10_000, 4), "weight_ih_l0"), (lambda: nn.Bilinear(2, 10_000, 3), "weight")])
-def test_the_lengths_of_a_weight_normalisation_are_no_weights(make: Callable[[], nn.Module], name: str) -> None:
-    module = nn.utils.weight_norm(make(), name)
-
-    assert summary(module).warnings == {}
-    assert default_of(module, f"{name}_g", getattr(module, f"{name}_g").shape) is None
+    chain = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), zero(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 2))
+    nn.init.zeros_(branch[1].weight)
+    for net, name in ((chain, "2.weight"), (zero(nn.Linear(8, 8)), "weight"), (branch, "1.weight")):
+        assert list(summary(net).warnings) == [name]
 
 
 # ---- the model is not run -------------------------------------------------------------------
@@ -242,6 +192,10 @@ def test_a_constant_with_nothing_to_tell_its_units_apart_stays_as_it_is_warned_o
 # ---- scripted and traced --------------------------------------------------------------------
 
 
+def usual(module: nn.Module, key: str, shape: tuple[int, ...]) -> Usual | None:
+    return usual_of(kind_of(module), key, shape, default_of(module, key, shape))  # type: ignore[arg-type]  # as in `standards`
+
+
 class OwnEmbedding(nn.Embedding):
     pass
 
@@ -311,7 +265,7 @@ def test_a_compiled_module_has_the_defaults_of_the_class_it_was_made_from(
     theirs = dict(made.named_modules())
     for name, module in net.named_modules():
         for key, tensor in module.named_parameters(recurse=False):
-            for what in (default_of, scale_range):
+            for what in (default_of, usual):
                 expected = None if name in lost else what(module, key, tensor.shape)
                 assert what(theirs[name], key, tensor.shape) == expected, (name, key)
 

@@ -25,7 +25,8 @@ LAYERS = (
     "handover worker outlet batching alike assemble recorder others uses gradients raw outside updates rounds numbering plan "
     "deviceplan rooms strangers clock inventory sight changes optimizers clipping arguments",
     "tensorboard steps progress traced callstack inherited untraced measure run loading overview sampling together",
-    "notebook frames useframes table initial vouched fitting wording zeros laws lopsided drawn standards hazards sheet",
+    "notebook frames useframes table initial vouched fitting wording zeros laws lopsided drawn standards hazards branches scale standins "
+    "sheet",
     "store files latest contents epoch arrowfile streams histograms uselines agreement format absence block batch cost folder schedule "
     "totals rules ties testing shapes lettering png heatmap grid span terminal output usage",
     "rows formulas",
