@@ -1,4 +1,4 @@
-"""What is warned of, and what never: PyTorch's own defaults, zeros, constants; and that scripted and traced modules are known by what they were."""
+"""What is warned of, and what never: PyTorch's defaults, zeros, constants; scripted modules are known by what they were."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 from paramwatch import summary
 from paramwatch.standards import DEFAULT, Usual, default_of, kind_of, type_name, usual_of
@@ -103,18 +102,6 @@ def test_a_layer_of_zeros_at_the_end_of_its_branch_is_noted_and_one_that_others_
     nn.init.zeros_(branch[1].weight)
     for net, name in ((chain, "2.weight"), (zero(nn.Linear(8, 8)), "weight"), (branch, "1.weight")):
         assert list(summary(net).warnings) == [name]
-
-
-# ---- the model is not run -------------------------------------------------------------------
-
-
-def test_a_weight_that_is_computed_when_one_asks_for_it_is_not_asked_for() -> None:
-    net = parametrizations.spectral_norm(nn.Linear(8, 8))
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    seen = summary(net)
-
-    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-    assert DEFAULT in seen.frame["looks_like"]["bias"]
 
 
 # ---- constant -------------------------------------------------------------------------------
