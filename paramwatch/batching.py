@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from paramwatch.alike import Form, Handed
 from paramwatch.batch import Batch
-from paramwatch.columns import PARTS
 from paramwatch.record import Inventory
 from paramwatch.rounds import Round
 
@@ -70,11 +69,6 @@ class Batching:
         return form
 
 
-def round_bytes(inventory: Inventory) -> int:
-    """About what the readings of a round take."""
-    return 8 * len(PARTS) * len(inventory.kinds) * len(inventory.rows)
-
-
 def at_once(inventory: Inventory) -> int:
     """How many rounds make a batch at most."""
-    return max(1, min(MOST, MOST_BYTES // (round_bytes(inventory) or 1)))
+    return max(1, min(MOST, MOST_BYTES // (inventory.bytes_a_round or 1)))

@@ -7,8 +7,8 @@ time that the training thread took to queue it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter_ns
 from typing import Any, TypeAlias
 
@@ -18,8 +18,8 @@ from paramwatch.inventory import LiveInventory
 from paramwatch.measure.capture import capturing
 from paramwatch.record import Inventory
 
-Started: TypeAlias = tuple[int, Any]
-"""Nanoseconds, and the event that was recorded then, if one was."""
+Started: TypeAlias = int | tuple[int, Any]
+"""Nanoseconds, for a GPU with the event that was recorded then, if one was."""
 
 
 class Events:
@@ -42,11 +42,11 @@ class Events:
         self._free += events
 
 
-@dataclass(slots=True)
 class Spent:
     """What one round took. `ready` and `wait` are for the training thread alone."""
 
-    host_us: float = 0.0
+    # one is made at each step, and costs least where nothing has to be set
+    host_us = 0.0
     """Of the training thread."""
     device_us: float | None = None
     """Of the GPU, once it is known; None without one."""
@@ -92,12 +92,9 @@ class Clock:
         self._events: Events | None = None
         self._host_ns = 0
         self._spans: list[tuple[Events, Any, Any]] = []
-
-    def start(self) -> Started:
+        self.start: Callable[[], Started] = perf_counter_ns
         """Something of ours begins."""
-        if self._live.current is not self._inventory:
-            self._look()
-        return perf_counter_ns(), None if self._events is None else self._events.record()
+        self.look()
 
     def stop(self, started: Started, to: Spent | None = None) -> None:
         """It is over.
@@ -106,7 +103,7 @@ class Clock:
             started: When it began.
             to: Takes everything since one was given the last time.
         """
-        ns, event = started
+        ns, event = (started, None) if isinstance(started, int) else started
         if event is not None and self._events is not None and (end := self._events.record()) is not None:
             self._spans.append((self._events, event, end))
         self._host_ns += perf_counter_ns() - ns
@@ -115,10 +112,17 @@ class Clock:
             if self._spans:
                 to.spans, self._spans = [*to.spans, *self._spans], []
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Where the rows are now, of which another inventory may say something else."""
+        if self._live.current is self._inventory:
+            return
         self._inventory = self._live.current
         device = next((row.device for row in self._inventory.rows if row.device.startswith("cuda")), None)
         if device is None:
-            self._events = None
+            self.start, self._events = perf_counter_ns, None
         elif self._events is None or str(self._events.device) != device:
-            self._events = Events(torch.device(device))
+            self.start, self._events = partial(_started, events := Events(torch.device(device))), events
+
+
+def _started(events: Events) -> Started:
+    return perf_counter_ns(), events.record()

@@ -17,34 +17,34 @@ class Handover:
         """How many step numbers came, the first of them and the last."""
         self._waiting: deque[Round] = deque()
 
-    def take(self, closed: Round, recorder: Recorder, worker: Worker) -> None:
+    def connect(self, recorder: Recorder, worker: Worker) -> None:
+        """Say where rounds come from, and who takes them."""
+        self._recorder, self._worker = recorder, worker
+
+    def take(self, closed: Round) -> None:
         """Take a round, let what is on a device travel, and hand over what is ready.
 
         Args:
             closed: A step that was read before its round was over comes in several. Whoever calls holds the lock of the training threads.
-            recorder: Where it comes from.
-            worker: Takes the rounds.
         """
         if closed.waits:
             closed.send()
         steps, first, last = self.counts
         if not steps or closed.step != last:
             self.counts = steps + 1, first if steps else closed.step, closed.step
-        if not self._waiting and closed.ready:
-            worker.submit(closed, recorder.update)
-        else:
+        if self._waiting or closed.waits or closed.spent.spans:
             self._waiting.append(closed)
-            self.give(recorder, worker, wait=False)
+            self.give(wait=False)
+        else:
+            self._worker.submit(closed, self._recorder.updates.mode)
 
-    def give(self, recorder: Recorder, worker: Worker, wait: bool) -> None:
+    def give(self, wait: bool) -> None:
         """Hand over what is ready.
 
         Args:
-            recorder: Holds the lock of the training threads.
-            worker: Takes the rounds.
             wait: For readings that have not arrived; else the first of them ends it.
         """
-        with recorder.lock:
+        with self._recorder.lock:
             while self._waiting:
                 first = self._waiting.popleft()
                 if wait:
@@ -52,4 +52,4 @@ class Handover:
                 elif not first.ready:
                     self._waiting.appendleft(first)
                     return
-                worker.submit(first, recorder.update)
+                self._worker.submit(first, self._recorder.updates.mode)

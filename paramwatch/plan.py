@@ -117,7 +117,9 @@ class Plan:
         room.addresses = list(map(_address, tensors))
         if with_grads:
             grads: list[Tensor | None] = list(map(_grad, tensors))
-            known = self.grads_of(grads)
+            known = self._grads
+            if known is None or not known.all or not known.at_a_glance(*grads):
+                known = self.grads_of(grads)
             if known is not None:
                 folded.grads = known
                 room.both(known).read([*room.addresses, *map(_address, known.found(grads))], folded.at)

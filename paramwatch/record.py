@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from paramwatch.columns import Array, Pair, kinds_of
+from paramwatch.columns import PARTS, Array, Pair, kinds_of
 
 GRAD_STATES = ("used", "zero", "none", "frozen", "unowned")
 """What became of a row's gradient in a step; a record holds the position in this tuple (`columns.ABSENT`: the row did not step)."""
@@ -91,6 +91,11 @@ class Inventory:
     def awaited(self) -> frozenset[str]:
         """The rows without which a round is not whole: those that are trainable, and those that an optimizer holds."""
         return frozenset(row.name for row in self.rows if row.trainable or row.owned)
+
+    @cached_property
+    def bytes_a_round(self) -> int:
+        """About what the readings of a round take."""
+        return 8 * len(PARTS) * len(self.kinds) * len(self.rows)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Recorder:
         self._publish = publish
         self._rounds = Rounds(first_step, live.holds, live.named)
         self._plans = Plans(live, (Plan, DevicePlan))
-        self._updates = Updates(update, live, each=every == 1, full=full)
+        self.updates = Updates(update, live, each=every == 1, full=full)
         self._every, self._full, self._histograms = every, full, histograms
         self._raw = RawGradients()
         self._open: Round | None = None
@@ -92,11 +92,6 @@ class Recorder:
         self._outside = Outside()
         self._clock = Clock(live)
         prepare(live.glance, histograms > 0)
-
-    @property
-    def update(self) -> UpdateMode:
-        """How updates are measured, as far as that is settled."""
-        return self._updates.mode
 
     @property
     def next_step(self) -> int:
@@ -230,14 +225,15 @@ class Recorder:
                 return step
         with torch.no_grad():
             rows = self._live.held_by(params, number)
+            self._clock.look()
             self._live.changed.look(optimizer, params, rows, self._live.current, number)
             if not rows:
                 self._plans.strangers.add(optimizer, ids)
                 return None
             step = OptimizerStep(number, not beside, binned, [optimizer], self._live.current)
             self._add_rows(step, rows, snapshot)
-            if self.plans and not self._full and self.update in ("exact", "off"):
-                self._plans.make(optimizer, rows, self.update == "exact", self._updates.tells(optimizer))
+            if self.plans and not self._full and self.updates.mode in ("exact", "off"):
+                self._plans.make(optimizer, rows, self.updates.mode == "exact", self.updates.tells(optimizer))
         return step
 
     def _count(self, step: OptimizerStep, skipped: bool = False) -> None:
@@ -247,14 +243,16 @@ class Recorder:
         self.steps_seen += 1
         if self._open is not None and self._open.step != number:
             self.close_round()
-        self._raw.forget(step.names)
+        if self._raw.seen:
+            self._raw.forget(step.names)
         if step.wanted:
             self._measure_end(step)
             opened = self._opened(number, step.time)
             complete = opened.add(step, skipped, self.backwards)
             self._clock.stop(started, opened.spent)
             if complete:
-                self.close_round()
+                self._open = None
+                self._publish(opened)
         if self.splits is not None:
             self.splits.ended(step.names, number, again=self.splits.due(self._rounds.steps_of(step.optimizers[0])))
         self.backwards = 0
@@ -268,8 +266,7 @@ class Recorder:
             self._open.steps.update(self.context)
         if self._live.changed.apart or self._live.changed.lost:
             apart, lost = self._live.changed.take()
-            self._open.apart += apart
-            self._open.lost += lost
+            self._open.apart, self._open.lost = [*self._open.apart, *apart], [*self._open.lost, *lost]
         if self._others.measured:
             self._open.take(self._others.take())
         return self._open
@@ -280,7 +277,7 @@ class Recorder:
         self._claims.enter(step, names)
         if not step.wanted:
             return
-        kept = self._updates.keep(chosen, step.number) if snapshot else None
+        kept = self.updates.keep(chosen, step.number) if snapshot else None
         if kept is not None:
             step.before = [*step.before, kept]
         reading = measure(chosen, kept=kept if isinstance(kept, Kept) else None)
@@ -297,4 +294,4 @@ class Recorder:
         step.unfold()
         take_raw(step, self.raw)
         with torch.no_grad():
-            self._updates.end(step)
+            self.updates.end(step)

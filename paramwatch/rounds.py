@@ -140,15 +140,15 @@ class Round:
     changed: Callable[[OptimizerStep, int], Mapping[str, int]]
     """Asked on the background thread, in step order: which rows a step found changed since their last one (`outside`)."""
     optimizer_steps: list[OptimizerStep] = field(default_factory=list)
-    others: list[Measured] = field(default_factory=list)
-    stepped: set[str] = field(default_factory=set)
+    others: Sequence[Measured] = ()
+    stepped: frozenset[str] = frozenset()
     """Names of the rows that an optimizer stepped."""
     waits: bool = False
     """Whether there may be a reading that it waits for."""
     skipped: bool = False
     spent: Spent = field(default_factory=Spent)
-    apart: list[CameApart] = field(default_factory=list)
-    lost: list[Lost] = field(default_factory=list)
+    apart: Sequence[CameApart] = ()
+    lost: Sequence[Lost] = ()
 
     def add(self, step: OptimizerStep, skipped: bool, backwards: int) -> bool:
         """Take a step that is over; whether the round is complete, and on its way to the host.
@@ -167,7 +167,7 @@ class Round:
             self.steps["backwards"] = self.steps.get("backwards", 0) + backwards
         plan = None if folded is None else folded.plan
         if plan is None or not plan.completes or plan.inventory is not self.inventory:
-            self.stepped.update(step.names if plan is None else plan.stepped)
+            self.stepped = self.stepped.union(step.names if plan is None else plan.stepped)
             if not self.stepped >= self.inventory.awaited:
                 return False
         if self.waits:
@@ -176,7 +176,7 @@ class Round:
 
     def take(self, others: Sequence[Measured]) -> None:
         """Rows that no optimizer steps."""
-        self.others += others
+        self.others = [*self.others, *others]
         self.waits = True
 
     @property

@@ -28,7 +28,6 @@ from paramwatch.numbering import AllRows
 from paramwatch.ranks import rank
 from paramwatch.record import Inventory, Record, Sink
 from paramwatch.recorder import Recorder
-from paramwatch.rounds import Round
 from paramwatch.rules import RULES
 from paramwatch.run import Run
 from paramwatch.store import MEMORY_BYTES, Contents, Store
@@ -132,8 +131,9 @@ class Watch(Run):
         self._at_end: Inventory | None = None
         self._all_rows = AllRows(live)
         splits = Splits(live, self.watched, options.uses, options.every, options.uses_of) if options.uses else None
-        self.recorder = Recorder(live, self._guard, self._publish, splits=splits, **options.recording)
+        self.recorder = Recorder(live, self._guard, self._handover.take, splits=splits, **options.recording)
         self._worker = Worker([*own, *options.sinks], [rule() for rule in RULES], self._store.find, self._guard)
+        self._handover.connect(self.recorder, self._worker)
         self._listens = options.raw_gradients
         try:
             if self._listens:
@@ -156,7 +156,7 @@ class Watch(Run):
             self._worker.stop(wait=True)  # after its model was collected, the thread may still be writing
         else:
             self.recorder.close_round()
-            self._hand_over(wait=True)
+            self._handover.give(wait=True)
             self._worker.flush()
 
     def close(self) -> None:
@@ -238,17 +238,9 @@ class Watch(Run):
     def latest(self) -> Record | None:
         """For the callback: the newest record whose readings have arrived; waits for the background thread, never for a device."""
         self.recorder.close_round()
-        self._hand_over(wait=False)
+        self._handover.give(wait=False)
         self._worker.call()
         return self._worker.last
-
-    # ---- the pipe --------------------------------------------------------------------------------
-
-    def _publish(self, closed: Round) -> None:
-        self._handover.take(closed, self.recorder, self._worker)
-
-    def _hand_over(self, wait: bool) -> None:
-        self._handover.give(self.recorder, self._worker, wait)
 
     # ---- lifetime --------------------------------------------------------------------------------
 
@@ -276,7 +268,7 @@ class Watch(Run):
             self._let_go()
         with self._guard.contain(doing):
             self.recorder.finish()
-            self._hand_over(wait=True)
+            self._handover.give(wait=True)
             self._at_end = self._inventory()
         self._closed = True
         attached.leave(self)

@@ -17,7 +17,7 @@ from paramwatch.absence import Tally, counted
 from paramwatch.alike import Handed
 from paramwatch.assemble import assemble
 from paramwatch.batch import Batch
-from paramwatch.batching import MOST, Batching, at_once, round_bytes
+from paramwatch.batching import MOST, Batching, at_once
 from paramwatch.cost import Cost
 from paramwatch.guard import Guard, logger
 from paramwatch.outlet import Outlet, Piece
@@ -93,7 +93,7 @@ class Worker:
     def submit(self, done: Round, update_mode: str) -> None:
         """Hand over a round whose readings have arrived."""
         waiting = len(self._waiting) + 1
-        size = waiting * round_bytes(done.inventory)
+        size = waiting * done.inventory.bytes_a_round
         if (waiting > FULL or (size > FULL_BYTES and waiting > 1)) and not self._room(waiting // 2):
             self._drop(done.step)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -122,7 +123,10 @@ def test_a_step_records_both_and_is_handed_over_when_the_last_event_has_come(mon
     net, sink = nn.Linear(2, 1), ListSink()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     watch = paramwatch.attach(net, sinks=[sink])
-    monkeypatch.setattr(Clock, "_look", lambda self: setattr(self, "_events", self._events or clock.Events(torch.device("cuda", 0))))
+    events = clock.Events(torch.device("cuda", 0))
+    monkeypatch.setattr(watch.recorder._clock, "_events", events)
+    monkeypatch.setattr(watch.recorder._clock, "start", partial(clock._started, events))
+    monkeypatch.setattr(Clock, "look", lambda self: None)
     for _ in range(3):
         net(torch.ones(1, 2)).sum().backward()
         optimizer.step()

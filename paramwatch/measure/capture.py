@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
 
 from paramwatch.guard import logger
 
-_BUILT = torch.backends.cuda.is_built()
+
+def _capturing() -> bool:
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-def capturing() -> bool:
-    """Whether it is, on the stream on which this thread works now."""
-    return _BUILT and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+capturing: Callable[[], bool] = _capturing if torch.backends.cuda.is_built() else bool
+"""Whether it is, on the stream on which this thread works now."""
 
 
 def captured() -> bool:

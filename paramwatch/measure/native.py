@@ -120,7 +120,8 @@ class Table:
             self._table[:, 3] = copies
         if before:
             self._table[:, 4] = before
-        self._there = np.flatnonzero(self._table[:, 2] != NOTHING)
+        there = self._table[:, 2] != NOTHING
+        self._all, self._there, self._column = bool(there.all()), np.flatnonzero(there), self._table[:, 0]
         self._at, self._rows = _at(self._table), len(sizes)
         self._long = sum(sizes) * (2 if before else 1) > _SHORT
         self._function = _functions()[self._long]
@@ -135,7 +136,11 @@ class Table:
         """
         if addresses != self._addresses:
             self._addresses = addresses
-            self._table[self._there, 0] = addresses
+            # this is quicker where it can be, and is done at nearly every step
+            if self._all:
+                self._column[:] = addresses
+            else:
+                self._column[self._there] = addresses
         self._function(self._at, self._rows, parts, after, torch.get_num_threads() if self._long else 1)
 
 

@@ -11,6 +11,7 @@ import sys
 import weakref
 from collections.abc import Sequence
 from functools import cache
+from operator import call
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class Structure:
     def is_there(self) -> bool:
         """Whether all of it is there, and nothing else, under the same names."""
         # held until the call is over: all others are held by these
-        roots = [root() for root in self._roots]
+        roots = [*map(call, self._roots)]
         function, python, held, count, pairs = self._call
         return None not in roots and function(python, held, count, pairs) == 1
 
