@@ -578,7 +578,7 @@ def test_a_repr_waits_for_nothing_and_reads_nothing(every: int, tmp_path: Path, 
     train(net, 5)
     watch.close()
     run = repr(paramwatch.load(tmp_path)).replace("Run", "Watch", 1)
-    for owner, method in ((Watch, "flush"), (Watch, "_hand_over"), (Watch, "_read"), (Run, "_read")):
+    for owner, method in ((Watch, "flush"), (Handover, "give"), (Watch, "_read"), (Run, "_read")):
         monkeypatch.delattr(owner, method)
 
     assert repr(watch) == run
