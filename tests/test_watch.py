@@ -28,6 +28,7 @@ from torch import nn
 
 import paramwatch
 from paramwatch import ParamWatchError, Record, Run, Watch, attached, store, worker
+from paramwatch.handover import Handover
 from paramwatch.measure import sampled
 from paramwatch.testing import ListSink
 
