@@ -110,8 +110,11 @@ class Tally(BatchSink):
     def write_batch(self, batch: Batch) -> None:
         """Take the records of a batch."""
         self._count(batch.inventory, np.broadcast_to(batch.stepped, batch.grad_state.shape), batch.grad_state)
-        for step, steps in zip(batch.step, batch.steps, strict=True):
-            self._count_step(step, bool(steps.get("skipped")))
+        skipped = [step for step, steps in zip(batch.step, batch.steps, strict=True) if steps.get("skipped")]
+        for step in skipped:
+            self._count_skipped(step)
+        # none of them was counted before
+        self._steps = self._steps[0] + len(batch), batch.step[-1]
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -164,8 +167,12 @@ class Tally(BatchSink):
         steps, latest = self._steps
         if step != latest:
             self._steps = steps + 1, step
+        if skipped:
+            self._count_skipped(step)
+
+    def _count_skipped(self, step: int) -> None:
         times, first, latest = self._skipped
-        if skipped and step != latest:
+        if step != latest:
             self._skipped = times + 1, (*first, step)[:SHOWN], step
 
 

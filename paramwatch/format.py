@@ -188,17 +188,27 @@ def steps_schema(types: Mapping[str, Any]) -> Any:
 
 def steps_batch(batches: Sequence[Batch], schema: Any, full_rate: Callable[[int], bool]) -> Any:
     """What is known of some steps as a whole; a key that a record lacks is null."""
-    of_each = [each for batch in batches for each in zip(batch.steps, batch.step, batch.time, strict=True)]
-    found = [{**steps, "step": step, "time": time, "full_rate": full_rate(step)} for steps, step, time in of_each]
+    found = [steps for batch in batches for steps in batch.steps]
+    numbers = [step for batch in batches for step in batch.step]
+    times = [time for batch in batches for time in batch.time]
+    own: dict[str, Sequence[Any]] = {"step": numbers, "time": times, "full_rate": [*map(full_rate, numbers)]}
     columns = []
     for name, kind in zip(schema.names, schema.types, strict=True):
-        make = _string if pa.types.is_string(kind) else _MAKE[kind]
-        columns.append(pa.array([None if (value := steps.get(name)) is None else make(value) for steps in found], kind))
+        values = own[name] if name in own else [steps.get(name) for steps in found]
+        columns.append(pa.array(_made(values, _MAKE[kind]), kind))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _string(value: object) -> str:
-    return text(str(value))
+def _made(values: Sequence[Any], make: type) -> Sequence[Any]:
+    """Values of one type, or None."""
+    kinds = {*map(type, values)} - {type(None)}
+    if make is str and kinds == {str}:
+        # few in number, most often one
+        as_text = {value: text(value) for value in {*values} - {None}}
+        return [as_text.get(value) for value in values]
+    if kinds <= {make} - {str}:
+        return values
+    return [None if value is None else text(str(value)) if make is str else make(value) for value in values]
 
 
 def widened(types: Mapping[str, Any], steps: Mapping[str, Any]) -> dict[str, Any]:

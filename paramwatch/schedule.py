@@ -5,6 +5,8 @@ Used by the sinks that write to a place of limited size (the store, the TensorBo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 LEAST_BASE = 32
 HORIZON = 2**20
 """The number of steps that fit the budget."""
@@ -36,6 +38,12 @@ class Schedule:
     def keeps(self, step: int) -> bool:
         """Whether this step is kept."""
         return step % self.stride(step) == 0
+
+    def chosen(self, steps: Sequence[int]) -> list[int]:
+        """Which of some steps, in order, are kept: their positions."""
+        least, most = (self.stride(step) for step in (steps[0], steps[-1]))
+        # strides are powers of two: what a wide one keeps a narrow one keeps as well
+        return [i for i, step in enumerate(steps) if step % least == 0 and (least == most or self.keeps(step))]
 
     def full_rate(self, step: int) -> bool:
         """Whether this step is in the stretch of which every step is kept."""

@@ -80,7 +80,7 @@ class Store(BatchSink):
         self._inventory: Inventory | None = None
         self._types: dict[str, Any] = {}
         # keys whose types do not depend on their values, and are among `_types`
-        self._plain: Collection[str] = frozenset()
+        self._plain: Sequence[str] = ()
         self._kept_steps, self._dropped_steps = _Waiting(), _Waiting()
         self._lines = Lines(max_bytes * LONG_SHARE)
         self._since = 0.0
@@ -166,9 +166,8 @@ class Store(BatchSink):
     def _take(self, batch: Batch, schedule: Schedule, always: bool = False) -> None:
         start = 0
         for i, steps in enumerate(batch.steps):
-            if steps.keys() != self._plain:
-                types, keys = widened(self._types, steps), frozenset(steps)
-                self._plain = keys if keys <= STEP_COLUMNS.keys() else frozenset()
+            if (keys := tuple(steps)) != self._plain:
+                types, self._plain = widened(self._types, steps), keys if steps.keys() <= STEP_COLUMNS.keys() else ()
                 if types != self._types and self._inventory is not None:
                     self._share(batch.at(range(start, i)), schedule, always)
                     self._begin(self._inventory, types)
@@ -201,13 +200,16 @@ class Store(BatchSink):
 
     def _chosen(self, batch: Batch, schedule: Schedule, always: bool, wanted: int | None) -> list[int]:
         """Which steps are kept."""
+        if always or schedule.full_rate(batch.step[-1]):
+            self._last = self._stepped[batch.stepped] = batch.step[-1]
+            return [*range(len(batch))]
         latest = self._stepped[batch.stepped]
         # the row that has waited longest decides; where no row stepped, none does
         oldest = int(latest.min()) if len(latest) else None
         chosen = []
         for i, step in enumerate(batch.step):
             due = oldest is not None and step - oldest >= schedule.stride(step)
-            if always or due or i == wanted or step == self._last or schedule.keeps(step):
+            if due or i == wanted or step == self._last or schedule.keeps(step):
                 chosen.append(i)
                 self._last, oldest = step, None if oldest is None else step
         if chosen:

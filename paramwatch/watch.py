@@ -133,9 +133,9 @@ class Watch(Run):
         splits = Splits(live, self.watched, options.uses, options.every, options.uses_of) if options.uses else None
         self.recorder = Recorder(live, self._guard, self._handover.take, splits=splits, **options.recording)
         self._worker = Worker([*own, *options.sinks], [rule() for rule in RULES], self._store.find, self._guard)
-        self._handover.connect(self.recorder, self._worker)
         self._listens = options.raw_gradients
         try:
+            self._handover.connect(self.recorder, self._worker)
             if self._listens:
                 clipping.listen(self.recorder)
             steps.register(self.recorder)

@@ -39,6 +39,12 @@ def test_a_step_that_a_small_base_keeps_is_kept_by_a_larger_one(base: int, step:
     assert with_base(2 * base).keeps(step) or not with_base(base).keeps(step) or base == HORIZON // 2
 
 
+@given(bases, st.integers(0, 2**21), st.lists(st.integers(1, 300), max_size=40))
+def test_of_many_steps_those_are_chosen_that_are_kept_one_by_one(base: int, first: int, apart: list[int]) -> None:
+    schedule, steps = with_base(base), [first + sum(apart[:i]) for i in range(len(apart) + 1)]
+    assert schedule.chosen(steps) == [i for i, step in enumerate(steps) if schedule.keeps(step)]
+
+
 @given(st.integers(0, 5000))
 def test_the_number_of_kept_steps_is_what_counting_them_gives(steps: int) -> None:
     schedule = with_base(32)

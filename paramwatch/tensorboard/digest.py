@@ -71,8 +71,7 @@ class Digest:
         """
         found: dict[int, list[tuple[str, bytes]]] = {}
         for kind, draw in (("curves", self._curves), ("distributions", self._distributions)):
-            which = [i for i, step in enumerate(batch.step) if self.schedules[kind].keeps(step)]
-            if which:
+            if which := self.schedules[kind].chosen(batch.step):
                 for i, part in zip(which, draw(batch.at(which), norms.at(which)), strict=True):
                     found.setdefault(i, []).append((kind, part))
         at = batch.step[0], batch.time[0]

@@ -91,7 +91,7 @@ class EventFile(BatchSink):
             begin = 0
             while begin < len(batch):
                 # a picture that comes due within the batch is of the steps before
-                end = begin + 1
+                end = begin + 1 if self._strip.steps + len(batch) - begin > self._due else len(batch)
                 while end < len(batch) and not self._is_due(self._strip.steps + end - begin, batch.time[end]):
                     end += 1
                 self._take(self._file, batch.at(list(range(begin, end))))
