@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from paramwatch import summary
-from paramwatch.standards import default_of
+from paramwatch.standards import DEFAULT, default_of
 
 # ---- ten times off --------------------------------------------------------------------------
 
@@ -181,3 +181,12 @@ def test_the_lengths_of_a_weight_normalisation_are_no_weights(make: Callable[[],
 
     assert summary(module).warnings == {}
     assert default_of(module, f"{name}_g", getattr(module, f"{name}_g").shape) is None
+
+
+def test_a_weight_that_is_computed_when_one_asks_for_it_is_not_asked_for() -> None:
+    net = parametrizations.spectral_norm(nn.Linear(8, 8))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    seen = summary(net)
+
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert DEFAULT in seen.frame["looks_like"]["bias"]
