@@ -86,6 +86,7 @@ def watched(reading: Reading) -> Section:
     trained = int(rows.loc[rows["trainable"], "numel"].sum())
     size = f"{counted(len(rows), 'row')} ({names:,} names)" if names > len(rows) else counted(len(rows), "row")
     elements, held = int(rows["numel"].sum()), int(rows["bytes"].sum())
+    held -= sum(tie.bytes_saved for tie in reading.run.ties if tie.kind == "storage")
     said = [f"{model}: {size}, {counted(elements, 'element')}, {trained:,} of them trained, {sized(held)}"]
     data: dict[str, Any] = {
         "path": str(reading.run.path),
@@ -148,7 +149,7 @@ def ties(reading: Reading) -> Section | None:
     found = reading.run.ties
     if not found:
         return None
-    saved = sum(tie.bytes_saved for tie in found if tie.kind == "parameter")
+    saved = sum(tie.bytes_saved for tie in found)
     said = [f"{counted(len(found), 'tie group')}, {sized(saved)} saved"]
     if any(tie.kind == "storage" for tie in found):
         said.append("kind storage is not tying: gradients are not summed, and each update hits the same memory")

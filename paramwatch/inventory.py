@@ -21,6 +21,7 @@ from paramwatch.columns import Pair
 from paramwatch.globs import fitting
 from paramwatch.guard import ParamWatchError
 from paramwatch.measure import is_supported
+from paramwatch.memory import bytes_of
 from paramwatch.record import Inventory, Row
 from paramwatch.rows import Place, chosen, is_lazy, model_name, places, shape_of
 from paramwatch.sight import Sight, above
@@ -243,7 +244,7 @@ class LiveInventory:
             dtype=dtype,
             device=device,
             numel=numel,
-            bytes=numel * tensor.element_size(),
+            bytes=bytes_of(tensor),
             trainable=tensor.requires_grad,
             owned=owned,
             tie_group=tie_group,

@@ -25,6 +25,7 @@ from paramwatch.hazards import Hazard, Read, hazards
 from paramwatch.initial import NOTHING, Answers, Look, Seen, look
 from paramwatch.measure import is_supported, measure
 from paramwatch.measure.naive import ORDER
+from paramwatch.memory import bytes_together
 from paramwatch.record import TieGroup
 from paramwatch.rows import Place, has_values, is_lazy, places, shape_of
 from paramwatch.sampling import Source, completed, held, stored
@@ -226,22 +227,19 @@ def _default(row: _Row) -> tuple[Law | None, int]:
 def _totals(module: nn.Module, rows: Sequence[_Row], ties: Sequence[TieGroup]) -> Totals:
     # a lazy buffer, like a lazy parameter, has no size yet
     buffers = [buffer for buffer in module.buffers() if not hasattr(buffer, "materialize")]
+    parameters = [row.tensor for row in rows]
+    held = bytes_together(parameters)
     return Totals(
         parameters=sum(row.numel for row in rows),
         with_repeats=sum(row.numel * len(row.places) for row in rows),
         trainable=sum(row.numel for row in rows if row.tensor.requires_grad),
-        # separate tensors on one piece of memory take it once
-        bytes=sum(row.numel * row.tensor.element_size() for row in rows if row.numel) - _shared(ties),
+        bytes=held,
         bytes_saved=sum(tie.bytes_saved for tie in ties),
         buffers=len(buffers),
         buffer_elements=sum(buffer.numel() for buffer in buffers),
-        buffer_bytes=sum(buffer.numel() * buffer.element_size() for buffer in buffers),
+        buffer_bytes=bytes_together([*parameters, *buffers]) - held if buffers else 0,
         lazy=sum(row.shape is None for row in rows),
     )
-
-
-def _shared(ties: Sequence[TieGroup]) -> int:
-    return sum(tie.bytes_saved for tie in ties if tie.kind == "storage")
 
 
 def _tree(module: nn.Module, found: Sequence[Place], rows: Sequence[_Row]) -> tuple[Line, ...]:

@@ -51,13 +51,14 @@ class Totals:
     """The same, a tied tensor counted under each of its names."""
     trainable: int
     bytes: int
-    """Memory of all parameters; what several of them lie on counts once."""
+    """Memory of all parameters; what several of them, or several elements of one, lie on counts once."""
     bytes_saved: int
     """Memory that separate tensors would take on top: what the groups in `ties` save, of either kind."""
     buffers: int
     """How many buffers there are."""
     buffer_elements: int
     buffer_bytes: int
+    """What the buffers take beside the parameters."""
     lazy: int
     """Parameters that still wait for their shape."""
 

@@ -28,7 +28,7 @@ LAYERS = (
     "notebook frames useframes table initial vouched fitting wording zeros laws lopsided drawn standards hazards branches scale standins "
     "sheet",
     "store files latest contents epoch arrowfile streams histograms uselines agreement format absence block batch cost folder schedule "
-    "totals rules ties testing shapes lettering png heatmap grid span terminal output usage",
+    "totals rules ties memory testing shapes lettering png heatmap grid span terminal output usage",
     "rows formulas",
     "record merging bins",
     "columns guard globs ranks",

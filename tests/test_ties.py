@@ -11,8 +11,8 @@ from models import BY_NAME, TiedHead, one_parameter_in_two_modules, shared_mlp
 from torch import nn
 
 import paramwatch
-from paramwatch import ParamWatchError, TieGroup, tie_groups
-from paramwatch.ties import _span
+from paramwatch import ParamWatchError, TieGroup, summary, tie_groups
+from paramwatch.memory import bytes_of, span_of
 
 
 def pair(size: int = 4) -> nn.ModuleDict:
@@ -159,6 +159,47 @@ def test_one_number_seen_as_many_shares_its_memory() -> None:
     assert (group.names, group.kind) == (("0", "1", "2"), "storage")
 
 
+BASE = torch.randn(96)
+"""384 bytes."""
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([BASE, BASE], 384),
+        ([BASE[:64], BASE[32:]], 384),
+        ([BASE[:48], BASE[48:]], 384),
+        ([BASE[::2], BASE[1::2]], 384),
+        ([BASE[::2], BASE[::2]], 192),
+        ([BASE.view(8, 12), BASE.view(8, 12).t()], 384),
+        ([BASE[:8].expand(8, 8)], 32),
+        ([BASE[:1].expand(8, 8), BASE[:1]], 4),
+        ([BASE[:10].unfold(0, 4, 1)], 40),
+        ([torch.zeros(1, device="meta").expand(8, 8)], 4),
+    ],
+)
+def test_bytes_are_those_of_the_memory_whatever_lies_on_it(pieces: list[torch.Tensor], expected: int) -> None:
+    net = nn.ParameterList([nn.Parameter(piece) for piece in pieces])
+    totals = summary(net).totals
+    separate = sum(map(bytes_of, pieces))
+
+    assert totals.bytes == expected
+    assert totals.bytes + totals.bytes_saved == separate
+
+
+def test_buffers_take_what_is_not_of_parameters_or_of_other_buffers() -> None:
+    net = nn.ModuleDict({"a": nn.Linear(4, 4, bias=False), "norm": nn.BatchNorm1d(3)})
+    net["again"] = net["norm"]
+    net["a"].register_buffer("view", net["a"].weight.detach()[:2])
+    net["a"].register_buffer("own", torch.zeros(1).expand(6))
+    net["a"].register_buffer("same", net["a"].own)
+    totals = summary(net).totals
+
+    assert (totals.buffers, totals.bytes) == (5, 64 + 24)
+    assert totals.buffer_bytes == 12 + 12 + 8 + 4
+    assert totals.bytes_saved == 24  # the scale and the bias of the norm, which is at two places
+
+
 # ---- while a model is watched ---------------------------------------------------------------
 
 
@@ -199,6 +240,6 @@ def test_elements_that_share_a_byte_take_no_more_than_they_have() -> None:
     net = nn.Module()
     net.a = nn.Parameter(torch.quantize_per_tensor(torch.ones(64), 1.0, 0, torch.quint4x2), requires_grad=False)
 
-    (span,) = [_span("a", net.a)]
+    (span,) = [span_of(0, net.a)]
     assert span is not None
     assert span.end - span.start == net.a.untyped_storage().nbytes()
