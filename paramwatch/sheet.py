@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from paramwatch.lettering import cut, padded, shortened, sized, visible, width_of
+from paramwatch.lettering import padded, shortened, sized, visible, width_of
 from paramwatch.record import TieGroup
 from paramwatch.terminal import writable
 
@@ -108,7 +108,7 @@ def text(summary: Summary) -> str:
         if line.row is None:
             out.append(shortened(f"{line.label}  {visible(line.note)}".rstrip(), width))
         else:
-            out.append(layout.tied(line) if line.note else layout.row(line, position[line.row]))
+            out += [layout.tied(line)] if line.note else layout.row(line, position[line.row])
     if len(summary.tree) > LINES:
         out.append(f"… and {len(summary.tree) - LINES:,} more lines; .frame has them all")
     left_out = _wrap(f"no room for {', '.join(layout.left_out)}: .frame has them", width) if layout.left_out else []
@@ -135,7 +135,10 @@ def html(summary: Summary) -> str:
 _LAST = "looks like"
 _RIGHT = ("elements", "mean", "std", "expected", "min", "max", "zeros")
 _ENOUGH = 60
-"""What the verdict, which says most, is given before further columns are."""
+"""What the verdict, which says most, is given before further columns are, ..."""
+
+_LEAST = 24
+"""... and what it is given before shape and std are."""
 
 
 def _cells(frame: pd.DataFrame) -> dict[str, list[str]]:
@@ -179,10 +182,11 @@ class _Layout:
     def _chosen(self, room: int) -> list[str]:
         """Those that fit, the most telling first; what is the same in all rows is in the heading instead."""
         wanted = ("shape", "std", "gradient", "trained", "dtype", "expected", "zeros", "mean", "max", "min", "elements")
-        chosen, left = {_LAST}, room - min(_ENOUGH, self._widths[_LAST]) - 2
+        chosen, left = {_LAST}, room - 2
         for name in wanted:
             same = name in ("gradient", "trained", "dtype") and len(set(self._cells[name])) < 2
-            if not same and (self._widths[name] + 2 <= left or name in ("shape", "std")):
+            verdict = min(_LEAST if name in ("shape", "std") else _ENOUGH, self._widths[_LAST])
+            if not same and self._widths[name] + 2 <= left - verdict:
                 chosen.add(name)
                 left -= self._widths[name] + 2
             elif not same:
@@ -190,19 +194,23 @@ class _Layout:
         return [name for name in self._cells if name in chosen]
 
     def header(self) -> str:
-        return self._line("parameter", {name: name for name in self._names})
+        return self._lines("parameter", {name: name for name in self._names})[0]
 
-    def row(self, line: Line, position: int) -> str:
-        return self._line(line.label, {name: self._cells[name][position] for name in self._names})
+    def row(self, line: Line, position: int) -> list[str]:
+        return self._lines(line.label, {name: self._cells[name][position] for name in self._names})
 
     def tied(self, line: Line) -> str:
         return f"{self._label(line.label)}  {shortened(visible(line.note), self._total - self._first - 2)}"
 
-    def _line(self, first: str, cells: dict[str, str]) -> str:
+    def _lines(self, first: str, cells: dict[str, str]) -> list[str]:
+        """A line, and more of them where the verdict is longer than its column."""
         out = self._label(first)
         for name in self._names[:-1]:
             out += "  " + padded(cells[name], self._widths[name], name in _RIGHT)
-        return f"{out}  {cut(cells[_LAST], self._total - width_of(out) - 2)}".rstrip()
+        # a number stays with its sign
+        verdict = _wrap(cells[_LAST].replace(" %", "\u00a0%"), self._total - width_of(out) - 2, further="")
+        lines = [f"{out}  {verdict[0] if verdict else ''}".rstrip(), *(" " * (width_of(out) + 2) + said for said in verdict[1:])]
+        return [line.replace("\u00a0", " ") for line in lines]
 
     def _label(self, label: str) -> str:
         return padded(shortened(label, self._first), self._first)
@@ -265,8 +273,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _wrap(said: str, width: int, indent: str = "") -> list[str]:
-    return textwrap.wrap(said, width, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)
+def _wrap(said: str, width: int, indent: str = "", further: str = "  ") -> list[str]:
+    return textwrap.wrap(said, width, initial_indent=indent, subsequent_indent=indent + further, break_on_hyphens=False)
 
 
 def _escape(said: str) -> str:

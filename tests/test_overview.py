@@ -402,6 +402,20 @@ def test_no_line_is_wider_than_the_terminal(name: str, width: int, monkeypatch: 
     assert max(map(columns_of, str(summary(MODELS[name]())).splitlines())) <= max(width, 40)
 
 
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_the_verdict_is_printed_whole_and_other_columns_give_way_to_it(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    torch.manual_seed(0)
+    found = summary(nn.LSTM(32, 16))
+    lines = str(found).splitlines()
+    at = next(line for line in lines if line.startswith("parameter")).index("looks like")
+
+    said = " ".join(line[at:].strip() for line in lines[lines.index("─" * width) + 1 : -2])
+    assert width - at >= 24
+    assert all(look in said for look in found.frame["looks_like"])
+    assert ("no room for shape, std" in " ".join(lines)) == (width == 40)
+
+
 def columns_of(line: str) -> int:
     """Columns of a terminal, counted one character at a time."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in line)
