@@ -55,11 +55,13 @@ def assemble(done: Round, update_mode: str) -> Record:
 
 def described(done: Round, update_mode: str, skipped: bool, scale: float | None) -> dict[str, Any]:
     """What is known of the step as a whole."""
-    evaluations = [step.evaluations for step in done.optimizer_steps if step.evaluations]
+    evaluations = 0
+    for step in done.optimizer_steps:
+        evaluations += step.evaluations
     return {
         "skipped": skipped,
         "amp_scale": scale,
-        "evaluations": sum(evaluations) if evaluations else None,
+        "evaluations": evaluations or None,
         "backwards": None,
         "update_mode": update_mode,
         **done.spent.described(),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from paramwatch.batch import Batch, BatchSink
 from paramwatch.record import Record
 
@@ -24,13 +21,13 @@ class Cost(BatchSink):
 
     def write(self, record: Record) -> None:
         """Take a record."""
-        self._add(record.time, bool(record.stepped.any()), record.steps)
+        self._add(record.time, bool(record.stepped.any()), record.steps.get("overhead_us") or 0.0)
 
     def write_batch(self, batch: Batch) -> None:
         """Take the records of a batch."""
-        stepped = bool(batch.stepped.any())
-        for time, steps in zip(batch.time, batch.steps, strict=True):
-            self._add(time, stepped, steps)
+        *before, last = (steps.get("overhead_us") or 0.0 for steps in batch.steps)
+        self._add(batch.time[0], bool(batch.stepped.any()), sum(before))
+        self._add(batch.time[-1], bool(batch.stepped.any()), last)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -42,10 +39,10 @@ class Cost(BatchSink):
             return None
         return self._spent_us / 1e6 / (self._last - self._first)
 
-    def _add(self, time: float, stepped: bool, steps: Mapping[str, Any]) -> None:
+    def _add(self, time: float, stepped: bool, spent_us: float) -> None:
         if stepped:
             self._first = time if self._first is None else self._first
             self._last = time
             self._spent_us += self._latest_us
             self._latest_us = 0.0
-        self._latest_us += steps.get("overhead_us") or 0.0
+        self._latest_us += spent_us

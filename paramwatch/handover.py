@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from paramwatch.measure.capture import may_wait
 from paramwatch.recorder import Recorder
 from paramwatch.rounds import Round
 from paramwatch.worker import Worker
@@ -42,8 +43,9 @@ class Handover:
         """Hand over what is ready.
 
         Args:
-            wait: For readings that have not arrived; else the first of them ends it.
+            wait: For readings that have not arrived, unless a CUDA graph is captured; else the first of them ends it.
         """
+        wait = wait and may_wait()
         with self._recorder.lock:
             while self._waiting:
                 first = self._waiting.popleft()

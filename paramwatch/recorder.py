@@ -21,6 +21,7 @@ from paramwatch.gradients import is_plain, see_gradients, take_raw
 from paramwatch.guard import Guard
 from paramwatch.inventory import LiveInventory
 from paramwatch.measure import Kept, captured, measure, prepare, read_scalars
+from paramwatch.measure.capture import capturing
 from paramwatch.measure.histograms import histograms
 from paramwatch.numbering import Rounds
 from paramwatch.optimizers import params_of
@@ -196,7 +197,9 @@ class Recorder:
             if self.steps_seen:
                 changed = self._live.changed
                 apart = list(changed.apart)
-                self._others.measure(self._rounds.step)
+                # what is queued into a graph that is captured would be done at each replay
+                if not capturing():
+                    self._others.measure(self._rounds.step)
                 # what is done to a model after its last step harms no training
                 changed.apart = apart
                 if self._others.measured or changed.apart or changed.lost:

@@ -15,6 +15,7 @@ from torch import nn
 import paramwatch
 from paramwatch import clock
 from paramwatch.clock import Clock, Spent
+from paramwatch.measure import capture
 from paramwatch.testing import ListSink
 
 now = 0.0
@@ -65,6 +66,14 @@ def on_gpu() -> Any:
     for row in rows.rows:
         object.__setattr__(row, "device", "cuda:1")
     return rows
+
+
+def on_device(watch: paramwatch.Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if its rows were there."""
+    events = clock.Events(torch.device("cuda", 0))
+    monkeypatch.setattr(watch.recorder._clock, "_events", events)
+    monkeypatch.setattr(watch.recorder._clock, "start", partial(clock._started, events))
+    monkeypatch.setattr(Clock, "look", lambda self: None)
 
 
 def test_what_lies_between_two_events_is_known_when_the_second_has_come_and_events_are_used_again() -> None:
@@ -123,10 +132,7 @@ def test_a_step_records_both_and_is_handed_over_when_the_last_event_has_come(mon
     net, sink = nn.Linear(2, 1), ListSink()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     watch = paramwatch.attach(net, sinks=[sink])
-    events = clock.Events(torch.device("cuda", 0))
-    monkeypatch.setattr(watch.recorder._clock, "_events", events)
-    monkeypatch.setattr(watch.recorder._clock, "start", partial(clock._started, events))
-    monkeypatch.setattr(Clock, "look", lambda self: None)
+    on_device(watch, monkeypatch)
     for _ in range(3):
         net(torch.ones(1, 2)).sum().backward()
         optimizer.step()
@@ -141,6 +147,30 @@ def test_a_step_records_both_and_is_handed_over_when_the_last_event_has_come(mon
     assert [record.steps["overhead_us"] % 1000 for record in sink.records] == [0] * 4
     assert all(1000 <= record.steps["overhead_us"] <= 3000 for record in sink.records)
     assert all(0 < record.steps["overhead_host_us"] < 1e6 for record in sink.records)
+
+
+def test_a_flush_while_a_graph_is_captured_waits_for_nothing_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    global done
+    capture._say_unread.cache_clear()
+    net, sink = nn.Linear(2, 1), ListSink()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with paramwatch.attach(net, sinks=[sink]) as watch:
+        on_device(watch, monkeypatch)
+        net(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        with monkeypatch.context() as captured:
+            for module in (capture, clock):
+                captured.setattr(module, "capturing", lambda: True)
+            captured.setattr(Event, "synchronize", None)
+            watch.flush()
+            watch.flush()
+            assert not sink.records
+        done = 100
+        watch.flush()
+        assert len(sink.records) == 1
+    assert len([line for line in caplog.messages if "nobody can wait for the device" in line]) == 1
 
 
 def test_no_time_is_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:

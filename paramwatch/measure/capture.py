@@ -26,6 +26,21 @@ def captured() -> bool:
     return found
 
 
+def may_wait() -> bool:
+    """Whether a device may be waited for; where not that is said, once."""
+    if found := capturing():
+        _say_unread()
+    return not found
+
+
+@cache
+def _say_unread() -> None:
+    logger.warning(
+        "paramwatch: while a CUDA graph is captured nobody can wait for the device; what is on its way from there is read once the capture "
+        "is over, and not at all where the Watch is closed before"
+    )
+
+
 @cache
 def _say() -> None:
     logger.warning("paramwatch: an optimizer step is captured in a CUDA graph; neither it nor what its replays do is recorded")
