@@ -187,6 +187,18 @@ def test_tensors_that_are_not_finite_are_measured_together_too() -> None:
     assert counts[0] == counts[1]
 
 
+def test_a_rate_that_many_rows_share_is_read_once() -> None:
+    one, other, counts = torch.tensor(0.5), torch.tensor(0.25, dtype=torch.bfloat16), []
+    for rows in (3, 300):
+        rates = [one, other, 1, None] * rows
+        with Operations() as operations:
+            found = read_scalars(rates).numpy()
+        counts.append(operations.count)
+        np.testing.assert_array_equal(found, [0.5, 0.25, 1.0, NAN] * rows)
+
+    assert counts[0] == counts[1]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("difference", [False, True])
 def test_without_a_kernel_a_chunk_takes_six_operations(dtype: torch.dtype, difference: bool) -> None:

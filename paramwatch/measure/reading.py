@@ -155,7 +155,10 @@ class _Part:
 def read_scalars(values: Sequence[Tensor | float | None]) -> Reading:
     """Numbers, some of which may still be on a device, as one reading [n]."""
     plain = np.array([np.nan if value is None or isinstance(value, Tensor) else value for value in values], dtype=np.float64)
-    tensors = [(i, value.detach().to(torch.float64).reshape(())) for i, value in enumerate(values) if isinstance(value, Tensor)]
+    # the rate of a group of parameters is one tensor, which stands here once for each of them
+    distinct = {id(value): value for value in values if isinstance(value, Tensor)}
+    made = {key: value.detach().to(torch.float64).reshape(()) for key, value in distinct.items()}
+    tensors = [(i, made[id(value)]) for i, value in enumerate(values) if id(value) in made]
     return Reading([(range(len(values)), plain), *stacked(tensors)], (len(values),))
 
 
