@@ -17,6 +17,9 @@ from torch.optim import Optimizer
 
 Step = Callable[..., Any]
 
+_COMPILED = "_torchdynamo_inline"
+"""What dynamo traces in place of a function; `functools.wraps` hands it on to what is wrapped around one."""
+
 complete: set[type[Optimizer]] = set()
 """Classes whose parents' `step` is seen, by torch's wrapper or ours."""
 _wrapped: list[tuple[type[Optimizer], Step, Step]] = []
@@ -36,7 +39,7 @@ def see_parents(kind: type[Optimizer], before: Step, after: Step) -> None:
     complete.add(kind)
     for parent in kind.__mro__[1:]:
         step = vars(parent).get("step")
-        if parent is not Optimizer and issubclass(parent, Optimizer) and isinstance(step, FunctionType) and not hasattr(step, "hooked"):
+        if parent is not Optimizer and issubclass(parent, Optimizer) and isinstance(step, FunctionType) and not _has_hooks(step):
             ours = _reporting(step, before, after)
             _wrapped.append((parent, step, ours))
             parent.step = ours  # type: ignore[method-assign]  # as torch does
@@ -51,6 +54,11 @@ def unsee_parents() -> None:
             parent.step = step  # type: ignore[method-assign]  # as torch does
 
 
+def _has_hooks(step: FunctionType) -> bool:
+    """Whether torch's hooks are called with it, in compiled code too: dynamo goes around the wrapper of what is compiled itself."""
+    return hasattr(step, "hooked") and not hasattr(step, _COMPILED)
+
+
 def _reporting(step: Step, before: Step, after: Step) -> Step:
     @functools.wraps(step)
     def reporting(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
@@ -60,4 +68,5 @@ def _reporting(step: Step, before: Step, after: Step) -> Step:
         after(optimizer, (optimizer, *args), kwargs)
         return result
 
+    vars(reporting).pop(_COMPILED, None)
     return reporting

@@ -90,7 +90,7 @@ def open_entry(optimizer: Optimizer, caller: FrameType | None, watchers: tuple[W
 def close_entry(entry: Entry) -> None:
     """End a step, and forget those inside it that were left by an exception."""
     if stack.entries and stack.entries[-1] is entry and entry.hook is None:
-        stack.entries.pop()
+        stack.entries.pop().caller = None
     else:
         drop(entry)
     for watcher, token in entry.begun:
@@ -98,8 +98,10 @@ def close_entry(entry: Entry) -> None:
 
 
 def drop(entry: Entry) -> None:
+    """Forget a step, and those inside it. The calling frame may hold the entry, by way of the closure that it gave."""
     while entry in stack.entries:
         last = stack.entries.pop()
+        last.caller = None
         if last.hook is not None:
             last.hook.remove()
 
@@ -116,13 +118,17 @@ def drop_left_in_any_thread() -> None:
     tops = sys._current_frames()
     for thread, entries in tuple(_of_threads.items()):
         for entry in tuple(entries):
-            if entry.caller is not None and not is_running(entry.caller, tops.get(thread)):
+            caller = entry.caller
+            if caller is not None and not is_running(caller, tops.get(thread)):
                 with contextlib.suppress(ValueError):  # the thread itself was quicker
                     entries.remove(entry)
+                entry.caller = None
                 if entry.hook is not None:
                     entry.hook.remove()
         if thread not in tops:
             _of_threads.pop(thread, None)
+    # our own frame is among them
+    tops.clear()
 
 
 def report_missing(entry: Entry) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
+import functools
 import weakref
 from collections.abc import Callable, Iterable
 from types import CodeType
@@ -35,8 +35,15 @@ _HARMLESS = frozenset(["POP_TOP", "NOP", "CACHE", "PRECALL", "LOAD_CONST", "LOAD
 """Instructions that change nothing."""
 
 
+class _Moment(functools.partial[None]):
+    """A call among the constants of a compiled code. Where that code is saved and loaded, `bool` is called, which does nothing."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type, (False,)
+
+
 class Span:
-    """Kept among the constants of a compiled code: the steps that it is, from its first instruction to its last.
+    """Kept among the constants of a code while it is compiled: the steps that it is, from its first instruction to its last.
 
     Args:
         before: Called for each optimizer when the code is entered, as a pre-hook is.
@@ -48,8 +55,11 @@ class Span:
         self.ended: set[int] = set()
         """The identities of those whose step has returned, where that is in the same code."""
         self.seen = True
-        self.enter = torch.compiler.disable(lambda: self._each(before, self.optimizers))
-        self.leave = torch.compiler.disable(lambda: self._each(after, reversed(self.optimizers)))
+        self.enter = _Moment(torch.compiler.disable(lambda: self._each(before, self.optimizers)))
+        self.leave = _Moment(torch.compiler.disable(lambda: self._each(after, reversed(self.optimizers))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bool, ()
 
     def _each(self, call: Hook, optimizers: Iterable[weakref.ref[Optimizer]]) -> None:
         for ref in optimizers:
@@ -69,21 +79,22 @@ class Traced:
 
     def __init__(self, before: Hook, after: Hook, alone: Callable[[Optimizer], bool], meet: Callable[[type[Optimizer]], None]) -> None:
         self._before, self._after, self._alone, self._meet = before, after, alone, meet
+        self._can_trace = can_trace()
 
     def hooks(self, before: Hook, after: Hook) -> tuple[Hook, Hook]:
         """Make a pre-hook and a post-hook of two that are not to be traced: they leave a step in the graph where they can."""
-        try:
-            from torch._dynamo.comptime import comptime
-            from torch._dynamo.exc import SkipFrame
-        except ImportError:
+        if not self._can_trace:
             return before, after
+        from torch._dynamo.comptime import comptime
+        from torch._dynamo.exc import SkipFrame
+
         # not looked up in this module, of which dynamo would leave the name in the user's
         tracing, address_of, count = torch.compiler.is_dynamo_compiling, id, len
 
         def begins(context: Any) -> None:
             whole = _must_be_one(context)
-            found = context.get_local("address").as_python_constant(), context.get_local("arguments").as_python_constant()
-            if not self._stays(*found, whole) and be_called(context):
+            stays = self._stays(_optimizer_of(context), context.get_local("arguments").as_python_constant(), whole)
+            if not stays and be_called(context):
                 _say_unseen("an optimizer")
 
         def ends(context: Any) -> None:
@@ -101,7 +112,7 @@ class Traced:
 
         def pre_hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if tracing():
-                address, arguments = address_of(optimizer), count(args) + count(kwargs)  # noqa: F841  # read by `begins`
+                address, arguments = address_of(optimizer), count(args) + count(kwargs)  # noqa: F841  # guarded, and read by `begins`
                 comptime(begins)
                 return None
             return before(optimizer, args, kwargs)
@@ -113,16 +124,17 @@ class Traced:
             else:
                 after(optimizer, args, kwargs)
 
+        for function in (pre_hook, post_hook):
+            # dynamo would save what is local to a function along with its guards, and does not come to an end with one that knows itself
+            function.__qualname__ = function.__name__
         return pre_hook, post_hook
 
-    def _stays(self, address: int, arguments: int, whole: bool) -> bool:
+    def _stays(self, optimizer: Optimizer | None, arguments: int, whole: bool) -> bool:
         """Whether a step that is entered is left in the graph, and the frame's code will tell of it."""
+        if optimizer is None:
+            return False
         with contextlib.suppress(*_NOT_THERE):
             frame = _frame()
-            # dynamo gives nothing of it but the address
-            optimizer = next((one for one in gc.get_objects() if id(one) == address and isinstance(one, Optimizer)), None)
-            if optimizer is None:
-                return False
             span = _span_of(frame.output.code_options["co_consts"])
             seen = arguments == 1 and self._alone(optimizer) and _is_untouched(frame.output) and (span is not None or _is_last(frame))
             if not seen and not whole:
@@ -148,11 +160,29 @@ class Traced:
 
     def register(self) -> list[Any]:
         """From now on compiled code has its span. Returns the handle, if that can be had."""
-        with contextlib.suppress(*_NOT_THERE):
-            from torch._dynamo.convert_frame import register_bytecode_hook
+        if not self._can_trace:
+            return []
+        from torch._dynamo.convert_frame import register_bytecode_hook
 
-            return [register_bytecode_hook(_with_span)]
-        return []
+        return [register_bytecode_hook(_with_span)]
+
+
+def can_trace() -> bool:
+    """Whether there is in dynamo what is used here."""
+    try:
+        from torch._dynamo import bytecode_transformation, comptime, convert_frame, exc, symbolic_convert
+        from torch._guards import TracingContext
+    except ImportError:
+        return False
+    used = {
+        bytecode_transformation: ("create_call_function", "create_load_const", "overwrite_instruction", "transform_code_object"),
+        comptime: ("comptime",),
+        convert_frame: ("register_bytecode_hook",),
+        exc: ("SkipFrame",),
+        symbolic_convert.InstructionTranslator: ("current_tx",),
+        TracingContext: ("extract_stack",),
+    }
+    return all(hasattr(where, name) for where, names in used.items() for name in names)
 
 
 def _with_span(code: CodeType, new_code: CodeType) -> CodeType | None:
@@ -180,11 +210,11 @@ def _say_unseen(names: str) -> None:
 def untraced_or(function: Hook, otherwise: Hook) -> Hook:
     """What dynamo has to call, which breaks the graph; in one that must not be broken it is as if `otherwise` were there."""
     called: Hook = torch.compiler.disable(function)
-    try:
-        from torch._dynamo.comptime import comptime
-        from torch._dynamo.exc import SkipFrame
-    except ImportError:
+    if not can_trace():
         return called
+    from torch._dynamo.comptime import comptime
+    from torch._dynamo.exc import SkipFrame
+
     tracing = torch.compiler.is_dynamo_compiling
 
     def be_called(context: Any) -> None:
@@ -217,6 +247,14 @@ def _frame() -> Any:
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     return InstructionTranslator.current_tx()
+
+
+def _optimizer_of(context: Any) -> Optimizer | None:
+    """Whose step is traced; None of an optimizer that the code itself makes, which is another one each time."""
+    variable: Any = getattr(context.get_local("optimizer"), "_ComptimeVar__variable", None)
+    variable = variable.realize() if hasattr(variable, "realize") else variable
+    found = None if getattr(variable, "source", None) is None else getattr(variable, "value", None)
+    return found if isinstance(found, Optimizer) else None
 
 
 def _span_of(constants: Iterable[Any]) -> Span | None:

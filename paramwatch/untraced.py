@@ -25,8 +25,10 @@ def untraced(function: Hook) -> Hook:
 
 def hook(function: Hook) -> Hook:
     """What to register for a function that begins with `if compiled(): return untraced(function)(...)`."""
+    # made now: within a compiled step the making would be compiled
+    disabled = untraced(function)
     if compiled is bool:
-        return untraced(function)
+        return disabled
     from torch._dynamo.decorators import skip
 
     marked: Hook = skip(function)

@@ -163,8 +163,10 @@ class Watch(Run):
         """Stop recording, write what is left, and give back torch's hooks. May be called again, and from anywhere."""
         with self._closing:
             if self._closed:
-                # once more, in case it failed the first time
-                attached.leave(self)
+                # once more, in case it failed the first time, or its model was collected: then nobody has waited for the thread
+                with self._guard.contain("closing"):
+                    attached.leave(self)
+                    self._worker.stop(wait=True)
                 return
             with self._guard.contain("closing"):
                 self._finish("closing")

@@ -6,7 +6,9 @@ comes of it: copies, files, scripts, graphs, processes.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import io
 import os
 import pickle
@@ -263,3 +265,35 @@ def test_another_process_trains_a_watched_model_as_if_it_were_not(process: Calla
 
     assert_same(found, tensors(other))
     assert (hooks, open_there) == (0, 0)
+
+
+def test_steps_leave_nothing_to_the_collector() -> None:
+    net, optimizer = trained()
+
+    def step(closes: bool, raises: bool) -> None:
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(net, 0)
+            loss.backward()
+            assert not raises
+            return loss
+
+        with contextlib.suppress(AssertionError, TypeError):
+            optimizer.step(closure if closes else 1 if raises else None)  # type: ignore[arg-type]  # cannot be called, so it raises
+
+    with paramwatch.attach(net) as watch:
+        step(True, False)
+        watch.flush()
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for kind in ((True, False), (True, True), (False, False), (False, True), (True, False)):
+                step(*kind)
+            gc.collect()
+            found = [type(each).__name__ for each in gc.garbage]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert not {"Entry", "ReportingClosure", "OptimizerStep", "Tensor", "frame"} & set(found)

@@ -5,8 +5,8 @@ torch's own break inside `step`, these do not: their hooks are traced with them,
 
 from __future__ import annotations
 
-import gc
 import logging
+import pickle
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
+import torch._dynamo.bytecode_transformation
+import torch._dynamo.convert_frame
 from harness import Lab, verify
 from loops import LR, mlp
 from test_truth_compiled import (
@@ -34,7 +36,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import paramwatch
+from paramwatch import steps, traced
 from paramwatch.testing import ListSink
+from paramwatch.traced import Span
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*script_method` is deprecated:DeprecationWarning"),
@@ -99,6 +103,23 @@ class HalvesFirst(Decorated):
         super().step()
 
 
+class CompilesItsOwn(Mentions):
+    """Its step is compiled wherever it is called."""
+
+    @torch.compile(backend="eager")
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.data.sub_(param.grad, alpha=group["lr"])
+
+
+class HalvesBeforeIt(CompilesItsOwn):
+    def step(self, closure: Any = None) -> None:
+        for param in self.param_groups[0]["params"]:
+            param.grad.mul_(0.5)
+        super().step()
+
+
 class HalvesSGD(torch.optim.SGD):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model.parameters(), lr=LR)
@@ -117,41 +138,58 @@ SOME += [("OnlyCalls", "the_step")]
 
 
 @pytest.mark.parametrize(("kind", "where"), SOME)
-def test_graphs_and_breaks_are_the_same_watched_or_not(kind: str, where: str) -> None:
-    make, compiling = HAND_WRITTEN[kind], WHERE[where]
-    bare, watched, watched_later = (compiled_run(compiling, attach_at, make) for attach_at in (None, 0, 2))
+def test_the_books_agree_and_graphs_and_breaks_are_the_same_watched_or_not(kind: str, where: str) -> None:
+    bare, watched = verify_compiled(WHERE[where], "eager", HAND_WRITTEN[kind])
+    assert watched == bare
 
-    assert watched.graphs == bare.graphs
-    assert watched.breaks == bare.breaks
-    assert watched.traced == bare.traced
+
+def test_attached_later_the_graphs_are_the_same() -> None:
+    bare, later = (compiled_run(the_whole_pass, attach_at, Decorated) for attach_at in (None, 2))
+
     # dynamo guards torch's registries of hooks: what has traced them is compiled once more, to the same
-    assert watched_later.graphs[: len(bare.graphs)] == bare.graphs
-    assert all(graph in bare.graphs for graph in watched_later.graphs)
-    assert watched_later.traced[1] == 0
-    # later, dynamo refers to the parameters for each of the two
-    assert watched.weakrefs == bare.weakrefs
+    assert later.graphs[: len(bare.graphs)] == bare.graphs
+    assert all(graph in bare.graphs for graph in later.graphs)
+    assert later.traced[1] == 0
 
 
 def test_torchs_own_count_of_graph_breaks_is_the_same_watched_or_not() -> None:
-    bare, watched, watched_later = (explained(the_whole_pass, attach_at, Decorated) for attach_at in (None, 0, 1))
+    bare, watched = (explained(the_whole_pass, watched, Decorated) for watched in (False, True))
 
-    assert bare[0][0] > 1
-    assert watched == watched_later == bare
-
-
-@pytest.mark.parametrize(("kind", "where"), [*SOME, ("HalvesFirst", "the_step")])
-def test_the_books_agree(kind: str, where: str) -> None:
-    verify_compiled(WHERE[where], "eager", {**HAND_WRITTEN, "HalvesFirst": HalvesFirst}[kind])
+    assert bare[0] > 1
+    assert watched == bare
 
 
 def test_where_a_step_changes_gradients_before_its_parent_uses_them_the_graph_breaks_in_between() -> None:
-    bare, watched = (compiled_run(the_step, attach_at, HalvesFirst) for attach_at in (None, 0))
+    bare, watched = verify_compiled(the_step, "eager", HalvesFirst)
     count = [[sum(operation in each for each in found.graphs[0]) for operation in ("mul_", "sub_")] for found in (bare, watched)]
 
     assert len(bare.graphs) == 1
     assert count == [[4, 4], [4, 0]]
     # torch's own break there by themselves
     assert compiled_run(the_step, 0, HalvesSGD).graphs == compiled_run(the_step, None, HalvesSGD).graphs
+
+
+def test_what_a_step_does_before_it_calls_a_parent_that_compiles_its_own_is_seen() -> None:
+    before = vars(CompilesItsOwn)["step"]
+    verify_compiled(the_step, "eager", HalvesBeforeIt)
+    assert vars(CompilesItsOwn)["step"] is before
+    # torch has put hooks into it now, and dynamo goes around them
+    CompilesItsOwn(mlp())
+    verify_compiled(the_step, "eager", HalvesBeforeIt)
+
+
+MISSING = [(torch._dynamo.convert_frame, "register_bytecode_hook"), (torch._dynamo.bytecode_transformation, "create_load_const")]
+
+
+@pytest.mark.parametrize(("where", "name"), MISSING, ids=[name for _, name in MISSING])
+def test_without_what_torch_does_not_promise_the_hooks_are_called(where: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(where, name)
+    steps._made.cache_clear()
+    try:
+        assert not traced.can_trace()
+        verify_compiled(the_step, "eager", Decorated)
+    finally:
+        steps._made.cache_clear()
 
 
 def after_backward(net: nn.Module, optimizer: Optimizer, finish: Callable[[], Any]) -> Iterate:
@@ -191,8 +229,7 @@ def changed_after_the_step(net: nn.Module, optimizer: Optimizer, compiled: Compi
 
 
 def test_what_is_done_to_gradients_in_the_same_graph_is_seen_since_that_breaks() -> None:
-    verify_compiled(clipped_in_the_same_graph, "eager", Decorated)
-    bare, watched = (compiled_run(clipped_in_the_same_graph, attach_at, Decorated) for attach_at in (None, 0))
+    bare, watched = verify_compiled(clipped_in_the_same_graph, "eager", Decorated)
     assert (len(bare.graphs), len(watched.graphs)) == (1, 2)
 
 
@@ -219,8 +256,7 @@ def whole(compiling: Compiling) -> Compiling:
 
 @pytest.mark.parametrize(("kind", "where"), [("Mentions", "the_step"), ("Decorated", "the_bound_step")])
 def test_a_step_that_must_be_one_graph_is_one_and_is_recorded(kind: str, where: str) -> None:
-    verify_compiled(whole(WHERE[where]), "aot_eager", HAND_WRITTEN[kind])
-    bare, watched = (compiled_run(whole(WHERE[where]), attach_at, HAND_WRITTEN[kind]) for attach_at in (None, 0))
+    bare, watched = verify_compiled(whole(WHERE[where]), "aot_eager", HAND_WRITTEN[kind])
     assert watched == bare
     assert len(bare.graphs) == 1
 
@@ -309,17 +345,22 @@ def test_a_step_in_a_function_that_must_not_break_does_not_raise() -> None:
         one_step(net, torch.compile(lambda: unbroken(), backend="eager"))
 
 
-def test_an_optimizer_that_the_collector_does_not_know_of_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_step_that_was_compiled_while_it_was_watched_can_be_saved_like_any_other() -> None:
+    made = Span(lambda *_: None, lambda *_: None)
+    enter, leave, kept = pickle.loads(pickle.dumps((made.enter, made.leave, made)))
+
+    # what is loaded elsewhere calls these, where there may be no paramwatch
+    assert enter() is leave() is kept is False
+    assert b"paramwatch" not in pickle.dumps((made.enter, made))
+
+
+@pytest.mark.skipif(not hasattr(torch._dynamo.config, "caching_precompile"), reason="this torch does not save what it compiles")
+def test_torch_saves_what_it_compiles_of_a_watched_step() -> None:
     torch._dynamo.reset()
     net = mlp()
-    optimizer = Decorated(net)
-    gc.freeze()
-    try:
-        with paramwatch.attach(net):
-            one_step(net, torch.compile(optimizer.step, backend="eager", fullgraph=True))
-    finally:
-        gc.unfreeze()
-    assert "cannot be seen there" in caplog.text
+    with torch._dynamo.config.patch(caching_precompile=True), paramwatch.attach(net) as watch:
+        one_step(net, torch.compile(Decorated(net).step, backend="eager"))
+        assert len(watch.steps) == 1
 
 
 def test_a_step_that_raises_within_compiled_code_that_goes_on_is_none() -> None:

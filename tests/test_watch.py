@@ -201,6 +201,17 @@ def test_reading_after_the_model_is_gone_waits_for_what_is_still_being_written()
     assert len(watch.steps) == 5
 
 
+def test_closing_after_the_model_is_gone_waits_for_what_is_still_being_written() -> None:
+    net, sink = mlp(), SlowSink()
+    watch = paramwatch.attach(net, sinks=[sink])
+    train(net, steps=5)
+    del net
+    gc.collect()
+    watch.close()
+
+    assert (len(sink.records), sink.closed) == (5, True)
+
+
 def test_attaching_a_model_again_closes_its_earlier_watch() -> None:
     net, sink = mlp(), ListSink()
     first = paramwatch.attach(net, sinks=[sink])
