@@ -35,5 +35,7 @@ def test_contributions_are_those_of_the_untied_twin_bit_for_bit(case: Case) -> N
     loss(twin).backward()
     ((contributed, total),) = seen
 
+    if case.name == "weight_norm_cached" and not hasattr(torch._C._autograd.SavedTensor, "unpack_hook"):
+        pytest.skip("this torch does not tell what is saved through hooks: the uses of a cached weight are one, which is said")
     assert split.uses == case.uses
     assert_contributions(split, contributed, total, [copy.grad for copy in copies(twin)], gradient)

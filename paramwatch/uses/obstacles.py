@@ -25,7 +25,7 @@ COMPUTED = "parametrization"
 WAYS = {
     COMPUTED: (
         "Without torch.nn.utils.parametrize.cached(), or where each use reads the weight anew, they can; so they can where it is computed "
-        "by operations of torch alone, outside of checkpoint and saved_tensors_hooks"
+        "by operations of torch alone, outside of checkpoint and saved_tensors_hooks, and with a torch newer than 2.6 that tells so"
     ),
     "compiledfunction": EAGER,
     "mkldnnrnnlayer": _STEP_BY_STEP.format("mkldnn"),
