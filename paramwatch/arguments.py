@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from paramwatch.columns import Detail
+from paramwatch.folder import is_remote
 from paramwatch.guard import ParamWatchError, logger
 from paramwatch.record import Sink
 from paramwatch.table import as_patterns
@@ -19,9 +19,6 @@ from paramwatch.updates import UpdateMode
 
 _LAST_STEP = 2**62
 """Step numbers are stored in 64 bits; this leaves as many again for the run."""
-
-# a path object makes one slash of two; one letter before the colon is a drive
-_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|.*://", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -99,11 +96,6 @@ def check_options(
             "paramwatch: uses_of=%r chooses rows, but with uses=0 no gradient is split; uses=100 splits each 100th step", uses_of
         )
     return options
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path is an address (`s3://bucket/x`), also one that has lost a slash on its way through a path object."""
-    return _REMOTE.match(path) is not None
 
 
 def check_path(log_dir: str | os.PathLike[str]) -> str:

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paramwatch.guard import ParamWatchError
+from paramwatch.output import STANDARD_OUTPUT, check, opened, writing
 from paramwatch.usage import parsed
 
 if TYPE_CHECKING:
@@ -38,14 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # what is printed there fails when it is flushed; a command that prints nothing does not notice
         sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    given = parsed(_COMMANDS, arguments)
-    from paramwatch.guard import ParamWatchError
-    from paramwatch.output import STANDARD_OUTPUT, writing
-
     try:
         with writing(STANDARD_OUTPUT):
-            code: int = given.command(given)
-            sys.stdout.flush()
+            try:
+                given = parsed(_COMMANDS, arguments)
+                code: int = given.command(given)
+            finally:
+                # also after `--help`: at exit it would be too late to say that it failed
+                sys.stdout.flush()
     except ParamWatchError as error:
         return _failed(str(error))
     except BrokenPipeError:
@@ -139,9 +141,7 @@ def _tail(given: argparse.Namespace) -> int:
 
 def _export(given: argparse.Namespace) -> int:
     from paramwatch.export import export
-    from paramwatch.guard import ParamWatchError
     from paramwatch.lettering import visible
-    from paramwatch.output import check
     from paramwatch.terminal import Progress, Terminal
 
     run, to = _run(given.run).still(), given.to
@@ -161,7 +161,6 @@ def _export(given: argparse.Namespace) -> int:
 
 def _report(given: argparse.Namespace) -> int:
     from paramwatch.lettering import visible
-    from paramwatch.output import check, opened
     from paramwatch.report import report
     from paramwatch.terminal import Progress, Terminal
 
@@ -178,7 +177,6 @@ def _report(given: argparse.Namespace) -> int:
 
 
 def _run(path: str) -> Run:
-    from paramwatch.guard import ParamWatchError
     from paramwatch.loading import load
 
     runs = list(load([path]))

@@ -30,8 +30,8 @@ FORMATS: tuple[Format, ...] = ("parquet", "csv")
 LINES = 1 << 19
 """Lines of a piece: 120 MB with all statistics."""
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet takes a cell that begins with one of these for a formula, or (tab, return) what comes after it."""
+FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20", "\t", "\r", "\n")
+"""A spreadsheet takes a cell that begins with one of these for a formula, in full width, too, or (tab, line ends) what comes after it."""
 
 
 def export(
@@ -50,8 +50,8 @@ def export(
     """Write a run.
 
     Parquet is written with zstd; numbers with their bytes split into streams (2.4 to 2.8 bytes for a noisy float32). Reading it with
-    pandas and sorting by step gives `Run.frame()` to the bit. In CSV a parameter whose name a spreadsheet would take for a formula gets an
-    apostrophe before it.
+    pandas and sorting by step gives `Run.frame()`, to the bit and dtype by dtype, but that names are a categorical. In CSV a parameter
+    whose name a spreadsheet would take for a formula gets an apostrophe before it.
 
     Args:
         run: Read anew.
@@ -151,5 +151,5 @@ def _writer(file: IO[bytes], schema: Any, to: Format) -> Iterator[Callable[[Any]
     numbers = [field.name for field in schema if pa.types.is_floating(field.type)]
     words = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     options = {"compression": "zstd", "use_dictionary": words, "use_byte_stream_split": numbers}
-    with pq.ParquetWriter(file, schema.remove_metadata(), store_schema=True, **options) as parquet:
+    with pq.ParquetWriter(file, schema, store_schema=True, **options) as parquet:
         yield parquet.write_table

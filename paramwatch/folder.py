@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
+
+# a path object makes one slash of two; one letter before the colon is a drive
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|.*://", re.DOTALL)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address (`s3://bucket/x`), also one that has lost a slash on its way through a path object."""
+    return _REMOTE.match(path) is not None
 
 
 class File(Protocol):

@@ -10,6 +10,7 @@ from typing import TypeAlias, overload
 
 import pandas as pd
 
+from paramwatch.folder import is_remote
 from paramwatch.guard import ParamWatchError
 from paramwatch.run import Run
 from paramwatch.table import By
@@ -130,6 +131,8 @@ def _checked(path: object) -> str:
         raise ParamWatchError(f"load takes a path (str or pathlib.Path) or a list of paths, not {path!r}")
     if not given or "\0" in given:
         raise ParamWatchError(f"load takes the path of a folder, not {given!r}; load('.') reads the run below the working folder")
+    if is_remote(given) and not os.path.lexists(given):
+        raise ParamWatchError(f"{given} is no local folder: copy the run here, and load the copy")
     return given
 
 

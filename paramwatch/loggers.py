@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from paramwatch.arguments import is_remote
+from paramwatch.folder import is_remote
 from paramwatch.guard import Guard, logger
 
 

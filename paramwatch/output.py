@@ -19,8 +19,12 @@ _LOST = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @contextmanager
-def writing(name: str) -> Iterator[None]:
+def writing(name: str, instead: Path | None = None) -> Iterator[None]:
     """What cannot be written in here is called by this name.
+
+    Args:
+        name: What someone asked for.
+        instead: What is written first.
 
     Raises:
         OSError: As it was, with a name.
@@ -28,8 +32,8 @@ def writing(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _LOST and error.filename is None:
-            raise OSError(error.errno, os.strerror(error.errno), name) from error
+        if (error.errno in _LOST and error.filename is None) or (instead and error.filename == str(instead)):
+            raise OSError(error.errno, os.strerror(error.errno or 0), name) from error
         raise
 
 
@@ -59,10 +63,11 @@ def opened(target: Path | None, force: bool) -> Iterator[IO[bytes]]:
         return
     part = target.with_name(f".{target.name[:200]}.{os.getpid()}.part")
     try:
-        with writing(str(target)), open(part, "xb") as file:
-            yield file
-        check(target, force)
-        part.replace(target)
+        with writing(str(target), part):
+            with open(part, "xb") as file:
+                yield file
+            check(target, force)
+            part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 

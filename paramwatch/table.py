@@ -122,7 +122,7 @@ def _as_slice(steps: object) -> str:
     if isinstance(steps, range):
         return f"write slice({steps.start}, {steps.stop}{f', {steps.step}' if steps.step != 1 else ''})"
     if isinstance(steps, int | np.integer):
-        return f"for one step write slice({steps}, {steps} + 1)"
+        return f"for one step write slice({steps}, {steps + 1})"
     return "write slice(100, 200) for the steps from 100 to 199"
 
 

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
-from typing import NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 import paramwatch
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]
 
@@ -53,7 +57,13 @@ def parsed(commands: Mapping[str, Command], arguments: Sequence[str] | None) -> 
 
 
 class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        # argparse lets pass that it fails
+        (file or sys.stderr).write(message)
+
     def error(self, message: str) -> NoReturn:
+        if message.endswith(("expected one argument", "expected at least one argument")):
+            message += "; one that begins with - is written with =, as in --steps=-3:"
         said = " ".join(ascii(message[:1000])[1:-1].replace("\\'", "'").split())
         self.exit(2, f"paramwatch: {said} (see {self.prog} --help)\n")
 
@@ -148,7 +158,8 @@ def _which(parser: argparse.ArgumentParser) -> None:
 def _steps(text: str) -> slice:
     parts = text.split(":")
     if not 1 <= len(parts) <= 3 or not all(part == "" or _is_whole(part) for part in parts) or text == "":
-        raise argparse.ArgumentTypeError(f"{_quoted(text)} is no range of step numbers, such as 100:200, 1000:, :50 or 7")
+        counted = "; steps go by their number, and none is negative" if "-" in text else ""
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is no range of step numbers, such as 100:200, 1000:, :50 or 7{counted}")
     if len(parts) == 1:
         return slice(int(text), int(text) + 1)
     start, stop, stride = (int(part) if part else None for part in [*parts, ""][:3])

@@ -262,6 +262,10 @@ def test_the_table_of_tail_fits_the_screen(run: Run, hostile: Run) -> None:
         (["export", "RUN", "-o", "/nowhere/run.csv"], 1, "there is no folder /nowhere"),
         (["export", "RUN", "-o", "/dev/full", "--to", "csv"], 1, "No space left on device: /dev/full"),
         (["report", "RUN", "-o", "/dev/full"], 1, "No space left on device: /dev/full"),
+        (["report", "RUN", "-o", "/proc/x.html"], 1, "No such file or directory: /proc/x.html"),
+        (["summary", "s3://bucket/run"], 1, "s3://bucket/run is no local folder: copy the run here"),
+        (["show", "RUN", "lr", "--steps", "-3:"], 2, "one that begins with - is written with =, as in --steps=-3:"),
+        (["show", "RUN", "lr", "--steps=-3:"], 2, "none is negative"),
         (["export", "RUN"], 2, "which format?"),
         (["show", "RUN", "lr", "--steps", "a:b"], 2, "'a:b' is no range of step numbers"),
         (["show", "RUN", "lr", "--steps", "1:9:0"], 2, "the stride must be 1 or more"),
@@ -332,10 +336,12 @@ def test_whoever_reads_may_stop_reading(run: Run) -> None:
 def test_output_that_is_closed_is_an_error_and_does_not_matter_where_nothing_is_printed(run: Run, tmp_path: Path) -> None:
     command = f"{sys.executable} -m paramwatch"
     lines = f"{command} findings {run.path} >&-; echo $?; {command} export {run.path} -o {tmp_path}/run.csv >&- 2>&-; echo $?"
+    lines += f"; {command} --help >&-; echo $?; {command} --version > /dev/full; echo $?"
     done = subprocess.run(lines, shell=True, capture_output=True, text=True, check=True)
 
-    assert done.stdout == "1\n0\n"
-    assert done.stderr == "paramwatch: standard output is closed\n"
+    assert done.stdout == "1\n0\n1\n1\n"
+    closed = "paramwatch: standard output is closed\n"
+    assert done.stderr == f"{closed}{closed}paramwatch: No space left on device: standard output\n"
     assert (tmp_path / "run.csv").stat().st_size > 1000
 
 
