@@ -8,14 +8,14 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-from store import noisy
+from store import inventory, noisy
 
-from paramwatch.batch import Batch
 from paramwatch.loading import load
 from paramwatch.run import Run
 from paramwatch.store import DiskFolder, Store
@@ -37,10 +37,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2112)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        store, batch = Store(DiskFolder(Path(folder)), max_bytes=10**12), noisy(64, options.rows)
-        store.write(noisy(1, options.rows).record(0))
+        store = Store(DiskFolder(Path(folder)), max_bytes=10**12)
+        batch = noisy(inventory(*map(str, range(options.rows))), 0, 64)
+        store.write(batch.record(0))
         for first in range(1, options.steps, 64):
-            store.write_batch(Batch(**{**vars(batch), "step": range(first, first + 64)}))
+            store.write_batch(replace(batch, step=range(first, first + 64)))
         store.close()
         values = options.steps * options.rows * len(batch.inventory.layout) / 1e6
         print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ", end="")

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,40 +31,41 @@ from records import inventory
 import paramwatch
 from paramwatch.batch import Batch
 from paramwatch.columns import PARTS
-from paramwatch.record import Changes
+from paramwatch.record import Changes, Inventory
 from paramwatch.store import DiskFolder, MemoryFolder, Store
 
+NUMEL = (589_824, 768, 589_824, 768, 589_824, 768, 589_824, 768, 2_359_296, 3072, 2_359_296, 768)
+"""Elements of the rows: what a block of a transformer has, again and again."""
 
-def noisy(n: int, rows: int, seed: int = 0) -> Batch:
+
+def noisy(net: Inventory, first: int, n: int) -> Batch:
     """Steps in which all real numbers are noise, and whole ones stay as they are."""
-    net, random = inventory(*map(str, range(rows))), np.random.default_rng(seed)
+    rows, random = len(net.rows), np.random.default_rng(first)
     shape = n, len(net.kinds), rows
-    kinds = {part: PARTS[part] for _, part in net.layout}
-    values = {
-        name: np.zeros(shape, np.int64) if part.integer else random.normal(size=shape).astype(part.dtype) for name, part in kinds.items()
-    }
+    values = {}
+    for part in dict.fromkeys(PARTS[name] for _, name in net.layout):
+        whole = np.resize(NUMEL, rows) if part.name == "count" else 0
+        # numpy's zeros are in no memory yet, and it is not the store that has to find some
+        values[part.name] = np.full(shape, whole) if part.integer else random.standard_normal(shape, np.float32).astype(part.dtype)
     steps = [{"skipped": False, "evaluations": 1, "update_mode": "exact", "overhead_us": 10.0}] * n
     lr, state = np.full((n, rows), 0.1), np.zeros((n, rows), np.int8)
-    return Batch(net, range(n), [0.0] * n, steps, values, np.ones(rows, bool), lr, state, [Changes()] * n)
+    return Batch(net, range(first, first + n), [0.0] * n, steps, values, np.ones(rows, bool), lr, state, [Changes()] * n)
 
 
 def writing(rows: int, steps: int) -> tuple[float, float]:
     """Milliseconds of the background thread for a step, and bytes for a value."""
-    size = max(1, min(256, 4_000_000 // (700 * rows)))
-    batch, spent = noisy(size, rows), []
+    size, net = max(1, min(256, 4_000_000 // (700 * rows))), inventory(*map(str, range(rows)))
+    spent = []
     with tempfile.TemporaryDirectory() as folder:
         store = Store(DiskFolder(Path(folder)), max_bytes=10**12)
-        store.write(noisy(1, rows).record(0))
+        store.write(noisy(net, 0, 1).record(0))
         # the first batch of a process takes a second of imports
         store.flush()
         # as many steps as are written at once
         together = -(-store._most_steps // size) * size
         for first in range(1, max(steps, 8 * together), together):
             # noise anew: what is the same again would compress
-            given = [
-                Batch(**{**vars(noisy(size, rows, start)), "inventory": batch.inventory, "step": range(start, start + size)})
-                for start in range(first, first + together, size)
-            ]
+            given = [noisy(net, each, size) for each in range(first, first + together, size)]
             start = time.thread_time()
             for each in given:
                 store.write_batch(each)
@@ -71,7 +73,7 @@ def writing(rows: int, steps: int) -> tuple[float, float]:
         store.close()
         taken, written = sum(file.stat().st_size for file in Path(folder).iterdir()), len(spent) * together + 1
     # counts that do not change are known after the first of them
-    return statistics.median(spent[1:]), taken / (written * rows * len(batch.inventory.layout))
+    return statistics.median(spent[1:]), taken / (written * rows * len(net.layout))
 
 
 def handing_over(rows: int, steps: int = 12) -> float:
@@ -101,10 +103,10 @@ def _timed(function: Callable[..., Any], spent: list[float]) -> Callable[..., An
 
 def growth(steps: int) -> tuple[float, float]:
     """Resident megabytes after a tenth of the steps, and after all of them."""
-    store, batch, seen = Store(MemoryFolder(), max_bytes=64_000_000), noisy(256, 8), []
-    store.write(noisy(1, 8).record(0))
+    store, batch, seen = Store(MemoryFolder(), max_bytes=64_000_000), noisy(inventory(*"abcdefgh"), 0, 256), []
+    store.write(batch.record(0))
     for first in range(1, steps, 256):
-        store.write_batch(Batch(**{**vars(batch), "step": range(first, first + 256)}))
+        store.write_batch(replace(batch, step=range(first, first + 256)))
         if first // 256 == steps // 2560 or first + 256 >= steps:
             seen.append(_resident())
     return seen[0], seen[-1]

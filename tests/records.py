@@ -51,7 +51,8 @@ def inventory(
         )
         for name in canonical
     )
-    positions = tuple((name, canonical.index(alias_of.get(name, name))) for name in names)
+    place = {name: i for i, name in enumerate(canonical)}
+    positions = tuple((name, place[alias_of.get(name, name)]) for name in names)
     return Inventory(rows, positions, ties, tuple(layout), model)
 
 
