@@ -38,10 +38,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = Store(DiskFolder(Path(folder)), max_bytes=10**12)
-        batch = noisy(inventory(*map(str, range(options.rows))), 0, 64)
+        batch = noisy(inventory(*map(str, range(options.rows))), 0, size := min(64, options.steps))
         store.write(batch.record(0))
-        for first in range(1, options.steps, 64):
-            store.write_batch(replace(batch, step=range(first, first + 64)))
+        for first in range(1, options.steps, size):
+            store.write_batch(replace(batch, step=range(first, first + size)))
         store.close()
         values = options.steps * options.rows * len(batch.inventory.layout) / 1e6
         print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ", end="")

@@ -20,7 +20,7 @@ from paramwatch.guard import ParamWatchError
 VERSION = 1
 """Of the format; a reader knows those up to its own."""
 
-# one thread: the others are wanted for training
+# one thread, also to read: the others are wanted for training
 OPTIONS = ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 
 _SUM = "crc32c"
@@ -159,7 +159,7 @@ class ArrowFile:
         names = self.schema.names
         fields = list(range(len(names))) if columns is None else sorted(names.index(name) for name in columns)
         pieces = _Pieces([self._messages[0], *(self._messages[1 + i] for i in chosen)])
-        options = ipc.IpcReadOptions(included_fields=fields)
+        options = ipc.IpcReadOptions(included_fields=fields, use_threads=False)
         read = 0
         try:
             stream = ipc.open_stream(pa.PythonFile(pieces, mode="r"), options=options)
