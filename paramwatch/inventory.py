@@ -73,7 +73,7 @@ class LiveInventory:
     def tensors(self, step: int) -> list[nn.Parameter]:
         """The parameter tensor of each row, after reading the model again if it has changed; empty once the module is gone."""
         held = self._look()
-        if held is None and self._module() is not None:
+        if (held is None or self.sight.has_grown()) and self._module() is not None:
             # a tensor that is gone may have left its identity to one of ours
             self._foreign = set()
             self._read(step)

@@ -17,6 +17,11 @@ def params_of(optimizer: Optimizer) -> list[Tensor]:
     return [param for group in groups for param in group["params"]]
 
 
+def trains(optimizer: Optimizer) -> bool:
+    """Whether any of its tensors is trained: Lightning has one that holds nothing where a module has configured none."""
+    return any(param.requires_grad for param in params_of(optimizer))
+
+
 def learning_rates(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor]) -> list[Tensor | float | None]:
     """The rate of each tensor, of the innermost optimizer that holds it: a float, or a tensor that may be on a device."""
     rates: dict[int, Any] = {}

@@ -24,7 +24,7 @@ from paramwatch.measure import Kept, captured, measure, prepare, read_scalars
 from paramwatch.measure.capture import capturing
 from paramwatch.measure.histograms import histograms
 from paramwatch.numbering import Rounds
-from paramwatch.optimizers import params_of
+from paramwatch.optimizers import params_of, trains
 from paramwatch.others import Others
 from paramwatch.outside import Claims, Outside
 from paramwatch.plan import Plan, Plans
@@ -110,7 +110,7 @@ class Recorder:
                 self._claims.doubt(row.name for row in self._live.current.rows)
                 return None
             if (step := self._enter(optimizer, at_once=at_once)) is None:
-                self.foreign_steps += 1
+                self.foreign_steps += trains(optimizer)
                 if self._live.changed.lost:
                     # nothing of ours may ever step again: there may be no other record to say it with
                     self._opened(self._rounds.step, time.time())

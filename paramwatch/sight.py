@@ -58,6 +58,8 @@ class Sight:
         self._lazy = [at[identity] for identity in lazy]
         self.waits = bool(self._lazy)
         """Whether there were parameters that had no shape yet."""
+        self._childless = [weakref.ref(module) for module in found if not len(module._modules)]
+        self._bare = [weakref.ref(module) for module in found if not len(module._parameters)]
         # of a tensor of tensors there is no shape to be had
         self._shaped = None if not any(tensor.is_nested for tensor in wanted) else [not tensor.is_nested for tensor in wanted]
         self._shapes = [*map(_shape, self._with_shape(wanted))]
@@ -79,6 +81,11 @@ class Sight:
     def is_there(self) -> bool:
         """Whether the modules hold what they held, whatever has become of its shape."""
         return self.look_at_lists() is not None if self._structure is None else self._structure.is_there()
+
+    def has_grown(self) -> bool:
+        """Whether modules that held none have come to hold modules or parameters, where all that was read is as it was."""
+        childless, bare = map(call, self._childless), map(call, self._bare)
+        return any(map(len, map(_modules, childless))) or any(map(len, map(_parameters, bare)))
 
     def look_at_lists(self) -> list[Any] | None:
         """All parameters that the modules hold; None if anything holds something else, or under another name."""

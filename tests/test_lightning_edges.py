@@ -220,3 +220,17 @@ def test_totals_reach_weights_and_biases_offline(monkeypatch: pytest.MonkeyPatch
         logger.experiment.finish()
     assert summary["paramwatch/grad_norm"] == pytest.approx(watch_of(callback).steps.loc[BATCHES - 1, "grad_norm"])
     assert watch_of(callback).path is not None
+
+
+def test_a_module_without_an_optimizer_is_said_to_have_none(caplog: pytest.LogCaptureFixture) -> None:
+    class Without:
+        def configure_optimizers(self) -> None:
+            return None
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*will run with no optimizer")
+        fit(module(pl, own=Without), ParamWatch(), pl=pl)
+
+    (said,) = [record.message for record in caplog.records if record.name == "paramwatch"]
+    assert "0 optimizer steps of" in said
+    assert "No torch optimizer stepped while it was attached" in said

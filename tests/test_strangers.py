@@ -40,6 +40,8 @@ CHANGES: dict[str, Change] = {
     "it takes the place of what it held": lambda net, other, optimizer: optimizer.param_groups[0].update(params=list(net.parameters())),
     "the model takes its tensor": lambda net, other, optimizer: net[0].register_parameter("more", next(other.parameters())),
     "the model takes its layer": lambda net, other, optimizer: net.add_module("more", other),
+    "a layer takes its layer": lambda net, other, optimizer: net[0].add_module("more", other),
+    "what holds nothing takes its tensor": lambda net, other, optimizer: net[1].register_parameter("more", next(other.parameters())),
 }
 
 
