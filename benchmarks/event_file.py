@@ -24,7 +24,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -81,7 +82,9 @@ def handed_over(rounds: list[Round]) -> Iterator[Round]:
     step = 0
     while True:
         for done in rounds:
-            yield replace(done, step=step, time=time.time())
+            other = copy(done)
+            other.step, other.time = step, time.time()
+            yield other
             step += 1
 
 

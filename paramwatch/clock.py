@@ -103,9 +103,11 @@ class Clock:
             started: When it began.
             to: Takes everything since one was given the last time.
         """
-        ns, event = (started, None) if isinstance(started, int) else started
-        if event is not None and self._events is not None and (end := self._events.record()) is not None:
-            self._spans.append((self._events, event, end))
+        ns = started
+        if not isinstance(ns, int):
+            ns, event = ns
+            if event is not None and self._events is not None and (end := self._events.record()) is not None:
+                self._spans.append((self._events, event, end))
         self._host_ns += perf_counter_ns() - ns
         if to is not None:
             to.host_us, self._host_ns = to.host_us + self._host_ns / 1000, 0

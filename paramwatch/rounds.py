@@ -140,15 +140,16 @@ class Round:
     changed: Callable[[OptimizerStep, int], Mapping[str, int]]
     """Asked on the background thread, in step order: which rows a step found changed since their last one (`outside`)."""
     optimizer_steps: list[OptimizerStep] = field(default_factory=list)
-    others: Sequence[Measured] = ()
-    stepped: frozenset[str] = frozenset()
-    """Names of the rows that an optimizer stepped."""
-    waits: bool = False
-    """Whether there may be a reading that it waits for."""
-    skipped: bool = False
     spent: Spent = field(default_factory=Spent)
-    apart: Sequence[CameApart] = ()
-    lost: Sequence[Lost] = ()
+    # what nothing is known of yet is not set for each round
+    others: Sequence[Measured] = field(default=(), init=False)
+    stepped: frozenset[str] = field(default=frozenset(), init=False)
+    """Names of the rows that an optimizer stepped."""
+    waits: bool = field(default=False, init=False)
+    """Whether there may be a reading that it waits for."""
+    skipped: bool = field(default=False, init=False)
+    apart: Sequence[CameApart] = field(default=(), init=False)
+    lost: Sequence[Lost] = field(default=(), init=False)
 
     def add(self, step: OptimizerStep, skipped: bool, backwards: int) -> bool:
         """Take a step that is over; whether the round is complete, and on its way to the host.

@@ -65,7 +65,9 @@ class Sight:
         self._shapes = [*map(_shape, self._with_shape(wanted))]
         self._dtypes, self._devices = [*map(_dtype, wanted)], [*map(_device, wanted)]
         # for a model on a GPU the library need not be there
-        self._structure = Structure.of(found) if any(tensor.is_cpu for tensor in wanted) else None
+        structure = Structure.of(found) if any(tensor.is_cpu for tensor in wanted) else None
+        self.is_there: Callable[[], bool] = self._is_there if structure is None else structure.is_there
+        """Whether the modules hold what they held, whatever has become of its shape."""
 
     def look(self) -> list[nn.Parameter] | None:
         """The parameters; None if anything is no longer as it was."""
@@ -78,9 +80,8 @@ class Sight:
         same = [*map(_dtype, wanted)] == self._dtypes and all(map(eq, map(_device, wanted), self._devices))
         return wanted if same and all(map(eq, map(_shape, self._with_shape(wanted)), self._shapes)) else None
 
-    def is_there(self) -> bool:
-        """Whether the modules hold what they held, whatever has become of its shape."""
-        return self.look_at_lists() is not None if self._structure is None else self._structure.is_there()
+    def _is_there(self) -> bool:
+        return self.look_at_lists() is not None
 
     def has_grown(self) -> bool:
         """Whether modules that held none have come to hold modules or parameters, where all that was read is as it was."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from copy import copy
 
 import numpy as np
 import torch
@@ -126,7 +126,10 @@ def _spoil(action: str, net: nn.Sequential) -> None:
 def fresh(rounds: Sequence[Round]) -> list[Round]:
     """The same rounds for another thread: what a step left is compared anew."""
     outside = Outside()
-    return [replace(done, changed=outside.changed) for done in rounds]
+    found = [*map(copy, rounds)]
+    for done in found:
+        done.changed = outside.changed
+    return found
 
 
 def one_by_one(rounds: Sequence[Round]) -> list[Record]:
