@@ -68,15 +68,14 @@ class Branches:
         return {id(child): parent for parent in self._module.modules() for _, child in parent._modules.items()}  # as in `rows`
 
     def _is_followed(self, layer: nn.Module, outputs: int) -> bool:
-        """Whether a later layer beside it takes as many inputs as it gives."""
+        """Whether a later layer beside it takes as many inputs as it gives; zeros side by side are no chain unless they are called one."""
         parent = self._parents.get(id(layer))
         beside = [] if parent is None else [child for _, child in parent._modules.items() if child is not None]
         after = beside[[id(child) for child in beside].index(id(layer)) + 1 :] if beside else []
-        weights = ((child, held_under(child, "weight")) for child in after)
-        return any(
-            weight is not None and not is_lazy(weight) and weight.dim() > 1 and _ends(StandIn(child, "weight", weight.shape))[0] == outputs
-            for child, weight in weights
-        )
+        held = [(child, weight) for child in after if (weight := held_under(child, "weight")) is not None and not is_lazy(weight)]
+        if not isinstance(parent, nn.Sequential):
+            held = [(child, weight) for child, weight in held if id(weight) not in self._zeros]
+        return any(weight.dim() > 1 and _ends(StandIn(child, "weight", weight.shape))[0] == outputs for child, weight in held)
 
 
 def _ends(weight: StandIn) -> tuple[int, int]:

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from records import inventory
+from torch import nn
 from written import record_of, write
 
+import paramwatch
 from paramwatch import digest
 from paramwatch.digest import SECTIONS, Reading, Section, sections
 from paramwatch.epoch import Epoch
@@ -76,6 +79,20 @@ def test_sections_say_what_the_frames_say(run: Run) -> None:
     )
     assert [layer["layer"] for layer in found["layers"].data["worst"]][:3] == ["5", "7", "8"]
     assert found["findings"].data[0]["message"] == "the first NaN"
+
+
+def test_memory_that_parameters_share_is_taken_once_and_counts_as_saved(tmp_path: Path) -> None:
+    net = nn.ModuleDict({"a": nn.Linear(4, 4, bias=False), "b": nn.Linear(4, 4, bias=False)})
+    net["c"], net["b"].weight.data = net["a"], net["a"].weight.data
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with paramwatch.attach(net, tmp_path):
+        net["a"](torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+    found = {section.key: section for section in sections(load(tmp_path))}
+
+    assert found["watched"].data["bytes"] == paramwatch.summary(net).totals.bytes == 64
+    assert found["ties"].said[0] == "2 tie groups, 128 bytes saved"
+    assert [tie["bytes_saved"] for tie in found["ties"].data] == [64, 64]
 
 
 def test_what_there_is_nothing_to_say_of_is_left_out(tmp_path: Path) -> None:

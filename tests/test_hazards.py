@@ -90,18 +90,20 @@ def zero(layer: nn.Module) -> nn.Module:
 
 
 def test_a_layer_of_zeros_at_the_end_of_its_branch_is_noted_and_one_that_others_follow_is_warned_of() -> None:
-    controlled = nn.ModuleDict({"body": nn.Conv2d(8, 8, 3), "tap": nn.ModuleList([zero(nn.Conv2d(8, 8, 1))])})
+    controlled = nn.ModuleDict({"body": nn.Conv2d(8, 8, 3), "taps": nn.ModuleList([zero(nn.Conv2d(8, 8, 1)) for _ in range(2)])})
     branch = nn.Sequential(nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8))
     nn.init.zeros_(branch[3].weight)
-    for net, name in ((controlled, "tap.0.weight"), (branch, "3.weight")):
+    for net, names in ((controlled, ["taps.0.weight", "taps.1.weight"]), (branch, ["3.weight"])):
         seen = summary(net)
-        assert (seen.warnings, list(seen.notes)) == ({}, [name])
-        assert "1 note\n" in str(seen)
+        assert (seen.warnings, list(seen.notes)) == ({}, names)
+        assert re.search(rf"{len(names)} notes?\n", str(seen))
 
     chain = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), zero(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 2))
     nn.init.zeros_(branch[1].weight)
     for net, name in ((chain, "2.weight"), (zero(nn.Linear(8, 8)), "weight"), (branch, "1.weight")):
         assert list(summary(net).warnings) == [name]
+    zero(chain[4])
+    assert "2.weight" in summary(chain).warnings
 
 
 # ---- constant -------------------------------------------------------------------------------
