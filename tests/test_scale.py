@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from paramwatch import summary
-from paramwatch.standards import DEFAULT, default_of
+from paramwatch.drawn import Law
+from paramwatch.scale import Sizes, Weight, far_off
+from paramwatch.standards import DEFAULT, default_of, usual_of
 
 # ---- ten times off --------------------------------------------------------------------------
 
@@ -65,6 +68,19 @@ def test_whatever_scheme_made_a_weight_a_tenth_of_it_is_called_out_and_it_is_not
             scheme(layer.weight)
             layer.weight.data *= factor
         assert len(summary(nn.ModuleList(layers)).warnings) == expected
+
+
+def test_a_tenth_and_ten_times_of_each_scheme_are_told_in_every_shape_whose_sides_differ_by_less_than_twenty_times() -> None:
+    for inputs in (7, 33, 300, 4096):
+        for outputs in {max(4, round(inputs * ratio)) for ratio in (1 / 19, 1 / 5, 1, 2, 8, 19)}:
+            default = 1 / math.sqrt(3 * inputs)
+            usual = usual_of(nn.Linear, "weight", (outputs, inputs), Law("uniform", 0.0, default * math.sqrt(3)))
+            assert usual is not None
+            for size in (default, math.sqrt(2 / (inputs + outputs)), math.sqrt(2 / inputs), 1 / math.sqrt(max(inputs, outputs))):
+                for factor, above in ((1.0, None), (10.5, True), (1 / 10.5, False)):
+                    weight = Weight((outputs, inputs), size * factor, 10**6)
+                    far = far_off(weight, usual, Sizes([weight]))
+                    assert (far and far.above) == above, (inputs, outputs, size, factor)
 
 
 def block(width: int, std: float, projected: float) -> nn.Module:
