@@ -35,8 +35,8 @@ from paramwatch.progress import (
     report_missing,
     stack,
 )
-from paramwatch.traced import Hook, Traced
-from paramwatch.untraced import compiled, hook, untraced
+from paramwatch.traced import Traced
+from paramwatch.untraced import Hook, compiled, hook, untraced
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """Of a call of `step`, by position and by keyword, the optimizer first."""

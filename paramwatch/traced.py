@@ -10,10 +10,8 @@ that is said. Of dynamo's inside nothing here is public: where something is miss
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
@@ -22,49 +20,13 @@ import torch.optim.optimizer as torch_optimizer
 from torch.optim import Optimizer
 
 from paramwatch.callstack import RESUMED
-from paramwatch.guard import logger
-
-Hook = Callable[..., Any]
-
-_NOT_THERE = (AttributeError, ImportError, KeyError, TypeError)
-"""What is raised where dynamo is otherwise than here."""
+from paramwatch.codespan import NOT_THERE, Span, say_unseen, span_of, with_span
+from paramwatch.untraced import Hook
 
 _WHY = "paramwatch measures at the beginning and at the end of a step"
 
 _HARMLESS = frozenset(["POP_TOP", "NOP", "CACHE", "PRECALL", "LOAD_CONST", "LOAD_FAST", "LOAD_FAST_BORROW"])
 """Instructions that change nothing."""
-
-
-class _Moment(functools.partial[None]):
-    """A call among the constants of a compiled code. Where that code is saved and loaded, `bool` is called, which does nothing."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type, (False,)
-
-
-class Span:
-    """Kept among the constants of a code while it is compiled: the steps that it is, from its first instruction to its last.
-
-    Args:
-        before: Called for each optimizer when the code is entered, as a pre-hook is.
-        after: Called for each when it is left, as a post-hook is.
-    """
-
-    def __init__(self, before: Hook, after: Hook) -> None:
-        self.optimizers: list[weakref.ref[Optimizer]] = []
-        self.ended: set[int] = set()
-        """The identities of those whose step has returned, where that is in the same code."""
-        self.seen = True
-        self.enter = _Moment(torch.compiler.disable(lambda: self._each(before, self.optimizers)))
-        self.leave = _Moment(torch.compiler.disable(lambda: self._each(after, reversed(self.optimizers))))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return bool, ()
-
-    def _each(self, call: Hook, optimizers: Iterable[weakref.ref[Optimizer]]) -> None:
-        for ref in optimizers:
-            if (optimizer := ref()) is not None:
-                call(optimizer, (optimizer,), {})
 
 
 class Traced:
@@ -95,7 +57,7 @@ class Traced:
             whole = _must_be_one(context)
             stays = self._stays(_optimizer_of(context), context.get_local("arguments").as_python_constant(), whole)
             if not stays and be_called(context):
-                _say_unseen("an optimizer")
+                say_unseen("an optimizer")
 
         def ends(context: Any) -> None:
             if not self._is_around(context.get_local("address").as_python_constant()):
@@ -133,9 +95,9 @@ class Traced:
         """Whether a step that is entered is left in the graph, and the frame's code will tell of it."""
         if optimizer is None:
             return False
-        with contextlib.suppress(*_NOT_THERE):
+        with contextlib.suppress(*NOT_THERE):
             frame = _frame()
-            span = _span_of(frame.output.code_options["co_consts"])
+            span = span_of(frame.output.code_options["co_consts"])
             seen = arguments == 1 and self._alone(optimizer) and _is_untouched(frame.output) and (span is not None or _is_last(frame))
             if not seen and not whole:
                 return False
@@ -150,9 +112,9 @@ class Traced:
 
     def _is_around(self, address: int) -> bool:
         """Whether the code around a step tells of its end. What follows a break in `step` is run by the code that told of its beginning."""
-        with contextlib.suppress(*_NOT_THERE):
+        with contextlib.suppress(*NOT_THERE):
             frame = _frame()
-            span = _span_of(frame.output.code_options["co_consts"])
+            span = span_of(frame.output.code_options["co_consts"])
             if span is not None:
                 span.ended.add(address)
             return span is not None or _is_wrapper(frame.f_code, RESUMED)
@@ -164,7 +126,7 @@ class Traced:
             return []
         from torch._dynamo.convert_frame import register_bytecode_hook
 
-        return [register_bytecode_hook(_with_span)]
+        return [register_bytecode_hook(with_span)]
 
 
 def can_trace() -> bool:
@@ -183,28 +145,6 @@ def can_trace() -> bool:
         TracingContext: ("extract_stack",),
     }
     return all(hasattr(where, name) for where, names in used.items() for name in names)
-
-
-def _with_span(code: CodeType, new_code: CodeType) -> CodeType | None:
-    span = _span_of(new_code.co_consts)
-    if span is None:
-        return None
-    if span.seen:
-        # one that raised, and was caught in this very code, is no step; after a break it goes on in other code
-        if not any(RESUMED in name or "__resume_at" in name for name in new_code.co_names):
-            span.optimizers = [ref for ref in span.optimizers if id(ref()) in span.ended]
-        with contextlib.suppress(*_NOT_THERE):
-            return _surrounded(new_code, span)
-    _say_unseen(", ".join(sorted({type(optimizer).__name__ for ref in span.optimizers if (optimizer := ref()) is not None})))
-    return None
-
-
-def _say_unseen(names: str) -> None:
-    logger.warning(
-        "paramwatch: steps of %s are compiled into one graph with what comes before or after them (fullgraph=True) and cannot be seen "
-        "there: they are not recorded. Compile `optimizer.step` by itself, or without fullgraph=True.",
-        names,
-    )
 
 
 def untraced_or(function: Hook, otherwise: Hook) -> Hook:
@@ -257,10 +197,6 @@ def _optimizer_of(context: Any) -> Optimizer | None:
     return found if isinstance(found, Optimizer) else None
 
 
-def _span_of(constants: Iterable[Any]) -> Span | None:
-    return next((constant for constant in constants if isinstance(constant, Span)), None)
-
-
 def _is_untouched(output: Any) -> bool:
     """Whether nothing was computed or changed since the frame was entered."""
     effects = output.side_effects
@@ -284,26 +220,3 @@ def _is_last(frame: Any) -> bool:
     returned = next((i for i, name in enumerate(rest) if name.startswith("RETURN_")), len(rest))
     # the frame itself, torch's function around `step` and our hook: nobody else is on the way
     return len(TracingContext.extract_stack()) == 3 and set(rest[:returned]) <= _HARMLESS
-
-
-def _surrounded(compiled: CodeType, span: Span) -> CodeType:
-    from torch._dynamo import bytecode_transformation as bytecode
-
-    def calling(what: Hook) -> list[Any]:
-        called = bytecode.create_call_function(0, True)
-        return [bytecode.create_load_const(what, checked=False), *called, bytecode.create_instruction("POP_TOP")]
-
-    def surround(instructions: list[Any], options: dict[str, Any]) -> None:
-        body: list[Any] = []
-        for instruction in instructions:
-            if instruction.opname.startswith("RETURN_"):
-                body += bytecode.overwrite_instruction(instruction, [*calling(span.leave), copy.copy(instruction)])
-            else:
-                body.append(instruction)
-            if instruction.opname == "RESUME":
-                body += calling(span.enter)
-        instructions[:] = body
-
-    # newer versions give what the tracer has to say as well
-    made: Any = bytecode.transform_code_object(compiled, surround, safe=True)
-    return made[0] if isinstance(made, tuple) else made  # type: ignore[no-any-return]  # a code, of a module without types

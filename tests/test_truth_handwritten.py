@@ -37,8 +37,8 @@ from torch.optim import Optimizer
 
 import paramwatch
 from paramwatch import steps, traced
+from paramwatch.codespan import Span
 from paramwatch.testing import ListSink
-from paramwatch.traced import Span
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*script_method` is deprecated:DeprecationWarning"),
