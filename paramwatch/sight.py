@@ -67,7 +67,7 @@ class Sight:
         # for a model on a GPU the library need not be there
         structure = Structure.of(found) if any(tensor.is_cpu for tensor in wanted) else None
         self.is_there: Callable[[], bool] = self._is_there if structure is None else structure.is_there
-        """Whether the modules hold what they held, whatever has become of its shape."""
+        """Whether the modules hold what they held, and no more, whatever has become of its shape."""
 
     def look(self) -> list[nn.Parameter] | None:
         """The parameters; None if anything is no longer as it was."""
@@ -81,7 +81,7 @@ class Sight:
         return wanted if same and all(map(eq, map(_shape, self._with_shape(wanted)), self._shapes)) else None
 
     def _is_there(self) -> bool:
-        return self.look_at_lists() is not None
+        return self.look_at_lists() is not None and not self.has_grown()
 
     def has_grown(self) -> bool:
         """Whether modules that held none have come to hold modules or parameters, where all that was read is as it was."""

@@ -34,8 +34,7 @@ class Strangers:
         if known is None or known[0]() is not optimizer or known[1] != ids or known[2] != self._live.readings:
             return False
         # that one of the model's tensors changes its shape makes this optimizer no less a stranger
-        sight = self._live.sight
-        return not sight.waits and sight.is_there() and not sight.has_grown()
+        return not self._live.sight.waits and self._live.sight.is_there()
 
     def add(self, optimizer: Optimizer, ids: tuple[int, ...]) -> None:
         """It holds nothing of the model, which has just been looked at."""

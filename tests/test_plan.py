@@ -136,10 +136,11 @@ def test_nearly_all_steps_of_a_plain_loop_go_the_quick_way(entered: list[Plan]) 
         lambda net, optimizer: setattr(net[0].weight, "data", net[0].weight.data.float()),
         lambda net, optimizer: setattr(net[0], "weight", nn.Parameter(net[0].weight.detach().clone())),
         lambda net, optimizer: setattr(net, "more", nn.Linear(1, 1)),
+        lambda net, optimizer: net[1].add_module("more", nn.Linear(1, 1)),
         lambda net, optimizer: optimizer.param_groups[0]["params"].pop(),
         lambda net, optimizer: optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]}),
     ],
-    ids=["frozen", "strides", "dtype", "replaced", "layer added", "row dropped", "row added"],
+    ids=["frozen", "strides", "dtype", "replaced", "layer added", "layer added to one that had none", "row dropped", "row added"],
 )
 def test_whatever_a_plan_rests_on_makes_the_next_step_go_the_general_way(
     change: Callable[[nn.Sequential, torch.optim.Optimizer], object], entered: list[Plan]

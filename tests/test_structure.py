@@ -44,6 +44,8 @@ CHANGES: dict[str, Callable[[nn.Sequential], object]] = {
     "parameter added": lambda net: net[2].register_parameter("more", nn.Parameter(torch.zeros(1))),
     "parameter deleted": lambda net: delattr(net, "scale"),
     "parameter under another name": lambda net: net[2]._parameters.update(other=net[2]._parameters.pop("bias")),
+    "module added to one that had none": lambda net: net[1][1].add_module("more", nn.ReLU()),
+    "parameter added to one that had none": lambda net: net[1][1].register_parameter("more", nn.Parameter(torch.ones(1))),
     "module added": lambda net: net.append(nn.ReLU()),
     "module replaced by one like it": lambda net: net[1].__setitem__(1, nn.ReLU()),
     "module gone": lambda net: net.__delitem__(2),
@@ -61,7 +63,7 @@ def test_it_says_what_the_lists_say(change: Callable[[nn.Sequential], object]) -
     assert structure.is_there()
     change(net)
     if net[-1]._parameters is not None:
-        assert structure.is_there() == (sight.look_at_lists() is not None)
+        assert structure.is_there() == (sight.look_at_lists() is not None and not sight.has_grown())
     assert structure.is_there() == (change in (CHANGES["nothing"], CHANGES["frozen"], CHANGES["data"]))
 
 
@@ -75,8 +77,7 @@ def test_any_modules_inside_any_others_are_looked_at(edges: list[tuple[int, int]
     sight, structure = Sight(some, []), Structure.of(some)
     assert structure is not None
     modules[last]._modules["more"] = nn.ReLU()
-    # of a module that had none inside it is not asked if it has one now
-    assert structure.is_there() == sight.is_there()
+    assert structure.is_there() == sight.is_there() == (modules[last] not in some)
 
 
 def test_it_holds_nothing_and_what_is_gone_is_not_there() -> None:

@@ -35,7 +35,7 @@ class Structure:
 
     def __init__(self, order: Sequence[nn.Module], roots: int) -> None:
         self._roots = [weakref.ref(module) for module in order[:roots]]
-        held = [(module, name, registry) for name in _REGISTRIES for module in order if len(registry := getattr(module, name))]
+        held = [(module, name, getattr(module, name)) for name in _REGISTRIES for module in order]
         # the names are kept: another text could come to lie where one of them was
         self._names = [key for _, _, registry in held for key in registry]
         values = [id(value) for _, _, registry in held for value in registry.values()]
