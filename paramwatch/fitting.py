@@ -35,14 +35,9 @@ class Range:
     slope: float
     """... plus this times the mean square."""
 
-    def holds(self, x: Numbers) -> bool:
-        """Whether they do. Costs no pass over the elements."""
-        centre = self.law.centre
-        return (
-            self.reach[0] <= x.reach(centre) <= self.reach[1]
-            and self.square[0] <= x.square(centre) <= self.square[1]
-            and abs(x.mean - centre) <= self.mean
-        )
+    def holds(self, reach: float, square: float, off: float) -> bool:
+        """Whether they do, by their reach and their mean square about its centre, and how far off their mean is."""
+        return self.reach[0] <= reach <= self.reach[1] and self.square[0] <= square <= self.square[1] and off <= self.mean
 
 
 @lru_cache(maxsize=4096)
@@ -61,39 +56,47 @@ def range_of(law: Law, n: int, extent: int, grain: float) -> Range:
     width = 2 / (9 * n)
     off = SURE * math.sqrt(width) + grain
     square = size * max(1 - width - off, 0.0) ** 3, size * (1 - width + off) ** 3
-    # the largest of n is within z standard deviations with probability (1 - tail)^n
-    near, far = (-NormalDist().inv_cdf(tail / 2) for tail in (-math.expm1(math.log(LEVEL) / extent), LEVEL / extent))
+    near, far = _farthest(extent)
     reach = law.scale * min(near, drawn_within(grain)), law.scale * far
     return Range(law, mean, reach, square, -n * (math.log(law.scale) + 0.5 * math.log(2 * math.pi)), -n / size / 2)
 
 
+@lru_cache(maxsize=4096)
+def _farthest(extent: int) -> tuple[float, float]:
+    """Between which distances the farthest of so many standard normal numbers is: within z with probability (1 - tail)^extent."""
+    near, far = (-NormalDist().inv_cdf(tail / 2) for tail in (-math.expm1(math.log(LEVEL) / extent), LEVEL / extent))
+    return near, far
+
+
 def agrees(x: Numbers, law: Law) -> bool:
     """Whether mean, spread and extremes of the numbers are such as the law gives."""
-    return range_of(law, x.n, x.extent, x.grain).holds(x)
+    centre = law.centre
+    return range_of(law, x.n, x.extent, x.grain).holds(x.reach(centre), x.square(centre), abs(x.mean - centre))
 
 
 def named(x: Numbers, kinds: frozenset[Kind], shape: tuple[int, ...], default: Law | None) -> tuple[Standard, ...]:
     """The standards for a shape that the numbers agree with, the likeliest first; the module's own default before all."""
-    size, reach, square = (x.n, x.extent, x.grain), x.reach(0.0), x.square(0.0)
+    size, reach, square, off = (x.n, x.extent, x.grain), x.reach(0.0), x.square(0.0), abs(x.mean)
     own, known = _of_shape(shape, default, kinds, *size)
-    if own is not None and len(shape) == 1 and own.range.holds(x):
+    if own is not None and len(shape) == 1 and own.range.holds(reach, square, off):
         # no other law has a name for a vector
-        return (own.standard,)
+        return own.standards[:1]
     # all of them are centred at zero
-    fitting = [one for one in known if one.least <= reach <= one.most and one.range.holds(x)]
+    fitting = [one for one in known if one.least <= reach <= one.most and one.range.holds(reach, square, off)]
     if "uniform" in kinds and reach > 0:
         one = _round_one(float(f"{reach * (1 + 2 / x.n):.0e}"), *size)
-        if one.range.holds(x):
+        if one.range.holds(reach, square, off):
             fitting.append(one)
     if len(fitting) < 2:
-        return tuple(one.standard for one in fitting)
+        return fitting[0].standards if fitting else ()
     likelihood = [one.range.base + one.range.slope * square for one in fitting]
     most = max(likelihood)
-    best = fitting[likelihood.index(most)].standard.law
-    lost = [0.0 if _rounds_alike(one.standard.law, best, x.grain) else most - nats for one, nats in zip(fitting, likelihood, strict=True)]
+    best = fitting[likelihood.index(most)].range.law
+    lost = [0.0 if _rounds_alike(one.range.law, best, x.grain) else most - nats for one, nats in zip(fitting, likelihood, strict=True)]
+    left = [(nats, standard) for one, nats in zip(fitting, lost, strict=True) if nats <= _LESS_LIKELY for standard in one.standards]
     # in the order, one rank is worth two nats
-    order = sorted(range(len(fitting)), key=lambda i: (2 * fitting[i].standard.rank + lost[i], abs(fitting[i].standard.law.scale - reach)))
-    return tuple(fitting[i].standard for i in order if lost[i] <= _LESS_LIKELY)
+    left.sort(key=lambda each: (2 * each[1].rank + each[0], abs(each[1].law.scale - reach)))
+    return tuple(standard for _, standard in left)
 
 
 def _rounds_alike(law: Law, best: Law, grain: float) -> bool:
@@ -102,17 +105,17 @@ def _rounds_alike(law: Law, best: Law, grain: float) -> bool:
 
 
 class _Known(NamedTuple):
-    """A standard, what it gives, and how far out the farthest element may be."""
+    """The standards of one law, those one thinks of first in front, what it gives, and how far out the farthest element may be."""
 
-    standard: Standard
+    standards: tuple[Standard, ...]
     range: Range
     least: float
     most: float
 
     @classmethod
-    def of(cls, standard: Standard, n: int, extent: int, grain: float) -> _Known:
-        found = range_of(standard.law, n, extent, grain)
-        return cls(standard, found, *found.reach)
+    def of(cls, standards: Sequence[Standard], n: int, extent: int, grain: float) -> _Known:
+        found = range_of(standards[0].law, n, extent, grain)
+        return cls(tuple(standards), found, *found.reach)
 
 
 @lru_cache(maxsize=1024)
@@ -120,12 +123,16 @@ def _of_shape(
     shape: tuple[int, ...], default: Law | None, kinds: frozenset[Kind], n: int, extent: int, grain: float
 ) -> tuple[_Known | None, Sequence[_Known]]:
     """The module's own default, and all laws of some kinds that have a name for a shape."""
-    own = _Known.of(Standard(DEFAULT, default, -2), n, extent, grain) if default is not None and default.kind in kinds else None
-    others = [_Known.of(standard, n, extent, grain) for standard in standards(shape) if standard.law.kind in kinds]
-    return own, [own, *others] if own is not None else others
+    own = [Standard(DEFAULT, default, -2)] if default is not None and default.kind in kinds else []
+    by_law: dict[tuple[Kind, str], list[Standard]] = {}
+    for standard in [*own, *standards(shape)]:
+        if standard.law.kind in kinds:
+            by_law.setdefault((standard.law.kind, f"{standard.law.scale:.9g}"), []).append(standard)
+    known = [_Known.of(same, n, extent, grain) for same in by_law.values()]
+    return (known[0] if own else None), known
 
 
 @lru_cache(maxsize=1024)
 def _round_one(bound: float, n: int, extent: int, grain: float) -> _Known:
     """The uniform law with a bound of one digit."""
-    return _Known.of(Standard("", Law("uniform", 0.0, bound), 1), n, extent, grain)
+    return _Known.of([Standard("", Law("uniform", 0.0, bound), 1)], n, extent, grain)

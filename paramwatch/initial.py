@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -271,9 +272,8 @@ def _small(seen: Seen) -> Look:
     x = seen.numbers
     if x.extent == 1 and seen.default is None:
         return Look(f"{_SMALL}: one element", "small", math.nan)
-    known = _named(seen, _EITHER)
-    if known:
-        return Look(f"{_SMALL}: fits {', '.join(grouped(known, brief=True))}", "small", known[0].law.std)
+    if known := _named(seen, _EITHER):
+        return _fitting(known)
     if x.n < 8:
         return Look(_SMALL, "small", math.nan)
     middle = 0.0 if abs(x.mean) <= 3 * x.std / math.sqrt(x.n) else x.mean
@@ -289,6 +289,11 @@ def _small(seen: Seen) -> Look:
         return Look(UNLIKE + standing_apart(elements), "unlike", math.nan)
     plain = [rounded(x, law) for law in fits]
     return Look(f"{_SMALL}: fits {', '.join(map(words, plain))}", "small", plain[0].std)
+
+
+@lru_cache(maxsize=1024)
+def _fitting(known: tuple[Standard, ...]) -> Look:
+    return Look(f"{_SMALL}: fits {', '.join(grouped(known, brief=True))}", "small", known[0].law.std)
 
 
 def _named(seen: Seen, kinds: frozenset[Kind]) -> tuple[Standard, ...]:

@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from paramwatch.drawn import Law, Lopsided, Numbers, Sketch
-from paramwatch.formulas import below, cut_of, drawn_within, gain_over_normal, gain_over_uniform, is_bell, telling, variance_within
+from paramwatch.formulas import below, cut_of, drawn_within, gain_over_normal, gain_over_uniform, telling, variance_within
 from paramwatch.lopsided import askew, beyond, lopsided, slope
-from paramwatch.shapes import LEVEL, SURE, are_between, are_cut, are_two_sided, are_uniform
+from paramwatch.shapes import LEVEL, SURE, are_between, are_cut, are_normal, are_two_sided, are_uniform
 
 _NATS = -math.log(LEVEL)
 """A cut at the largest of n normal numbers gains Exp(1) nats in likelihood, so that more than this comes in `LEVEL` of cases."""
@@ -69,13 +69,15 @@ def law_of(x: Numbers, bound_known: bool = False) -> Sequence[Law]:
         return found
     sketch = x.tests.sketch or _sketches([x])[0]
     cut, ratio, gain = sketch
-    normal = Law("normal", cut.centre, math.sqrt(x.square(cut.centre)))
-    two = _cut_at_two(x, cut) if _may_be_cut_at_two(x, cut.centre) else None
-    may_be_normal = gain <= _CLOSED and _is_normal(x) and x.extent * math.erfc(1 / ratio / math.sqrt(2)) > LEVEL
     uneven = _uneven(x, _least(x, sketch)) if x.tests.uneven is None else x.tests.uneven or None
     if uneven is not None and flat is not None and uneven.over_uniform <= _CLOSED:
         uneven = None
-    if uneven is not None and uneven.over_normal > (_CLOSED if may_be_normal else _NATS):
+    if uneven is not None and uneven.over_normal > _CLOSED:
+        return [uneven.law]
+    normal = Law("normal", cut.centre, math.sqrt(x.square(cut.centre)))
+    two = _cut_at_two(x, cut) if _may_be_cut_at_two(x, cut.centre) else None
+    may_be_normal = gain <= _CLOSED and _is_normal(x) and x.extent * math.erfc(1 / ratio / math.sqrt(2)) > LEVEL
+    if uneven is not None and not may_be_normal and uneven.over_normal > _NATS:
         return [uneven.law]
     if uneven is not None:
         return [uneven.law, normal] if uneven.over_normal > _NATS or not may_be_normal else [normal, uneven.law]
@@ -132,6 +134,11 @@ def falls(x: Numbers) -> bool:
     """Whether numbers that may be uniform fall to one side so much that a law which does is looked for."""
     steep = slope(x)
     return steep > _LEANS and steep > min(x.n / _A_SLOPE, _OPEN)
+
+
+def is_clear(uneven: Lopsided) -> bool:
+    """Whether a law that is cut farther out on one side, if the numbers follow it, is said whatever else they follow."""
+    return uneven.over_normal > _CLOSED and uneven.over_uniform > _CLOSED
 
 
 def _falls_enough(n: int, bound_known: bool) -> float:
@@ -193,10 +200,13 @@ def _box(x: Numbers) -> Law | None:
 
 def _flat_or_cut(x: Numbers, flat: Law, bound_known: bool) -> Sequence[Law]:
     """A uniform law, a normal one that is cut near its centre, or both where the likelihoods do not tell."""
-    cut = _truncated(x, flat.centre)
     ratio, n = math.sqrt(x.square(flat.centre)) / x.reach(flat.centre), telling(x.n, x.grain)
-    gain, uniform = n * gain_over_uniform(cut.cut, ratio), _is_uniform(x)
-    falls, enough = slope(x), _OPEN if bound_known else min(x.n / _A_SLOPE, _NATS)
+    uniform, falls, enough = _is_uniform(x), slope(x), _OPEN if bound_known else min(x.n / _A_SLOPE, _NATS)
+    if uniform and falls <= min(enough, _LEANS) and n * gain_over_uniform(NEAR_CUT, ratio) <= -_OPEN:
+        # the likeliest cut is then nearer
+        return [flat]
+    cut = _truncated(x, flat.centre)
+    gain = n * gain_over_uniform(cut.cut, ratio)
     uneven = _uneven(x, -math.inf) if falls > _falls_enough(x.n, bound_known) else None
     if uneven is not None:
         if uneven.over_uniform > _CLOSED:
@@ -228,7 +238,7 @@ def _is_normal(x: Numbers) -> bool:
     if x.tests.normal is not None:
         return x.tests.normal
     assert x.some is not None
-    return bool(is_bell(x.some, x.grain))
+    return bool(are_normal(x.some[None], x.grain)[0])
 
 
 def _mean(x: Numbers) -> float:

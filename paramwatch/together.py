@@ -17,13 +17,13 @@ from torch import Tensor
 
 from paramwatch.columns import Array
 from paramwatch.drawn import Law, Lopsided, Numbers, Tests
-from paramwatch.formulas import Gain, chosen_rows, few_values, gains_of_rows, have_tied_ends, is_bell, may_be_orthogonal, spread
+from paramwatch.formulas import Gain, chosen_rows, few_values, gains_of_rows, have_tied_ends, may_be_orthogonal, spread
 from paramwatch.initial import ENOUGH, NO_CHANCE, Answers
-from paramwatch.laws import BOX, Asked, asked, falls
+from paramwatch.laws import BOX, Asked, asked, falls, is_clear
 from paramwatch.measure.sampled import positions
 from paramwatch.measure.scaled import stream_of
 from paramwatch.sampling import AS_IT_IS, READABLE, Limits, Whole, is_plain, looked
-from paramwatch.shapes import are_between, are_cut, are_two_sided, are_uniform
+from paramwatch.shapes import are_between, are_cut, are_normal, are_two_sided, are_uniform
 from paramwatch.wording import not_smooth
 from paramwatch.zeros import asked_of, may_be_even
 
@@ -35,6 +35,9 @@ _LARGE = 1 << 14
 
 _AT_ONCE = 1 << 18
 """Elements that are laid side by side: they stay in a processor's cache."""
+
+_NEAR, _TINY = 1000.0, 1e-10
+"""Standard deviations from zero up to which single precision tells what double does, and where it can be squared."""
 
 _LEAST = 8
 """Elements that are not zero without which nothing is asked of them."""
@@ -50,15 +53,19 @@ class Sights:
     def __init__(self, held: Sequence[Tensor | None]) -> None:
         self.held = held
         self.limits = Limits.of([0 if x is None else x.numel() for x in held])
-        self.groups = _alike(held)
+        self._by_shape = _alike(held)
         """Positions of tensors that are asked together."""
+        self._groups = [
+            group for (shape, *_), which in self._by_shape.items() if len(which) >= _ALIKE for group in _at_once(which, shape.numel())
+        ]
+        """Those of one shape, so many at a time as are laid side by side."""
         self.looked_at: list[Tensor | None] = [None] * len(held)
         """What is measured."""
         self.wholes: list[Whole | None] = [None] * len(held)
         """What is known beside it."""
         self.orthogonal: list[Gain | Literal[False] | None] = [None] * len(held)
         """What is known of rows, as `Source.orthogonal`."""
-        for group in self.groups:
+        for group in self._groups:
             self._look_at([x for i in group if (x := held[i]) is not None], group)
         for i, x in enumerate(held):
             if x is not None and self.looked_at[i] is None:
@@ -84,42 +91,41 @@ class Sights:
             default_zeros: How many of these belong to the default.
             usable: Whether its elements are finite and not all equal.
         """
-        # those that have as many elements that are not zero are laid side by side
-        beside: dict[tuple[torch.Size, torch.dtype, torch.device, int], list[int]] = {}
         even: dict[int, bool] = {}
-        for group in self.groups:
-            asked = [i for i in group if usable[i] and not self._settled(i)]
-            if (plain := [i for i in asked if not zeros[i]]) and self._tensor(plain[0]).numel() >= ENOUGH:
-                yield self._answers(plain, [x for i in plain if (x := numbers[i])])
-            if holed := [i for i in asked if zeros[i]]:
-                first = self.held[holed[0]]
-                assert first is not None
-                for i, count in zip(holed, self._nonzero(holed), strict=True):
-                    beside.setdefault((first.shape, first.dtype, first.device, count), []).append(i)
-                even |= self._even_zeros([i for i in holed if (x := numbers[i]) and may_be_even(first.shape, zeros[i] / x.n)])
-        for (*_, count), which in beside.items():
-            most = max(_AT_ONCE // min(self._tensor(which[0]).numel(), self.limits.judged), 1)
-            for some in (which[i : i + most] for i in range(0, len(which), most) if count >= _LEAST):
-                known = [asked_of(x, zeros[i], default_zeros[i]) for i in some if (x := numbers[i])]
-                yield {i: answer._replace(even_zeros=even.get(i)) for i, answer in self._answers(some, known).items()}
+        for group in self._groups:
+            even |= self._even_zeros([i for i in group if zeros[i]], numbers, zeros)
+        # those that have as many elements that are not zero are laid side by side
+        beside: dict[tuple[int, int, bool, torch.dtype, torch.device], list[int]] = {}
+        for (shape, dtype, device), which in self._by_shape.items():
+            numel, most = shape.numel(), self.limits.judged
+            # torch picks from tensors of one shape
+            length = min(numel, most) if dtype in READABLE and device.type == "cpu" else numel
+            for i in which:
+                if usable[i] and not self._settled(i):
+                    whole = self.wholes[i] is None
+                    nonzero = length - int(zeros[i]) if not zeros[i] or (whole and numel <= most) else self._nonzero(i)
+                    beside.setdefault((length, nonzero, whole, dtype, device), []).append(i)
+        for (length, nonzero, *_), which in beside.items():
+            if nonzero >= (ENOUGH if nonzero == length else _LEAST):
+                for group in _at_once(which, length):
+                    known = [asked_of(of, zeros[i], default_zeros[i]) for i in group if (of := numbers[i])]
+                    found = _answered([self._tensor(i) for i in group], known, self.limits.judged)
+                    yield {i: answer._replace(even_zeros=even[i]) if i in even else answer for i, answer in zip(group, found, strict=True)}
 
-    def _answers(self, which: Sequence[int], numbers: Sequence[Numbers]) -> dict[int, Answers]:
-        return dict(zip(which, _answered([self._tensor(i) for i in which], numbers, self.limits.judged), strict=True))
+    def _nonzero(self, i: int) -> int:
+        """How many of the elements that are judged are not zero."""
+        return int(np.count_nonzero(_side_by_side([self._tensor(i)], self.limits.judged)))
 
     @torch.no_grad()
-    def _nonzero(self, which: Sequence[int]) -> list[int]:
-        """How many of the elements that are judged are not zero, of tensors of one shape."""
-        counts: list[int] = np.count_nonzero(_side_by_side([self._tensor(i) for i in which], self.limits.judged), axis=1).tolist()
-        return counts
-
-    @torch.no_grad()
-    def _even_zeros(self, which: Sequence[int]) -> dict[int, bool]:
-        """Whether there are as many zeros in each column, of matrices of one shape."""
-        if not which:
+    def _even_zeros(self, which: Sequence[int], numbers: Sequence[Numbers | None], zeros: Sequence[float]) -> dict[int, bool]:
+        """Whether there are as many zeros in each column, of those matrices of one shape of which that can be."""
+        tensors = {
+            i: x for i in which if (x := self.held[i]) is not None and (known := numbers[i]) and may_be_even(x.shape, zeros[i] / known.n)
+        }
+        if not tensors:
             return {}
-        tensors = [x for i in which if (x := self.held[i]) is not None]
-        columns = (_side_by_side(tensors).reshape(-1, *tensors[0].shape) == 0).sum(1, dtype=np.uint16)
-        return dict(zip(which, (columns == columns[:, :1]).all(1).tolist(), strict=True))
+        columns = (_side_by_side([*tensors.values()]).reshape(-1, *next(iter(tensors.values())).shape) == 0).sum(1, dtype=np.uint16)
+        return dict(zip(tensors, (columns == columns[:, :1]).all(1).tolist(), strict=True))
 
     def _tensor(self, i: int) -> Tensor:
         x = self.looked_at[i]
@@ -132,14 +138,19 @@ class Sights:
         return gain is not None and gain is not False and gain[1] < NO_CHANCE
 
 
-def _alike(tensors: Sequence[Tensor | None]) -> list[list[int]]:
-    """Positions of small plain tensors of one shape, dtype and device, so many at a time as are laid side by side."""
+def _alike(tensors: Sequence[Tensor | None]) -> dict[tuple[torch.Size, torch.dtype, torch.device], list[int]]:
+    """Positions of small plain tensors, those of one shape, dtype and device together."""
     found: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
     for i, x in enumerate(tensors):
         if x is not None and 1 < x.numel() <= _LARGE and x.dtype in AS_IT_IS and is_plain(x):
             found.setdefault((x.shape, x.dtype, x.device), []).append(i)
-    groups = [(which, max(_AT_ONCE // math.prod(shape), 1)) for (shape, *_), which in found.items() if len(which) >= _ALIKE]
-    return [which[i : i + most] for which, most in groups for i in range(0, len(which), most)]
+    return found
+
+
+def _at_once(which: Sequence[int], length: int) -> list[Sequence[int]]:
+    """So many positions at a time as are laid side by side, with so many elements each."""
+    most = max(_AT_ONCE // length, 1)
+    return [which[i : i + most] for i in range(0, len(which), most)]
 
 
 @torch.no_grad()
@@ -181,7 +192,10 @@ def _answered(tensors: Sequence[Tensor], numbers: Sequence[Numbers], most: int) 
     grain = numbers[0].grain
     low, high, std, n = np.array([(x.low, x.high, x.std, x.n) for x in numbers]).T
     # sorting is quicker in the precision they have
-    ascending = np.sort(_side_by_side(tensors, most), axis=1).astype(np.float64, copy=False)
+    ascending = np.sort(_side_by_side(tensors, most), axis=1)
+    far = np.maximum(high, -low)
+    if ascending.dtype == np.float32 and not ((far < _NEAR * std) & (far > _TINY) & (far < 1 / _TINY)).all():
+        ascending = ascending.astype(np.float64)
     nonzero = ascending if ascending.all() else ascending[ascending != 0].reshape(len(ascending), -1)
     few, tied = few_values(ascending, grain), have_tied_ends(nonzero, grain)
     large = n >= ENOUGH
@@ -192,19 +206,21 @@ def _answered(tensors: Sequence[Tensor], numbers: Sequence[Numbers], most: int) 
     boxed = smooth & (BOX[0] < wide) & (wide < BOX[1])
     even = _found(boxed, lambda at: are_uniform(laid[at], low[at], high[at], grain))
     with np.errstate(over="ignore", under="ignore"):
-        squared = (std**2 > 0) & (np.maximum(high, -low) ** 2 < math.inf)
+        squared = (std**2 > 0) & (far**2 < math.inf)
     rest = smooth & squared & np.array([not one or falls(x) for x, one in zip(numbers, even, strict=True)])
     each = [_NOT_ASKED] * len(numbers)
     which = np.flatnonzero(rest).tolist()
     for i, one in zip(which, asked([numbers[i] for i in which]), strict=True):
         each[i] = one
     sketches, laws, uneven, may_be_normal = zip(*each, strict=True)
-    normal = _found(rest & np.array(may_be_normal), lambda at: is_bell(laid[at], grain))
-    follows = _found(np.array([law is not None for law in laws]), lambda at: _are_cut(laid[at], [laws[i] for i in at], grain))
     between = _found(np.array([bool(one) for one in uneven]), lambda at: _are_between(laid[at], [uneven[i] for i in at], grain))
+    open_ = rest & np.array([not (one and fits and is_clear(one)) for one, fits in zip(uneven, between, strict=True)])
+    follows = _found(open_ & np.array([law is not None for law in laws]), lambda at: _are_cut(laid[at], [laws[i] for i in at], grain))
+    open_ &= ~(boxed & np.array([bool(fits) for fits in follows]))
+    normal = _found(open_ & np.array(may_be_normal), lambda at: are_normal(laid[at], grain))
     neither = rest & np.array([not (one or other or third) for one, other, third in zip(normal, follows, between, strict=True)])
-    two_sided = _found(neither, lambda at: are_two_sided(laid[at], np.maximum(high, -low)[at], grain))
-    for i, found in enumerate(_found(n < ENOUGH, lambda at: are_two_sided(nonzero[at], np.maximum(high, -low)[at], grain))):
+    two_sided = _found(neither, lambda at: are_two_sided(laid[at], far[at], grain))
+    for i, found in enumerate(_found(n < ENOUGH, lambda at: are_two_sided(nonzero[at], far[at], grain))):
         two_sided[i] = two_sided[i] if found is None else found
     cut = [(law, fits) if law is not None and fits is not None else None for law, fits in zip(laws, follows, strict=True)]
     lopsided = [None if one is None else (fits and one) or False for one, fits in zip(uneven, between, strict=True)]
@@ -239,19 +255,19 @@ def _found(where: Array, test: Callable[[Array], Array]) -> list[bool | None]:
 
 
 def _side_by_side(tensors: Sequence[Tensor], most: int | None = None) -> Array:
-    """The elements of each tensor, or so many of them, in a row of their own; in float64 where NumPy does not know their dtype."""
+    """The elements of each tensor, or so many of them, in a row of their own; in float32 where NumPy does not know their dtype."""
     first = tensors[0]
     if not first.is_cpu or first.dtype not in READABLE:
         flat = torch.stack(list(tensors)).reshape(len(tensors), -1)
         flat = flat if most is None else _picked(flat, most)
-        found: Array = flat.to(flat.dtype if flat.dtype in READABLE else torch.float64).cpu().numpy()
+        found: Array = flat.to(flat.dtype if flat.dtype in READABLE else torch.float32).cpu().numpy()
         return found
     # NumPy's copy keeps to one thread: for so few elements at a time the others are in the way
     each = [x.detach().reshape(-1).numpy() for x in tensors]
-    if most is None or len(each[0]) <= most:
-        return np.concatenate(each).reshape(len(each), -1)
-    at = positions(len(each[0]), most, first.device, stream_of(first.device)).numpy()
-    return np.concatenate([x.take(at) for x in each]).reshape(len(each), -1)
+    if most is not None:
+        stream = stream_of(first.device)
+        each = [x if len(x) <= most else x.take(positions(len(x), most, first.device, stream).numpy()) for x in each]
+    return np.concatenate(each).reshape(len(each), -1)
 
 
 def _picked(flat: Tensor, most: int) -> Tensor:
