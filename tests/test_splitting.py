@@ -487,6 +487,26 @@ def test_a_sparse_embedding_and_a_dense_head_are_split() -> None:
     assert watch.agreement()["residual"].lt(1e-6).all()
 
 
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+# it is a prototype
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
+def test_a_parameter_that_is_sparse_keeps_no_other_from_being_split(layout: torch.layout) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixes, self.layer = nn.Parameter(torch.eye(4).to_sparse(layout=layout)), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.mixes @ self.layer(x[:4]))
+
+    net = Net()
+    with paramwatch.attach(net, uses=1, uses_of="*") as watch:
+        net(X).square().mean().backward()
+        torch.optim.SGD(net.layer.parameters(), lr=0.1).step()
+
+    assert list(watch.uses().loc[(0, "layer.weight")].index) == ["layer@0", "layer@1"]
+
+
 def test_inner_products_are_those_of_the_whole_tensors_for_any_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     grads = [torch.randn(1000, generator=torch.manual_seed(i)) for i in range(3)]
     total = sum(grads)

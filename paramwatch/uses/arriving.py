@@ -96,7 +96,7 @@ class Arriving:
             self.grads.append(grad)
             return
         if self.order is None:
-            self.order = order_of(grad) if grad.layout is torch.strided else tuple(range(grad.ndim))
+            self.order = order_of(grad)
         x = flat(grad, self.order)
         self.squares.append(square(x))
         if self.mode != "stream":

@@ -43,7 +43,8 @@ class Contributions:
         self.narrows = 0
         """How many of them are added before they are cast: where that is all of them `narrow` is called with their sum."""
         self._before = (0, 0)
-        self._numel, self._size, self._order = tensor.numel(), tensor.nbytes, order_of(tensor)
+        self._numel, self._order = tensor.numel(), order_of(tensor)
+        self._size = self._numel * tensor.element_size()
         self._budget = budget
         self.always = always
         self.recomputed = False

@@ -36,8 +36,9 @@ def side_by_side(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def order_of(tensor: Tensor) -> Order:
-    """The dimensions of a tensor, that with the largest stride first."""
-    return tuple(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
+    """The dimensions of a tensor, that with the largest stride first; in their own order where there are no strides."""
+    dims = range(tensor.ndim)
+    return tuple(sorted(dims, key=tensor.stride, reverse=True) if tensor.layout is torch.strided else dims)
 
 
 def flat(tensor: Tensor, order: Order | None = None) -> Tensor:

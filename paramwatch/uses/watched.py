@@ -98,7 +98,8 @@ class Watched:
         for row, tensor in zip(self._live.current.rows, tensors, strict=False):
             called, old = (row.name, *row.aliases), before.get(row.name)
             unowned = later and not row.owned and old is None
-            if unowned or not is_wanted(called, self._uses_of):
+            # autograd has no edge to a sparse parameter
+            if unowned or tensor.layout is not torch.strided or not is_wanted(called, self._uses_of):
                 continue
             if not tensor.requires_grad:
                 self._frozen += [tensor] * self._is_due(row.name)
