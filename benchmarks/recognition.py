@@ -94,6 +94,7 @@ OTHERS: dict[str, Draw] = {
         torch.rand(w.shape) < 0.5, torch.rand(w.shape) * 2 - 1, torch.randn(w.shape)
     ),
     "each element from N(0, 1) or N(0, 2²)": lambda w: torch.randn(w.shape) * (1 + (torch.rand(w.shape) < 0.5)),
+    "PyTorch's default and normal noise, a tenth of its std": lambda w: w + 0.1 * w.std() * torch.randn(w.shape),
     "a sign plus 0.3 N(0, 1)": lambda w: torch.randn(w.shape).sign() + 0.3 * torch.randn(w.shape),
 }
 """Laws that are not: what they pass for."""
