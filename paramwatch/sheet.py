@@ -137,8 +137,8 @@ _RIGHT = ("elements", "mean", "std", "expected", "min", "max", "zeros")
 _ENOUGH = 60
 """What the verdict, which says most, is given before further columns are, ..."""
 
-_LEAST = 24
-"""... and what it is given before shape and std are."""
+_LEAST = {"shape": 24, "std": 24, "expected": 40}
+"""... and before those without which it says less."""
 
 
 def _cells(frame: pd.DataFrame) -> dict[str, list[str]]:
@@ -181,11 +181,11 @@ class _Layout:
 
     def _chosen(self, room: int) -> list[str]:
         """Those that fit, the most telling first; what is the same in all rows is in the heading instead."""
-        wanted = ("shape", "std", "gradient", "trained", "dtype", "expected", "zeros", "mean", "max", "min", "elements")
+        wanted = ("shape", "std", "expected", "gradient", "trained", "dtype", "zeros", "mean", "max", "min", "elements")
         chosen, left = {_LAST}, room - 2
         for name in wanted:
             same = name in ("gradient", "trained", "dtype") and len(set(self._cells[name])) < 2
-            verdict = min(_LEAST if name in ("shape", "std") else _ENOUGH, self._widths[_LAST])
+            verdict = min(_LEAST.get(name, _ENOUGH), self._widths[_LAST])
             if not same and self._widths[name] + 2 <= left - verdict:
                 chosen.add(name)
                 left -= self._widths[name] + 2
