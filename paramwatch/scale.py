@@ -59,6 +59,8 @@ class Sizes:
         self._of_shape: dict[tuple[int, ...], list[float]] = {}
         for weight in weights:
             self._of_shape.setdefault(weight.shape, []).append(weight.size)
+        for sizes in self._of_shape.values():
+            sizes.sort()
         self._sorted = sorted(size for sizes in self._of_shape.values() for size in sizes)
 
     def meant(self, weight: Weight) -> float:
@@ -72,7 +74,8 @@ class Sizes:
             return others
         found = fans(weight.shape)
         keys = 1 / math.sqrt(found[0]) if found else 0.0
-        if not any(abs(size - keys) <= weight.error * keys for size in self._of_shape.get(weight.shape, ())):
+        alike_in_shape, error = self._of_shape.get(weight.shape, []), weight.error
+        if bisect_right(alike_in_shape, keys * (1 + error)) == bisect_left(alike_in_shape, keys * (1 - error)):
             return weight.size
         heads = (size for size in range(_HEAD, weight.shape[0]) if weight.shape[0] % size == 0)
         return keys if any(weight.is_near(keys / math.sqrt(head)) for head in heads) else weight.size
