@@ -111,7 +111,9 @@ def rounded(x: Numbers, law: Law) -> Law:
     if law.centre == 0:
         return Law(law.kind, 0.0, roundest(law.scale, law.scale * (1 + 8 / most + 2 * x.grain)))
     off, short = 16 * law.scale / most, 2 * x.grain * max(abs(x.low), abs(x.high))
-    low, high = roundest(x.low - off, x.low), roundest(x.high, x.high + off + short)
+    # and a bound may itself be rounded outwards
+    low = roundest(x.low - off, x.low + x.grain * abs(x.low))
+    high = roundest(x.high - x.grain * abs(x.high), x.high + off + short)
     return Law(law.kind, (low + high) / 2, (high - low) / 2)
 
 

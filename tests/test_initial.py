@@ -190,9 +190,10 @@ def test_a_cut_at_two_standard_deviations_and_none_are_told_apart_and_the_family
         (lambda w: None, "PyTorch default (uniform ±0.05)"),
         (init.uniform_, "uniform(0, 1)"),
         (lambda w: init.uniform_(w, -0.07, 0.07), "uniform ±0.07"),
+        (lambda w: init.uniform_(w, -0.3, 0.1), "uniform(-0.3, 0.1)"),
         (init.normal_, "normal(0, 1)"),
     ],
-    ids=["default", "uniform", "symmetric", "normal"],
+    ids=["default", "uniform", "symmetric", "with bounds that are rounded outwards", "normal"],
 )
 def test_tensors_that_were_drawn_in_low_precision_are_recognised(
     fill: Callable[[Tensor], object], expected: str, dtype: torch.dtype

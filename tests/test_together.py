@@ -53,6 +53,14 @@ def verdicts(*layers: nn.Module) -> pd.DataFrame:
     return summary(nn.ModuleList(layers)).frame.drop(columns=["module"]).reset_index(drop=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_trained_tensors_of_half_precision_with_zeros_are_looked_at_without_a_gradient(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    found = summary(nn.Embedding(1000, 16, padding_idx=0).to(dtype)).frame
+
+    assert list(found["looks_like"]) == ["PyTorch default (normal(0, 1))"]
+
+
 @pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_tensor_in_company_is_seen_as_it_is_alone(fill: Callable[[Tensor], object], dtype: torch.dtype) -> None:
