@@ -183,7 +183,7 @@ class ArrowFile:
         """Find the whole messages."""
         if first and not self._opens(piece):
             raise ParamWatchError(f"{self._where} is not a file of paramwatch: no Arrow IPC stream. Move it elsewhere.")
-        if first and piece.size and not any(piece.slice(0, 4).to_pybytes()):
+        if first and piece.size and not any(memoryview(piece)[:4]):
             raise self._damaged("it begins with zeros, as after a power cut")
         source, end = pa.BufferReader(piece), 0
         while end < piece.size:

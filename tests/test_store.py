@@ -678,8 +678,16 @@ def said_of(folder: Folder) -> list[str]:
 @pytest.mark.parametrize("name", ["s.0.rows", "s.0.steps"])
 def test_a_file_torn_in_its_first_batch_is_empty(name: str) -> None:
     files, sizes = two_batches()
-    for size in range(0, sizes[name], 7):
+    for size in (*range(8), *range(8, sizes[name], 7)):
         assert read(Torn(files, name, size, zeros=False)).blocks == [], size
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"\0", "is damaged: it begins with zeros"), (b"a", "is not a file of paramwatch")])
+def test_a_file_of_a_few_bytes_is_judged_as_a_longer_one(tmp_path: Path, content: bytes, message: str) -> None:
+    for size in range(1, 6):
+        (tmp_path / "x.0.rows.arrow").write_bytes(content * size)
+        with pytest.raises(ParamWatchError, match=message):
+            read(DiskFolder(tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"hello, world", b"ARROW1\0\0 and so on"], ids=["text", "arrow file"])
