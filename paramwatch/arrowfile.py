@@ -105,6 +105,7 @@ class ArrowFile:
     def __init__(self, folder: Folder, name: str) -> None:
         self._where = folder.where(name)
         self._messages: list[Any] = []
+        self._closed = False
         try:
             pieces = folder.open(name)
         except OSError as error:
@@ -113,7 +114,7 @@ class ArrowFile:
             ) from error
         for i, piece in enumerate(pieces):
             self._walk(piece, i == 0)
-        if len(self._messages) > 1 and not any(self._messages[-1].slice(self._messages[-1].size - _ZEROS).to_pybytes()):
+        if len(self._messages) > 1 and not self._closed and not any(memoryview(self._messages[-1])[-_ZEROS:]):
             self._leave_out_zeros()
 
     @cached_property
@@ -196,7 +197,8 @@ class ArrowFile:
             self._messages.append(piece.slice(end, source.tell() - end))
             end = source.tell()
         tail = piece.slice(end)
-        if not self._opens(tail) or _whole_message_in(tail) or _is_closed(tail):
+        self._closed = tail.to_pybytes()[: len(_END)] == _END
+        if not self._opens(tail) or _whole_message_in(tail) or _is_closed(memoryview(tail)):
             raise self._damaged(f"nothing can be read at byte {end:,}, while there is more after it")
 
     def _leave_out_zeros(self) -> None:
@@ -257,9 +259,11 @@ def _whole_message_in(tail: Any) -> bool:
     return False
 
 
-def _is_closed(tail: Any) -> bool:
+def _is_closed(tail: memoryview) -> bool:
     """Whether the mark of a closed file is at the end of what could not be read: then nothing was cut off."""
-    return bool(tail.size > len(_END) and tail.size % 8 == 0 and tail.slice(tail.size - len(_END)).to_pybytes() == _END)
+    before, mark = bytes(tail[-len(_END) - 1 : -len(_END)]), bytes(tail[-len(_END) :])
+    # a column that is all true may end in the same bytes, where a batch may be torn: then they come after more of 0xff
+    return mark == _END and before not in (b"", b"\xff")
 
 
 def _sums(batch: Any) -> str:

@@ -650,9 +650,13 @@ def test_of_a_file_that_was_closed_no_damage_costs_a_batch_in_silence(name: str)
     wanted = sorted(said_of(Torn(files, name, len(files[name]), zeros=False)))
     named = same = 0
     random = np.random.default_rng(0)
-    for at in (each := range(0, len(files[name]) - 8, 11)):
+    for i, at in enumerate(each := range(0, len(files[name]) - 8, 11)):
         content = bytearray(files[name])
-        content[at] ^= 1 << int(random.integers(8))
+        if i % 3 == 0:
+            content[at] ^= 1 << int(random.integers(8))
+        else:
+            # a byte too many, or one too few
+            content[at : at + i % 3 - 1] = b"\7" * (i % 3 == 1)
         try:
             got = said_of(Torn(files | {name: bytes(content)}, name, len(content), zeros=False))
         except ParamWatchError as error:
@@ -661,6 +665,22 @@ def test_of_a_file_that_was_closed_no_damage_costs_a_batch_in_silence(name: str)
             assert sorted(got) == wanted, at
             same += 1
     assert named + same == len(each)
+
+
+def test_zeros_before_the_mark_of_a_closed_file_do_not_hide_damage_and_what_looks_like_the_mark_is_none() -> None:
+    folder, name, mark = MemoryFolder(), "s.0.rows", b"\xff\xff\xff\xff\0\0\0\0"
+    x, net = np.ones(4), inventory("a", "b")
+    given = {kind: {"a": x, "b": x} for kind in ("param", "grad")}
+    write(folder, [record(step, net, given) for step in range(9)], session="s")
+    files = {each: content(folder, each) for each in folder.names()}
+    whole = files[name]
+    assert whole.endswith(bytes(16) + mark)
+    damaged = whole[:-30] + bytes([whole[-30] ^ 1]) + whole[-29:]
+    with pytest.raises(ParamWatchError, match=r"s\.0\.rows is damaged: batch 1 of 1"):
+        only(Torn(files | {name: damaged}, name, len(whole), zeros=False))
+    alike = [i for i in range(len(mark), len(whole)) if whole[:i].endswith(mark)]
+    assert alike
+    assert [read(Torn(files, name, size, zeros=False)).blocks for size in alike] == [[]] * len(alike)
 
 
 def said_of(folder: Folder) -> list[str]:
