@@ -24,8 +24,8 @@ FINITE_STEPS = 100
 
 @dataclass(frozen=True)
 class _Held:
-    first: int
-    """The number of its first step."""
+    last: int
+    """The number of its last step."""
     pair: tuple[Any, Any]
     """Rows and steps, each an IPC stream of one batch."""
     note: dict[str, str]
@@ -43,30 +43,38 @@ class Latest:
         """May be changed; it holds with the next steps that are added."""
         self._held: deque[_Held] = deque()
         self._bytes = 0
+        self._gone = -1
+
+    @property
+    def start(self) -> int:
+        """The step after the last one that was forgotten: from there on, all are held or were taken."""
+        return self._gone + 1
 
     def add(self, rows: Any, steps: Any, note: dict[str, str]) -> None:
         """Take some steps, as batches of both files, with something to know about them."""
-        if not self.max_bytes:
-            return
-        held = _Held(steps["step"][0].as_py(), (_packed(rows), _packed(steps)), note)
+        held = _Held(steps["step"][-1].as_py(), (_packed(rows), _packed(steps)), note)
         self._held.append(held)
         self._bytes += held.size
         while self._bytes > self.max_bytes:
-            self._bytes -= self._held.popleft().size
+            self._forget()
 
     def clear(self) -> None:
         """Forget everything."""
-        self._held.clear()
-        self._bytes = 0
+        while self._held:
+            self._forget()
 
-    def taken(self, steps_schema: Any) -> Iterator[tuple[int, Any, Any, dict[str, str]]]:
-        """Give up everything, in order: the first of all its steps; rows; steps, with the columns of a schema; the note."""
-        first = self._held[0].first if self._held else 0
+    def taken(self, steps_schema: Any) -> Iterator[tuple[Any, Any, dict[str, str]]]:
+        """Give up everything, in order: rows; steps, with the columns of a schema; the note."""
         while self._held:
             held = self._held.popleft()
             rows, steps = map(_unpacked, held.pair)
-            yield first, rows, _with_columns(steps, steps_schema), held.note
+            yield rows, _with_columns(steps, steps_schema), held.note
         self._bytes = 0
+
+    def _forget(self) -> None:
+        held = self._held.popleft()
+        self._bytes -= held.size
+        self._gone = held.last
 
 
 class Alarm:

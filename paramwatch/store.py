@@ -242,12 +242,13 @@ class Store(BatchSink):
             self._latest.add(rows, steps_batch(batches, self._steps_schema, lambda step: True), {SAME: json.dumps(self._rows.same)})
 
     def _write_latest(self) -> None:
-        """The steps that were dropped: from their first one on, none is missing."""
+        """The steps that were dropped: with those that were kept, none is missing from where the ring starts."""
         if self.schedule is not None:
             self._write_records()
             self._hold_dropped()
-            for first, rows, steps, note in self._latest.taken(self._steps_schema):
-                self._append_steps(rows, steps, note | {FULL_RATE: f"{first} {self._seen}"})
+            whole = {FULL_RATE: f"{self._latest.start} {self._seen}"}
+            for rows, steps, note in self._latest.taken(self._steps_schema):
+                self._append_steps(rows, steps, note | whole)
 
     def _append_steps(self, rows: Any, steps: Any, note: Mapping[str, str]) -> None:
         self._files.append_steps(rows, self._rows.schema, steps, self._steps_schema, note, json.loads(note[SAME]))

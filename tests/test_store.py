@@ -331,10 +331,23 @@ def test_the_last_steps_are_there_at_full_rate_without_doubles(monkeypatch: pyte
     store.close()
     first, last = longest_full_rate(folder)
     assert first < 990 < last == 1000
+    assert first - 1 not in before
     assert only(folder).step.tolist() == sorted(before | set(range(first, 1001)))
     files = [file for file in folder.names() if file.endswith("rows")]
     lines = [step for file in files for step in pa.ipc.open_stream(content(folder, file)).read_all()["step"].to_pylist()]
     assert len(lines) == len(set(lines))
+
+
+def test_steps_that_the_schedule_kept_are_at_full_rate_as_far_as_the_latest_ones_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = MemoryFolder()
+    store = small(folder, monkeypatch)
+    for step in range(90):
+        store.write(finite(step))
+    store.write(spoilt(90))
+    for step in range(91, 150):
+        store.write(finite(step))
+    store.close()
+    assert longest_full_rate(folder) == (64, 149)
 
 
 def test_what_came_before_the_first_step_that_is_not_finite_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
