@@ -380,3 +380,45 @@ def test_where_only_norms_are_kept_what_is_in_no_use_makes_the_agreement_unknown
         (said,) = watch.findings["message"]
         assert "how much is not known" in said
     assert all(map(torch.equal, net.parameters(), bare.parameters()))
+
+
+class Queries(nn.Module):
+    """An addition hands one gradient to both of its parameters; autograd may make it the `grad` of the one as it is."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.first, self.out = nn.Parameter(torch.randn(8, 4)), nn.Parameter(torch.randn(8, 4)), nn.Linear(4, 4)
+        self.second = self.first if tied else nn.Parameter(self.first.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.out(torch.tanh(self.out(self.query + self.first)) + self.second * x)
+        return found
+
+
+@pytest.mark.parametrize(("how", "budget"), [("twice", 1 << 20), ("hook", 1 << 20), ("hook", 0)])
+def test_a_contribution_stays_what_it_was_when_its_memory_is_the_gradient_of_another_parameter(
+    how: str, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second pass adds to that gradient in place, and a hook on the other parameter multiplies it."""
+    monkeypatch.setattr(watched, "LEAST_BUDGET", budget)
+    monkeypatch.setattr(watched, "share_of_device", lambda device: 0)
+    net, twin = Queries(True), Queries(False)
+    watch = paramwatch.attach(net, uses=1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    for each in (net, twin):
+        if how == "hook":
+            each.query.register_post_accumulate_grad_hook(scale)
+        for x in (FIRST, 2 * SECOND)[: 2 if how == "twice" else 1]:
+            each(x).square().mean().backward()
+    optimizer.step()
+
+    frame = watch.uses()
+    assert frame["use_norm"].tolist() == pytest.approx([float(x.grad.norm()) for x in (twin.first, twin.second)], rel=1e-5)
+    # where there is no room for a copy norms need none
+    assert set(frame["mode"]) == {"full" if budget else "norms"}
+    watch.close()
+
+
+def scale(parameter: Tensor) -> None:
+    parameter.grad.mul_(0.01)

@@ -25,7 +25,7 @@ from paramwatch.uses.obstacles import SEVERAL_THREADS, compiles_backward, in_wor
 from paramwatch.uses.runs import Runs
 from paramwatch.uses.sites import Site
 from paramwatch.uses.watched import Watched, WatchedRow
-from paramwatch.uses.ways import Node, Way, arrived
+from paramwatch.uses.ways import Node, Way, arrived, is_lent
 
 _serials = itertools.count()
 
@@ -238,7 +238,7 @@ class Armed:
                         continue
                     mine, eps = arrived(grad.detach(), way, row.tensor)
                     if mine is not None:
-                        row.found.take(task, site, mine, eps)
+                        row.found.take(task, site, mine, eps, is_lent(mine, slot, way, grad_inputs, grad_outputs))
                     if site.kind == "recompute":
                         self._runs.came(site.origin, site.turn)
 

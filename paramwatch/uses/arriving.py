@@ -95,6 +95,15 @@ class Arriving:
         if self.mode == "full":
             self.grads.append(grad)
             return
+        self._count(grad)
+
+    def let_go(self) -> None:
+        """Keep norms alone from now on."""
+        grads, self.grads, self.mode = self.grads, [], "norms"
+        for grad in grads:
+            self._count(grad)
+
+    def _count(self, grad: Tensor) -> None:
         if self.order is None:
             self.order = order_of(grad)
         x = flat(grad, self.order)

@@ -72,7 +72,7 @@ class Contributions:
         """Backward passes in this step, those in which no use was seen as well."""
         return len(self._passes) + self._unseen
 
-    def take(self, task: int, site: Site, grad: Tensor, eps: float) -> None:
+    def take(self, task: int, site: Site, grad: Tensor, eps: float, lent: bool = False) -> None:
         """A contribution: the tensor itself, which autograd is about to add.
 
         Args:
@@ -80,11 +80,18 @@ class Contributions:
             site: Of the use.
             grad: In the form of the parameter.
             eps: Of the type in which it will be added.
+            lent: Whether its memory is that of others as well, who may change it: then it is copied.
         """
         arrived = self._arrived.get(task)
         if arrived is None:
             expected, copied = self._coming()
             arrived = self._arrived[task] = begin(self._budget, expected, copied * (expected != self.narrows), self._numel, self._size)
+        if lent and arrived.mode == "full":
+            if self._budget.take(self._size):
+                arrived.size += self._size
+                grad = grad.clone()
+            else:
+                arrived.let_go()
         arrived.take(site, grad, eps)
 
     def narrow(self, task: int, total: Tensor, so_far: Tensor | None, keep: bool | None) -> None:

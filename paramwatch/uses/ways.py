@@ -5,7 +5,7 @@ A way calls nodes of the graph with the gradient of one use alone, beside the en
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Set
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, TypeAlias
@@ -114,6 +114,27 @@ def arrived(grad: Tensor, way: Way, at: Tensor) -> tuple[Tensor | None, float]:
             found = step(found)
             eps = max(eps, torch.finfo(grad.dtype if found is None else found.dtype).eps)
     return found, eps
+
+
+def is_lent(mine: Tensor, slot: int, way: Way, grad_inputs: Sequence[Tensor | None], grad_outputs: Sequence[Tensor | None]) -> bool:
+    """Whether others have the memory of a contribution as well, as what an addition hands on: it may become the `grad` of another tensor.
+
+    Args:
+        mine: The contribution,
+        slot: which of the gradients it was,
+        way: and on which way it has come.
+        grad_inputs: All that its operation has computed,
+        grad_outputs: and from what.
+    """
+    # a computation may hand on to several parameters what it is given
+    given = grad_inputs if any(isinstance(step, Derivation) for step in way) else (*grad_inputs[:slot], *grad_inputs[slot + 1 :])
+    memory = _memory_of(mine)
+    return memory is not None and any(memory == _memory_of(other) for other in (*given, *grad_outputs) if other is not None)
+
+
+def _memory_of(tensor: Tensor) -> int | None:
+    """Where it is; None where there is no one place."""
+    return tensor.untyped_storage().data_ptr() if type(tensor) is Tensor and tensor.layout is torch.strided else None
 
 
 def may_be_called(node: Node) -> bool:
