@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -557,3 +558,39 @@ def test_the_uses_of_a_gradient_penalty_add_up_to_those_of_the_untied_twin() -> 
     assert len(each) > 3
     for layer in (twin[0], twin[2]):
         assert min(abs(total - float(layer.weight.grad.norm())) for total in sums) < 1e-5 * float(layer.weight.grad.norm())
+
+
+class Cut(nn.Module):
+    """A cell over ten moments, its graph cut after five of them; the state before the cut is returned or only kept."""
+
+    def __init__(self, returns: bool) -> None:
+        super().__init__()
+        self.cell, self.returns = nn.RNNCell(4, 4), returns
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        states = [torch.zeros(len(x), 4)]
+        for i in range(10):
+            states.append(self.cell(x, states[-1].detach() if i == 5 else states[-1]))
+        self.kept = states[5]
+        return (states[-1], self.kept) if self.returns else (states[-1],)
+
+
+def test_what_only_a_root_leads_to_comes_in_the_order_of_the_forward_pass_and_is_called_as_its_call_is() -> None:
+    found = []
+    for returns in (True, False):
+        torch.manual_seed(0)
+        net = Cut(returns)
+        watch = paramwatch.attach(net, uses=1, uses_of="cell.weight_hh")
+        value = torch.zeros(())
+        for x in (X, 2 * X):
+            value = value + net(x)[0].square().mean() + net.kept.square().mean()
+        watch.root(value)
+        value.backward()
+        torch.optim.SGD(net.parameters(), lr=0.1).step()
+        found.append((watch.uses(), watch.agreement()))
+        watch.close()
+
+    (uses, agreement), (by_root, agreement_by_root) = found
+    assert list(uses.index.get_level_values("use")) == [f"call{call}:cell@{i}" for call in (0, 1) for i in range(10)]
+    pd.testing.assert_frame_equal(by_root, uses)
+    pd.testing.assert_frame_equal(agreement_by_root, agreement)

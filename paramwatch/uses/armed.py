@@ -66,7 +66,7 @@ class Armed:
         self._serial = next(_serials)
         self._on_nodes: list[Any] = []
         self._calls: dict[int, Calls] = {}
-        self._turn = 0
+        self._turns = itertools.count()
         self._runs = Runs()
         self._handles: list[Any] = []
 
@@ -86,8 +86,8 @@ class Armed:
 
     def root(self, loss: Tensor) -> None:
         """Look for uses between the outputs of the model and the loss as well."""
-        calls = self._calls.get(threading.get_ident()) or Calls(self._names)
-        self._plan(calls, [loss.grad_fn], 0, lambda place, label: Site("loss", 0, "", place, label))
+        calls = self._calls.get(threading.get_ident()) or Calls(self._names, self._turns)
+        self._plan(calls, [loss.grad_fn], 0, calls.site)
 
     # ---- the forward pass ------------------------------------------------------------------------
 
@@ -136,7 +136,7 @@ class Armed:
             elif call is not None and output is not None:
                 roots = [tensor.grad_fn for tensor in outputs_of(output) if tensor.grad_fn is not None]
                 if roots:
-                    self._plan(calls, roots, call.enter, self._site_in(call))
+                    self._plan(calls, roots, call.enter, self._site_in(calls, call))
 
     def _step_aside(self, compiled: nn.Module) -> None:
         """Compiled code is about to run: hooks would become a part of it. Where it is of the model its uses cannot be told apart."""
@@ -169,19 +169,18 @@ class Armed:
     def _calls_here(self) -> Calls:
         me = threading.get_ident()
         if me not in self._calls:
-            self._calls[me] = Calls(self._names)
+            self._calls[me] = Calls(self._names, self._turns)
             if any(calls.inside for calls in self._calls.values()):
                 self._say(SEVERAL_THREADS)
         return self._calls[me]
 
-    def _site_in(self, call: Call) -> Callable[[int, str], Site]:
-        turn = self._turn
-        self._turn += 1
+    def _site_in(self, calls: Calls, call: Call) -> Callable[[int, str], Site]:
+        turn = calls.turn_of(call)
         task = torch._C._current_graph_task_id()
         if task != -1:
             root, segment = self._runs.segment(task)
-            return lambda place, label: Site("recompute", segment, call.path, place, label, root, turn)
-        return lambda place, label: Site("call", turn, call.path, place, label)
+            return lambda number, label: Site("recompute", segment, call.path, number, label, root, turn)
+        return lambda number, label: Site("call", turn, call.path, number, label)
 
     def _plan(self, calls: Calls, roots: Iterable[Node], floor: int, site: Callable[[int, str], Site]) -> None:
         """Find the uses below, and hook what will compute their contributions."""
@@ -197,11 +196,11 @@ class Armed:
             for operation in dict.fromkeys(use.operation for use in uses if use.merges):
                 merging.setdefault(operation, []).append(row.name)
                 row.found.always = True
-            for place, (use, label) in enumerate(zip(uses, calls.labels(uses, row.holders), strict=True)):
+            for use, label in zip(uses, calls.labels(uses, row.holders), strict=True):
                 # a graph may be walked again, from a loss
                 if any(self._has_marked(node, row, slot) for node, slot in use.ends):
                     continue
-                here = site(place, label)
+                here = site(use.number, label)
                 for node, slot in use.ends:
                     jobs[node].append((row, here, slot, use.way))
                 row.found.expected += here.kind != "recompute"

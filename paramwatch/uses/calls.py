@@ -10,7 +10,7 @@ import sys
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from paramwatch.uses.graph import Use
+from paramwatch.uses.sites import Site
 
 _OPEN = 2**64
 """Stands for the number at which a call will be left."""
@@ -58,13 +59,15 @@ class Call:
     """How many calls of this path there were before in the outermost call."""
     derives: bool
     """Whether it computes a parameter from others (weight norm), which is not a use of them."""
+    turn: int | None = None
+    """Of an outermost call: which one it is, of all threads."""
 
 
 class Calls:
     """The module calls of one thread since a split step was armed, and the name of the place in which an operation was made."""
 
-    def __init__(self, names: Names) -> None:
-        self._names = names
+    def __init__(self, names: Names, turns: Iterator[int]) -> None:
+        self._names, self._next = names, turns
         self._calls: list[Call] = []
         self._enters: list[int] = []
         self._stack: list[tuple[int, nn.Module]] = []
@@ -134,6 +137,21 @@ class Calls:
             at = call.parent
         return None
 
+    def outermost(self, number: int) -> Call | None:
+        """The outermost call in which the operation of this number was made."""
+        return None if self.where(number) is None else self._calls[self._around(number)]
+
+    def turn_of(self, outermost: Call) -> int:
+        """Which of the outermost calls of all threads that is."""
+        if outermost.turn is None:
+            outermost.turn = next(self._next)
+        return outermost.turn
+
+    def site(self, number: int, label: str) -> Site:
+        """Where the operation of this number was made: in a call, or outside of all."""
+        call = self.outermost(number)
+        return Site("loss", 0, "", number, label) if call is None else Site("call", self.turn_of(call), call.path, number, label)
+
     def deriving(self) -> list[tuple[int, int]]:
         """The intervals of the calls that compute parameters from others, in order."""
         return [(call.enter, call.exit) for call in self._calls if call.derives and call.exit != _OPEN]
@@ -146,7 +164,8 @@ class Calls:
             holders: Identities of the modules that hold the parameter: elsewhere the operation is named as well.
         """
         merged = [f" [merged in {use.operation}]" if use.merges else "" for use in uses]
-        return numbered([self._label(use.number, use.operation, holders) + more for use, more in zip(uses, merged, strict=True)])
+        labels = [self._label(use.number, use.operation, holders) + more for use, more in zip(uses, merged, strict=True)]
+        return numbered(labels, [self.outermost(use.number) for use in uses])
 
     def _label(self, number: int, operation: str, holders: Collection[int]) -> str:
         call = self.where(number)
@@ -185,10 +204,12 @@ def _calls_in_turn(module: nn.Module) -> bool:
     return False
 
 
-def numbered(labels: Sequence[str]) -> list[str]:
-    """The same, those that occur several times with a number."""
-    count, seen, found = Counter(labels), Counter[str](), []
-    for label in labels:
-        found.append(f"{label}#{seen[label]}" if count[label] > 1 else label)
-        seen[label] += 1
+def numbered(labels: Sequence[str], within: Sequence[Call | None]) -> list[str]:
+    """The same, those that occur several times in one outermost call with a number."""
+    # not by what a call is, which may be entered twice at one number
+    keys = [(label, id(call)) for label, call in zip(labels, within, strict=True)]
+    count, seen, found = Counter(keys), Counter[tuple[str, int]](), []
+    for label, key in zip(labels, keys, strict=True):
+        found.append(f"{label}#{seen[key]}" if count[key] > 1 else label)
+        seen[key] += 1
     return found

@@ -15,8 +15,8 @@ class Site(NamedTuple):
     """Which outermost call it was, in the order in which they were made; of recomputed segments, in that of the backward pass."""
     outer: str
     """What was called there."""
-    place: int
-    """Among the uses of the row in that call, in the order of the forward pass."""
+    number: int
+    """Of the operation, in the order of the forward pass."""
     label: str
     origin: int = -1
     """The run of the engine that recomputes it."""
@@ -27,8 +27,8 @@ class Site(NamedTuple):
 def forward_order(site: Site) -> tuple[int, int, int, int]:
     """Sorts sites in the order of the forward pass; segments are recomputed in the reverse order."""
     if site.kind == "recompute":
-        return 1, -site.turn, site.within, site.place
-    return 0 if site.kind == "call" else 2, site.turn, 0, site.place
+        return 1, -site.turn, site.within, site.number
+    return 0 if site.kind == "call" else 2, site.turn, 0, site.number
 
 
 def names_of(sites: Sequence[Site]) -> list[str]:
