@@ -161,7 +161,10 @@ class Store(BatchSink):
         self._files.begin()
         self._inventory, self._types = inventory, types
         self._rows, self._steps_schema = RowsWriter(inventory), steps_schema(types)
-        self._most_steps = min(BATCH_STEPS, ceil(BATCH_BYTES / max(1, _stored_bytes(inventory))))
+        size = max(1, _stored_bytes(inventory))
+        self._kept_steps.most = most = min(BATCH_STEPS, ceil(BATCH_BYTES / size))
+        # the oldest of the latest steps are given up as they were held, and most of them have to stay
+        self._dropped_steps.most = min(most, ceil(self._latest.max_bytes / 4 / size) or most)
 
     def _take(self, batch: Batch, schedule: Schedule, always: bool = False) -> None:
         start = 0
@@ -219,11 +222,11 @@ class Store(BatchSink):
     def _wait(self, waiting: _Waiting, batch: Batch, chosen: Sequence[int], full: Callable[[], None]) -> None:
         """Hold steps until they are many."""
         while chosen:
-            room = self._most_steps - waiting.steps
+            room = waiting.most - waiting.steps
             self._wait_since_now()
             waiting.batches.append(batch.at(chosen[:room]))
             waiting.steps += len(waiting.batches[-1])
-            if waiting.steps >= self._most_steps:
+            if waiting.steps >= waiting.most:
                 full()
             chosen = chosen[room:]
 
@@ -271,7 +274,7 @@ class _Waiting:
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
-        self.steps = 0
+        self.steps, self.most = 0, 1
 
     def taken(self) -> list[Batch]:
         batches, self.batches, self.steps = self.batches, [], 0

@@ -350,6 +350,19 @@ def test_steps_that_the_schedule_kept_are_at_full_rate_as_far_as_the_latest_ones
     assert longest_full_rate(folder) == (64, 149)
 
 
+def test_a_store_of_few_bytes_has_the_last_steps_as_well() -> None:
+    folder, step, fewest = MemoryFolder(), 0, 5
+    store = Store(folder, max_bytes=60_000)
+    # the fewest there can be: some were given up just now
+    while step < 500 or store._dropped_steps.steps:
+        store.write(finite(step))
+        step += 1
+    store.close()
+    block = only(folder)
+    assert block.step[-fewest:].tolist() == list(range(step - fewest, step))
+    assert all(block.steps["full_rate"].to_pylist()[-fewest:])
+
+
 def test_what_came_before_the_first_step_that_is_not_finite_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = MemoryFolder()
     store = small(folder, monkeypatch)
