@@ -33,6 +33,9 @@ LINES = 1 << 19
 FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20", "\t", "\r", "\n")
 """A spreadsheet takes a cell that begins with one of these for a formula, in full width, too, or (tab, line ends) what comes after it."""
 
+NOT_SEEN = " \ufeff"
+"""What some of them leave out at the beginning of a cell: spaces, and the mark of the byte order."""
+
 
 def export(
     run: Run,
@@ -85,7 +88,7 @@ def export(
 
 def guarded(name: str) -> str:
     """A name that no spreadsheet takes for a formula."""
-    return f"'{name}" if name.startswith(FORMULA) else name
+    return f"'{name}" if name.lstrip(NOT_SEEN).startswith(FORMULA) else name
 
 
 class _Pieces:
