@@ -594,3 +594,33 @@ def test_what_only_a_root_leads_to_comes_in_the_order_of_the_forward_pass_and_is
     assert list(uses.index.get_level_values("use")) == [f"call{call}:cell@{i}" for call in (0, 1) for i in range(10)]
     pd.testing.assert_frame_equal(by_root, uses)
     pd.testing.assert_frame_equal(agreement_by_root, agreement)
+
+
+@pytest.mark.parametrize("calls", [(1, 2), (2, 1)])
+def test_a_pass_in_which_a_parameter_is_used_once_is_counted(calls: tuple[int, int]) -> None:
+    net = nn.Linear(4, 4)
+    watch = paramwatch.attach(net, uses=1, uses_of="*")
+    for times in calls:
+        x = X
+        for _ in range(times):
+            x = net(x).tanh()
+        x.square().mean().backward()
+    torch.optim.SGD(net.parameters(), lr=0.1).step()
+
+    assert set(watch.uses()["backwards"]) == {2}
+    watch.close()
+
+
+def test_of_forward_passes_whose_graph_is_gone_no_handle_is_kept() -> None:
+    net = mlp()
+    with paramwatch.attach(net, uses=1) as watch:
+        armed = watch.recorder.splits._armed  # type: ignore[union-attr]  # armed, as `uses` asks
+        kept = []
+        for _ in range(4):
+            found = net(X)
+            kept.append(len(armed._on_nodes))
+        del found
+
+    # the last one is gone only after the next one is there
+    assert 0 < kept[0] < kept[1]
+    assert kept[1:] == [kept[1]] * 3

@@ -184,6 +184,8 @@ class Armed:
 
     def _plan(self, calls: Calls, roots: Iterable[Node], floor: int, site: Callable[[int, str], Site]) -> None:
         """Find the uses below, and hook what will compute their contributions."""
+        # of graphs that are gone there is nothing to take away
+        self._on_nodes = [handle for handle in self._on_nodes if handle.hooks_dict_ref() is not None]
         jobs: dict[Node, list[tuple[WatchedRow, Site, int, Way]]] = defaultdict(list)
         merging: dict[str, list[str]] = {}
         found, recomputes = uses_below(roots, floor, calls.deriving())

@@ -157,7 +157,7 @@ class Contributions:
         if arrived.mode == "norms":
             self._notes[PART] = arrived.missing(total)
         self._sample = sample_of(total, now, self._order) if whole else None
-        self._done = Sums(pass_.names, mode, 1, arrived.eps, arrived.multiplied(total, left))
+        self._done = Sums(pass_.names, mode, 1 + (left is not None) * self._unseen, arrived.eps, arrived.multiplied(total, left))
 
     def sums(self, used: Tensor | None = None, more: bool = False) -> Sums | None:
         """What was found in this step so far; None if nothing was. What was kept for it is let go, unless there may be more.
@@ -256,7 +256,7 @@ class Contributions:
             if self._done is not None or not self._budget.take(size):
                 return False
             whole = None if not copy else dense(total).clone() if left is None else dense(total) + dense(left)
-            self._held = Held(pass_.own(), pass_.order(), whole, {pass_.origin}, pass_.eps, size)
+            self._held = Held(pass_.own(), pass_.order(), whole, {pass_.origin}, pass_.eps, size, 1 + (left is not None) * self._unseen)
             return True
         before = self._sum_before(held, now)
         size = (held.new(pass_.names) + (held.total is None)) * self._size
@@ -281,6 +281,7 @@ class Contributions:
         if held is not None and before is not None and self._budget.take(size := (held.total is None) * self._size):
             held.multiply(factor)
             held.add_total(total, before)
+            held.counted = held.counted + 1
             held.size += size
             self._done = None
         elif self._done is not None:
