@@ -8,7 +8,7 @@ up when they run.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -35,7 +35,7 @@ class RawListener(Protocol):
 
     guard: Guard
 
-    def raw_gradients(self, grads: Sequence[Tensor]) -> None: ...
+    def raw_gradients(self, grads: Sequence[Tensor], *, of: Collection[int] | None) -> None: ...
 
 
 def listen(listener: RawListener) -> None:
@@ -73,7 +73,10 @@ def _report_first(tensorlistlist: Any, *args: Any, **kwargs: Any) -> Any:
 def _tell(listener: RawListener, tensorlistlist: Any) -> None:
     running = caller()
     if running is None or running.f_code.co_name != _ONLY_LOOKS:
-        listener.raw_gradients([tensor for tensors in tensorlistlist for tensor in tensors if isinstance(tensor, Tensor)])
+        params = None if running is None else running.f_locals.get("parameters")
+        # of an iterator that torch has gone through they are not known any more
+        of = {*map(id, params)} if isinstance(params, list | tuple) else None
+        listener.raw_gradients([tensor for tensors in tensorlistlist for tensor in tensors if isinstance(tensor, Tensor)], of=of)
 
 
 # a compiled loop must call this as it is and not trace it

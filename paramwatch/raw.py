@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import get_ident
 
 import torch
 from torch import Tensor
@@ -21,6 +22,15 @@ class RawGradients:
     def __init__(self) -> None:
         self.seen: dict[str, _Raw] = {}
         """By the name of the row."""
+        self._thread: int | None = None
+
+    def look(self, rows: Iterable[tuple[str, Tensor]], grads: Iterable[Tensor], replace: bool, of: Collection[int] | None) -> None:
+        """See those of the rows, by name and parameter; the rest as `Recorder.raw_gradients`."""
+        if of is None and not replace and self._thread not in (None, get_ident()):
+            return
+        wanted = {*map(id, grads)}
+        read = ((name, param.grad) for name, param in rows if of is None or id(param) in of)
+        self.see({name: grad for name, grad in read if grad is not None and id(grad) in wanted}, replace)
 
     def see(self, grads: Mapping[str, Tensor], replace: bool) -> None:
         """Measure gradients, by the name of their row, that are about to be clipped.
@@ -49,8 +59,9 @@ class RawGradients:
         distinct = {id(measured): measured for measured in found.values()}
         return [measured.only(name for name, other in found.items() if other is measured) for measured in distinct.values()]
 
-    def forget(self, names: Iterable[str]) -> None:
-        """These rows have stepped."""
+    def stepped(self, names: Iterable[str]) -> None:
+        """These rows have stepped, in this thread."""
+        self._thread = get_ident()
         for name in names if self.seen else ():
             self.seen.pop(name, None)
 

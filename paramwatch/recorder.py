@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -160,19 +160,20 @@ class Recorder:
 
     # ---- beside the steps --------------------------------------------------------------------
 
-    def raw_gradients(self, grads: Sequence[Tensor], replace: bool = False) -> None:
+    def raw_gradients(self, grads: Sequence[Tensor], replace: bool = False, of: Collection[int] | None = None) -> None:
         """Measure gradients that are about to be clipped.
 
         Args:
             grads: Gradient tensors; those that belong to none of our rows are passed over.
             replace: Whether these are the next step's for certain, whatever was given since the row's last step.
+            of: Identities of their parameters, if known. Others may be trained by another thread: no gradient can be read there.
         """
         with self.guard.contain("measuring gradients before clipping"), self.lock, torch.no_grad():
             started = self._clock.start()
-            wanted = set() if captured() else {id(grad) for grad in grads}
-            tensors = self._live.tensors(self._rounds.step)
-            held = zip(self._live.current.rows, tensors, strict=False)
-            self._raw.see({row.name: t.grad for row, t in held if t.grad is not None and id(t.grad) in wanted}, replace)
+            if not captured():
+                tensors = self._live.tensors(self._rounds.step)
+                names = [row.name for row in self._live.current.rows]
+                self._raw.look(zip(names, tensors, strict=False), grads, replace, of)
             self._clock.stop(started)
 
     def skipped(self, optimizer: Optimizer) -> None:
@@ -246,8 +247,7 @@ class Recorder:
         self.steps_seen += 1
         if self._open is not None and self._open.step != number:
             self.close_round()
-        if self._raw.seen:
-            self._raw.forget(step.names)
+        self._raw.stepped(step.names)
         if step.wanted:
             self._measure_end(step)
             opened = self._opened(number, step.time)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from loops import OPTIONS, by_name, loss_of, mlp, sgd
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from paramwatch.raw import RawGradients
 
 LOW = 0.05
 """Far below the norm of every gradient."""
@@ -119,3 +123,28 @@ def test_the_books_agree(loop: Loop, options: dict[str, Any]) -> None:
 
     if "raw_gradients" in options:
         assert (lab.watch.steps["clip_coef"] < 1).all()
+
+
+class Elsewhere(nn.Module):
+    """Stands for a parameter that another thread trains: whoever reads its gradient meanwhile may read what is gone."""
+
+    @property
+    def grad(self) -> torch.Tensor:
+        raise AssertionError("its gradient was read")
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["parameters_are_known", "an_iterator_in_another_thread"])
+def test_clipping_reads_no_gradient_of_a_model_that_another_thread_trains(known: bool) -> None:
+    clipped, raw = nn.Parameter(torch.ones(2)), RawGradients()
+    clipped.grad = torch.ones(2)
+    raw.stepped(())
+    rows: list[tuple[str, Any]] = [("clipped", clipped), ("elsewhere", Elsewhere())]
+
+    look = partial(raw.look, rows, [clipped.grad], False, {id(clipped)} if known else None)
+    if known:
+        look()
+    else:
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+    assert list(raw.seen) == ["clipped"] * known
