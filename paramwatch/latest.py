@@ -36,7 +36,7 @@ class _Held:
 
 
 class Latest:
-    """Holds so many bytes, and what was added last whatever it takes; nothing where there are none."""
+    """Holds so many bytes, and what was added in the last two times whatever it takes; nothing where there are none."""
 
     def __init__(self, max_bytes: float) -> None:
         self.max_bytes = max_bytes
@@ -55,7 +55,8 @@ class Latest:
         held = _Held(steps["step"][-1].as_py(), (_packed(rows), _packed(steps)), note)
         self._held.append(held)
         self._bytes += held.size
-        while self._bytes > self.max_bytes and len(self._held) > min(1, self.max_bytes):
+        # what is added last of all may be a single step
+        while self._bytes > self.max_bytes and len(self._held) > min(2, self.max_bytes):
             self._forget()
 
     def clear(self) -> None:
