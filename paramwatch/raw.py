@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import get_ident
@@ -48,7 +49,10 @@ class RawGradients:
                 new[name] = grad
         if new:
             measured = Measured("grad_raw", list(new), measure(list(new.values())))
-            self.seen |= {name: _Raw(measured, _address(grad), _version(grad), replace) for name, grad in new.items()}
+            # views of one buffer count the writes of them all
+            views = Counter(map(_buffer, grads.values()))
+            for name, grad in new.items():
+                self.seen[name] = _Raw(measured, _address(grad), _version(grad), replace, _CLIP_WRITES * views[_buffer(grad)])
 
     def of(self, names: Sequence[str], grads: Sequence[Tensor | None]) -> list[Measured]:
         """What these gradients were before they were clipped, where they were."""
@@ -73,6 +77,8 @@ class _Raw:
     version: int
     """How often the gradient had been written when it was last about to be clipped."""
     certain: bool
+    writes: int
+    """How often clipping once more may write it."""
 
     def became(self, grad: Tensor | None) -> bool:
         """Whether this gradient is the same one, clipped since.
@@ -82,12 +88,21 @@ class _Raw:
         """
         if self.certain:
             return True
-        return grad is not None and self.address == _address(grad) and 0 < _version(grad) - self.version <= _CLIP_WRITES
+        return grad is not None and self.address == _address(grad) and 0 < _version(grad) - self.version <= self.writes
 
 
 def _address(grad: Tensor) -> int:
     """Where its elements are; of what has no memory of its own (sparse, a subclass around others), where it is itself."""
-    return grad.data_ptr() if type(grad) is Tensor and grad.layout is torch.strided else id(grad)
+    return grad.data_ptr() if _is_plain(grad) else id(grad)
+
+
+def _buffer(grad: Tensor) -> int:
+    """Which memory its elements are a part of."""
+    return grad.untyped_storage().data_ptr() if _is_plain(grad) else id(grad)
+
+
+def _is_plain(grad: Tensor) -> bool:
+    return type(grad) is Tensor and grad.layout is torch.strided
 
 
 def _version(grad: Tensor) -> int:

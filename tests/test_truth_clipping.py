@@ -67,6 +67,22 @@ def while_accumulating(lab: Lab) -> None:
             optimizer.zero_grad()
 
 
+def of_one_buffer(lab: Lab) -> None:
+    net = mlp()
+    optimizer = sgd(net)
+    buffer = torch.zeros(sum(param.numel() for param in net.parameters()), dtype=next(net.parameters()).dtype)
+    for param, part in zip(net.parameters(), buffer.split([param.numel() for param in net.parameters()]), strict=True):
+        param.grad = part.view_as(param)
+    lab.attach(net)
+    for i in range(3):
+        optimizer.zero_grad(set_to_none=False)
+        loss_of(net, i).backward()
+        lab.raw()
+        clip_grad_norm_(net.parameters(), LOW)
+        with lab.by_update(optimizer):
+            optimizer.step()
+
+
 def _clip_what_it_holds(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     clip_grad_norm_([param for group in optimizer.param_groups for param in group["params"]], LOW)
 
@@ -111,6 +127,7 @@ LOOPS: dict[str, Loop] = by_name(
     by_value,
     layer_by_layer,
     while_accumulating,
+    of_one_buffer,
     in_a_hook_of_the_optimizer,
     in_a_global_hook_after_ours,
 )
