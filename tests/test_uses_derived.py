@@ -165,3 +165,39 @@ def test_what_is_computed_once_for_several_uses_and_must_not_be_run_for_each_is_
         assert name.endswith(" [merged in parametrization]")
     assert len(uses.loc[(1, "c.weight")]) == 2
     assert watch.agreement()["residual"].lt(1e-5).all()
+
+
+class Computed(nn.Module):
+    """One table as an embedding and as a head, both computed from it by plain operations."""
+
+    def __init__(self, tied: bool, made: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Parameter(torch.randn(9, 4))
+        self.second, self.made = self.first if tied else nn.Parameter(self.first.detach().clone()), made
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.made(self.first)
+        second = first if self.first is self.second else self.made(self.second)
+        return nn.functional.linear(torch.tanh(nn.functional.embedding(x, first)), second)
+
+
+PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "normalized": lambda w: nn.functional.normalize(w, dim=1),
+    "standardized": lambda w: (w - w.mean(1, keepdim=True)) / w.std(1, keepdim=True),
+    "scaled": lambda w: w * 0.5,
+    "layer_norm": lambda w: nn.functional.layer_norm(w, (4,)),
+}
+
+
+@pytest.mark.parametrize("made", PLAIN.values(), ids=PLAIN)
+def test_uses_of_a_weight_that_plain_operations_compute_once_are_apart(made: Callable[[Tensor], Tensor]) -> None:
+    net, twin = Computed(True, made), Computed(False, made)
+    with paramwatch.attach(net, uses=1) as watch:
+        for each in (net, twin):
+            each(torch.arange(6)).square().mean().backward()
+        torch.optim.SGD(net.parameters(), lr=0.1).step()
+
+    uses = watch.uses()
+    assert list(uses.index.get_level_values("use")) == ["(root)#0", "(root)#1"]
+    assert uses["use_norm"].tolist() == pytest.approx([float(w.grad.norm()) for w in (twin.first, twin.second)], rel=1e-4)

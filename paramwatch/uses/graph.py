@@ -1,8 +1,8 @@
 """Which operations of an autograd graph use a parameter: the graph is walked from the outputs of a call down to the parameters.
 
 What feeds `AccumulateGrad` is the use, unless it is a mere change of form of the whole parameter (a cast, a transpose), or the computation
-of one parameter from another (weight norm): then the uses are what feeds that. autocast casts a weight once for several uses, so their
-gradients are added in low precision before they reach the parameter; behind the cast they are still apart.
+of a weight from parameters (weight norm, `F.normalize(w)`): then the uses are what feeds that. autocast casts a weight once for several
+uses, so their gradients are added in low precision before they reach the parameter; behind the cast they are still apart.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ _FORM = frozenset(
 """Changes of form: one input, one output, nothing saved, so that a node can be called with each gradient on its own."""
 
 
+_WEIGHT = {"mm": 1, "addmm": 2, "linear": 1, "convolution": 1, "embedding": 0, "embeddingbag": 0, "bmm": None, "baddbmm": None}
+"""Operations that use a weight, and which of their inputs that is. What they made is computed from no parameter alone."""
+
+
 class Use(NamedTuple):
     """An operation that uses a parameter, possibly by way of others."""
 
@@ -69,6 +73,7 @@ def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, 
     """
     leaves: dict[Node, list[tuple[Node, int]]] = defaultdict(list)
     readers: Readers = defaultdict(list)
+    above: Readers = defaultdict(list)
     derived: set[Node] = set()
     recomputes = False
     starts = [start for start, _ in deriving]
@@ -100,6 +105,7 @@ def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, 
             if kind == "leaf":
                 leaves[child].append((node, slot))
                 continue
+            above[child].append((node, slot, output))
             number = child._sequence_nr()
             if leads(child, number):
                 readers[child].append((node, slot, output))
@@ -109,6 +115,10 @@ def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, 
             if child not in seen:
                 seen.add(child)
                 todo.append(child)
+    for node in _making_weights(leaves.values(), above):
+        if node not in readers:
+            derived.add(node)
+            readers[node] = above[node]
     return {leaf: _uses(leaf, feeding, readers, derived) for leaf, feeding in leaves.items()}, recomputes
 
 
@@ -129,6 +139,26 @@ def _uses(leaf: Node, feeding: Sequence[tuple[Node, int]], readers: Readers, der
         for reader, slot, node, output in out:
             found.append(_use(reader, slot, (Derivation(node, output, leaf, part),) if computed else _forms(node, leaf)))
     return sorted(found, key=lambda use: (use.number, use.ends[0][1]))
+
+
+def _making_weights(leaves: Iterable[Sequence[tuple[Node, int]]], above: Readers) -> set[Node]:
+    """What computes a weight from parameters alone, by whatever operations (`F.normalize(w)`), which no module says."""
+    alone, todo = set[Node](), [node for feeding in leaves for node, _ in feeding]
+    while todo:
+        node = todo.pop()
+        below = [child for child, _ in node.next_functions if child is not None]
+        of_parameters = all(child in alone or _kind(child.name()) == "leaf" for child in below)
+        # what takes one twice (`w + v` of a tie) has two uses
+        if of_parameters and len(set(below)) == len(below) and node not in alone and _operation(node) not in _WEIGHT:
+            alone.add(node)
+            todo += [reader for reader, _, _ in above[node]]
+    making = set[Node]()
+    todo = [node for node in alone if any(_WEIGHT.get(_operation(reader)) == slot for reader, slot, _ in above[node])]
+    while todo:
+        node = todo.pop()
+        making.add(node)
+        todo += [child for child, _ in node.next_functions if child in alone and child not in making]
+    return making
 
 
 def _parts(inner: Set[Node], readers: Readers) -> Iterator[set[Node]]:
@@ -176,9 +206,13 @@ def _forms(node: Node, leaf: Node) -> Way:
 
 
 def _use(node: Node, slot: int, way: Way) -> Use:
-    name: str = node.name()
-    operation = name.rpartition("::")[2].partition("Backward")[0].lower()
+    operation = _operation(node)
     return Use(node._sequence_nr(), operation, operation in WAYS, ((node, slot),), way)
+
+
+def _operation(node: Node) -> str:
+    name: str = node.name()
+    return name.rpartition("::")[2].partition("Backward")[0].lower()
 
 
 @lru_cache(maxsize=4096)
