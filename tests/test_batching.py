@@ -150,8 +150,9 @@ def test_every_sink_of_ours_does_with_a_batch_what_it_does_with_its_records(loop
 
     tallies = feed(Tally(), parts), feed(Tally(), records)
     assert tallies[0].absence(net) == tallies[1].absence(net)
+    shares = feed(Cost(), parts).share, feed(Cost(), records).share
     # sums of sums differ in the last bit
-    assert feed(Cost(), parts).share == pytest.approx(feed(Cost(), records).share, rel=1e-12)
+    assert shares == (None, None) or shares[0] == pytest.approx(shares[1], rel=1e-12)
     folders = MemoryFolder(), MemoryFolder()
     for folder, given_ in zip(folders, (parts, records), strict=True):
         feed(Store(folder, max_bytes=10**6, session="s"), given_).close()
