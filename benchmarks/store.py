@@ -62,7 +62,7 @@ def writing(rows: int, steps: int) -> tuple[float, float]:
         # the first batch of a process takes a second of imports
         store.flush()
         # as many steps as are written at once
-        together = -(-store._most_steps // size) * size
+        together = -(-store._kept_steps.most // size) * size
         for first in range(1, max(steps, 8 * together), together):
             # noise anew: what is the same again would compress
             given = [noisy(net, each, size) for each in range(first, first + together, size)]
