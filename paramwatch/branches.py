@@ -65,12 +65,12 @@ class Branches:
 
     @cached_property
     def _parents(self) -> dict[int, nn.Module]:
-        return {id(child): parent for parent in self._module.modules() for _, child in parent._modules.items()}  # as in `rows`
+        return {id(child): parent for parent in self._module.modules() for child in parent._modules.values()}
 
     def _is_followed(self, layer: nn.Module, outputs: int) -> bool:
         """Whether a later layer beside it takes as many inputs as it gives; zeros side by side are no chain unless they are called one."""
         parent = self._parents.get(id(layer))
-        beside = [] if parent is None else [child for _, child in parent._modules.items() if child is not None]
+        beside = [] if parent is None else [child for child in parent._modules.values() if child is not None]
         after = beside[[id(child) for child in beside].index(id(layer)) + 1 :] if beside else []
         held = [(child, weight) for child in after if (weight := held_under(child, "weight")) is not None and not is_lazy(weight)]
         if not isinstance(parent, nn.Sequential):

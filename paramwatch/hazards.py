@@ -129,7 +129,7 @@ def _constant(used: StandIn) -> str:
 
 def _usual(used: StandIn) -> Usual | None:
     default = default_of(used.holder, used.key, used.shape)
-    return usual_of(kind_of(used.holder), used.key, used.shape, default)  # type: ignore[arg-type]  # as in `standards`
+    return usual_of(kind_of(used.holder), used.key, used.shape, default)  # type: ignore[arg-type]  # a class has a hash
 
 
 def _weight(used: StandIn, x: Numbers) -> Weight:

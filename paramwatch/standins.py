@@ -31,7 +31,7 @@ def stand_ins(module: nn.Module) -> Callable[[Place, tuple[int, ...]], StandIn]:
     """Tells for the places of a model, and the shapes there, what they stand for."""
     owners: dict[int, tuple[nn.Module, str]] = {}
     for owner in module.modules():
-        lists = owner._modules["parametrizations"] if "parametrizations" in owner._modules else None  # noqa: SIM401  # as in `rows`
+        lists = owner._modules["parametrizations"] if "parametrizations" in owner._modules else None  # noqa: SIM401  # scripted: no get
         if isinstance(lists, nn.ModuleDict):
             owners |= {id(held): (owner, key) for key, held in lists.items()}
 

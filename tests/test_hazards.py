@@ -182,7 +182,7 @@ def test_a_constant_with_nothing_to_tell_its_units_apart_stays_as_it_is_warned_o
 
 
 def usual(module: nn.Module, key: str, shape: tuple[int, ...]) -> Usual | None:
-    return usual_of(kind_of(module), key, shape, default_of(module, key, shape))  # type: ignore[arg-type]  # as in `standards`
+    return usual_of(kind_of(module), key, shape, default_of(module, key, shape))  # type: ignore[arg-type]  # a class has a hash
 
 
 class OwnEmbedding(nn.Embedding):
