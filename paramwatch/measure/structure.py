@@ -46,7 +46,7 @@ class Structure:
     @classmethod
     def of(cls, modules: Sequence[nn.Module]) -> Structure | None:
         """That of these modules; None where the library cannot look at them."""
-        if _python() is None or not all(map(_is_plain, modules)):
+        if library() is None or _python() is None or not all(map(_is_plain, modules)):
             return None
         known = {id(module): module for module in modules}
         inside = {id(child) for module in modules for child in module._modules.values()}
@@ -77,7 +77,7 @@ def _is_plain(module: nn.Module) -> bool:
 @cache
 def _python() -> Any:
     """Where what the library calls of Python is; None where it cannot be called."""
-    if sys.implementation.name != "cpython" or not getattr(sys, "_is_gil_enabled", lambda: True)() or library() is None:
+    if sys.implementation.name != "cpython" or not getattr(sys, "_is_gil_enabled", lambda: True)():
         return None
     return np.array([ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value for name in _API], dtype=np.int64)
 
