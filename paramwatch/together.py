@@ -258,7 +258,8 @@ def _side_by_side(tensors: Sequence[Tensor], most: int | None = None) -> Array:
     """The elements of each tensor, or so many of them, in a row of their own; in float32 where NumPy does not know their dtype."""
     first = tensors[0]
     if not first.is_cpu or first.dtype not in READABLE:
-        flat = torch.stack([x.detach() for x in tensors]).reshape(len(tensors), -1)
+        # as many elements may come in several shapes
+        flat = torch.stack([x.detach().reshape(-1) for x in tensors])
         flat = flat if most is None else _picked(flat, most)
         found: Array = flat.to(flat.dtype if flat.dtype in READABLE else torch.float32).cpu().numpy()
         return found

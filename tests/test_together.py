@@ -61,6 +61,15 @@ def test_trained_tensors_of_half_precision_with_zeros_are_looked_at_without_a_gr
     assert list(found["looks_like"]) == ["PyTorch default (normal(0, 1))"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_as_many_elements_in_several_shapes_are_asked_together(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(32, 16, bias=False), nn.Linear(16, 32, bias=False), nn.Conv1d(8, 16, 4, bias=False)]
+    alone = pd.concat([verdicts(layer.to(dtype)) for layer in layers], ignore_index=True)
+
+    pd.testing.assert_frame_equal(verdicts(*layers), alone)
+
+
 @pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_tensor_in_company_is_seen_as_it_is_alone(fill: Callable[[Tensor], object], dtype: torch.dtype) -> None:
