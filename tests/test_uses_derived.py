@@ -167,37 +167,114 @@ def test_what_is_computed_once_for_several_uses_and_must_not_be_run_for_each_is_
     assert watch.agreement()["residual"].lt(1e-5).all()
 
 
-class Computed(nn.Module):
-    """One table as an embedding and as a head, both computed from it by plain operations."""
+Made = Callable[..., Tensor]
+Used = Callable[[Tensor, Tensor], Tensor]
 
-    def __init__(self, tied: bool, made: Callable[[Tensor], Tensor]) -> None:
+
+class Computed(nn.Module):
+    """What plain operations compute from a parameter, and perhaps two thin ones, is used twice."""
+
+    def __init__(self, tied: bool, made: Made, used: Used) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first = nn.Parameter(torch.randn(9, 4))
-        self.second, self.made = self.first if tied else nn.Parameter(self.first.detach().clone()), made
+        thin = (torch.randn(8, 2), torch.randn(2, 8)) if made.__code__.co_argcount > 1 else ()
+        self.first = nn.ParameterList((torch.rand(8, 8) + 0.1, *thin))
+        self.second = self.first if tied else copy.deepcopy(self.first)
+        self.made, self.used = made, used
 
     def forward(self, x: Tensor) -> Tensor:
-        first = self.made(self.first)
-        second = first if self.first is self.second else self.made(self.second)
-        return nn.functional.linear(torch.tanh(nn.functional.embedding(x, first)), second)
+        first = self.made(*self.first)
+        second = first if self.first is self.second else self.made(*self.second)
+        return self.used(torch.tanh(self.used(x, first)), second)
 
 
-PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+PLAIN: dict[str, Made] = {
     "normalized": lambda w: nn.functional.normalize(w, dim=1),
     "standardized": lambda w: (w - w.mean(1, keepdim=True)) / w.std(1, keepdim=True),
     "scaled": lambda w: w * 0.5,
-    "layer_norm": lambda w: nn.functional.layer_norm(w, (4,)),
+    "layer_norm": lambda w: nn.functional.layer_norm(w, (8,)),
+    "exp": lambda w: torch.exp(w),
+    "square": lambda w: w * w,
 }
+PRODUCTS: dict[str, Made] = {
+    "low rank": lambda w, b, a: w + 0.5 * b @ a,
+    "low rank, scaled later": lambda w, b, a: torch.addmm(w, b, a) * 0.5,
+    "w @ w": lambda w: w @ w,
+}
+LINEAR: Used = lambda x, w: nn.functional.linear(x, w)  # noqa: E731
+ELEMENTS: Used = lambda x, w: (x[:, None] * w).mean(1)  # noqa: E731
+LEFT: Used = lambda x, w: (w @ x.t()).t()  # noqa: E731
+
+SEEN = [
+    *((f"{name} as a weight", made, LINEAR) for name, made in (PLAIN | PRODUCTS).items()),
+    *((f"{name} by elements", made, ELEMENTS) for name, made in PLAIN.items()),
+    ("scaled on the left", PLAIN["scaled"], LEFT),
+]
 
 
-@pytest.mark.parametrize("made", PLAIN.values(), ids=PLAIN)
-def test_uses_of_a_weight_that_plain_operations_compute_once_are_apart(made: Callable[[Tensor], Tensor]) -> None:
-    net, twin = Computed(True, made), Computed(False, made)
+TELLS = pytest.mark.skipif(
+    not hasattr(torch._C._autograd.SavedTensor, "unpack_hook"),
+    reason="this torch does not tell what is saved through hooks: the uses of what is computed once are one, which is said",
+)
+
+
+def used_twice(made: Made, used: Used) -> tuple[paramwatch.Watch, Computed]:
+    net, twin = Computed(True, made, used), Computed(False, made, used)
     with paramwatch.attach(net, uses=1) as watch:
         for each in (net, twin):
-            each(torch.arange(6)).square().mean().backward()
+            each(X).square().mean().backward()
         torch.optim.SGD(net.parameters(), lr=0.1).step()
+    return watch, twin
+
+
+@TELLS
+@pytest.mark.parametrize(("made", "used"), [case[1:] for case in SEEN], ids=[case[0] for case in SEEN])
+def test_uses_of_what_plain_operations_compute_once_are_apart(made: Made, used: Used, caplog: pytest.LogCaptureFixture) -> None:
+    watch, twin = used_twice(made, used)
 
     uses = watch.uses()
-    assert list(uses.index.get_level_values("use")) == ["(root)#0", "(root)#1"]
-    assert uses["use_norm"].tolist() == pytest.approx([float(w.grad.norm()) for w in (twin.first, twin.second)], rel=1e-4)
+    for i, pair in enumerate(zip(twin.first, twin.second, strict=True)):
+        assert uses.loc[(0, f"first.{i}"), "use_norm"].tolist() == pytest.approx([float(w.grad.norm()) for w in pair], rel=1e-4)
+    assert not caplog.records
+
+
+@TELLS
+@pytest.mark.parametrize("used", [ELEMENTS, LEFT])
+@pytest.mark.parametrize("made", PRODUCTS.values(), ids=PRODUCTS)
+def test_a_product_of_parameters_that_is_used_several_times_and_not_as_a_weight_is_said(
+    made: Made, used: Used, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch, _ = used_twice(made, used)
+
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "inside 'product' cannot be told apart" in said
+    assert "Computed anew for each use they can" in said
+    assert watch.uses().index.get_level_values("use").str.contains(r" \[merged in product\]").all()
+    assert watch.agreement()["residual"].lt(1e-5).all()
+
+
+class Ordinary(nn.Module):
+    """A layer on learned inputs, on data, and on what came of both; a scale, and a place for each moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs, self.places, self.scale = (nn.Parameter(torch.randn(size)) for size in ((1, 16, 8), (1, 16, 8), (8,)))
+        self.layer = self.again = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        learned = self.layer(self.inputs)
+        learned = learned + torch.tanh(self.again(learned))
+        x = torch.stack([x, 2 * x]) * self.scale + self.places
+        for _ in range(2):
+            h = self.layer(x)
+            x = x + nn.functional.scaled_dot_product_attention(h, learned.expand_as(h), learned.expand_as(h))
+        return x
+
+
+def test_a_layer_on_learned_inputs_is_used_where_it_is_called(caplog: pytest.LogCaptureFixture) -> None:
+    _, watch = trained(Ordinary(), steps=1, uses=1, uses_of="*")
+
+    uses = watch.uses()
+    assert list(uses.loc[(0, "layer.weight")].index) == [f"layer@{i}" for i in range(4)]
+    assert set(uses.index.get_level_values("parameter")) == {"layer.weight", "layer.bias"}
+    assert not caplog.records

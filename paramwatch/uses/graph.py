@@ -12,15 +12,13 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence, Set
 from functools import lru_cache
 from types import FunctionType, ModuleType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from paramwatch.uses.obstacles import COMPUTED, WAYS
+from paramwatch.uses.made import Readers, computed_once, operation_of
+from paramwatch.uses.obstacles import COMPUTED, PRODUCT, WAYS
 from paramwatch.uses.ways import Derivation, Form, Node, Pieces, Way, may_be_called
-
-Readers: TypeAlias = dict[Node, list[tuple[Node, int, int]]]
-"""Of a node: who uses what it made, as which of its inputs, and which of its outputs that is."""
 
 _LEAF = "torch::autograd::AccumulateGrad"
 _CHECKPOINT = "CheckpointFunctionBackward"
@@ -39,10 +37,6 @@ _FORM = frozenset(
     )
 )
 """Changes of form: one input, one output, nothing saved, so that a node can be called with each gradient on its own."""
-
-
-_WEIGHT = {"mm": 1, "addmm": 2, "linear": 1, "convolution": 1, "embedding": 0, "embeddingbag": 0, "bmm": None, "baddbmm": None}
-"""Operations that use a weight, and which of their inputs that is. What they made is computed from no parameter alone."""
 
 
 class Use(NamedTuple):
@@ -115,11 +109,15 @@ def uses_below(roots: Iterable[Node], floor: int, deriving: Sequence[tuple[int, 
             if child not in seen:
                 seen.add(child)
                 todo.append(child)
-    for node in _making_weights(leaves.values(), above):
+    apart, together = computed_once(leaves.values(), above)
+    for node in apart:
         if node not in readers:
             derived.add(node)
             readers[node] = above[node]
-    return {leaf: _uses(leaf, feeding, readers, derived) for leaf, feeding in leaves.items()}, recomputes
+    found = {leaf: _uses(leaf, feeding, readers, derived) for leaf, feeding in leaves.items()}
+    for uses in found.values():
+        uses[:] = [use._replace(operation=PRODUCT, merges=True) if use.ends[0][0] in together else use for use in uses]
+    return found, recomputes
 
 
 def _uses(leaf: Node, feeding: Sequence[tuple[Node, int]], readers: Readers, derived: Set[Node]) -> list[Use]:
@@ -139,26 +137,6 @@ def _uses(leaf: Node, feeding: Sequence[tuple[Node, int]], readers: Readers, der
         for reader, slot, node, output in out:
             found.append(_use(reader, slot, (Derivation(node, output, leaf, part),) if computed else _forms(node, leaf)))
     return sorted(found, key=lambda use: (use.number, use.ends[0][1]))
-
-
-def _making_weights(leaves: Iterable[Sequence[tuple[Node, int]]], above: Readers) -> set[Node]:
-    """What computes a weight from parameters alone, by whatever operations (`F.normalize(w)`), which no module says."""
-    alone, todo = set[Node](), [node for feeding in leaves for node, _ in feeding]
-    while todo:
-        node = todo.pop()
-        below = [child for child, _ in node.next_functions if child is not None]
-        of_parameters = all(child in alone or _kind(child.name()) == "leaf" for child in below)
-        # what takes one twice (`w + v` of a tie) has two uses
-        if of_parameters and len(set(below)) == len(below) and node not in alone and _operation(node) not in _WEIGHT:
-            alone.add(node)
-            todo += [reader for reader, _, _ in above[node]]
-    making = set[Node]()
-    todo = [node for node in alone if any(_WEIGHT.get(_operation(reader)) == slot for reader, slot, _ in above[node])]
-    while todo:
-        node = todo.pop()
-        making.add(node)
-        todo += [child for child, _ in node.next_functions if child in alone and child not in making]
-    return making
 
 
 def _parts(inner: Set[Node], readers: Readers) -> Iterator[set[Node]]:
@@ -206,13 +184,8 @@ def _forms(node: Node, leaf: Node) -> Way:
 
 
 def _use(node: Node, slot: int, way: Way) -> Use:
-    operation = _operation(node)
+    operation = operation_of(node)
     return Use(node._sequence_nr(), operation, operation in WAYS, ((node, slot),), way)
-
-
-def _operation(node: Node) -> str:
-    name: str = node.name()
-    return name.rpartition("::")[2].partition("Backward")[0].lower()
 
 
 @lru_cache(maxsize=4096)

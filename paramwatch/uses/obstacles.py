@@ -22,10 +22,17 @@ _STEP_BY_STEP = "torch.backends.{0}.flags(enabled=False) around the forward pass
 COMPUTED = "parametrization"
 """Stands for the operations that compute a weight from parameters, once for several uses."""
 
+PRODUCT = "product"
+"""Stands for a product of parameters, of which what it makes is used several times, and not as a weight."""
+
 WAYS = {
     COMPUTED: (
         "Without torch.nn.utils.parametrize.cached(), or where each use reads the weight anew, they can; so they can where it is computed "
         "by operations of torch alone, outside of checkpoint and saved_tensors_hooks, and with a torch newer than 2.6 that tells so"
+    ),
+    PRODUCT: (
+        "Computed anew for each use they can; so they can where what is computed is the weight of a linear layer, a convolution or an "
+        "embedding: F.linear(x, w + b @ a)"
     ),
     "compiledfunction": EAGER,
     "mkldnnrnnlayer": _STEP_BY_STEP.format("mkldnn"),

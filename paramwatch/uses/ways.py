@@ -33,6 +33,11 @@ class Form(NamedTuple):
         """Whether a gradient on its way takes memory there that autograd would not take for it."""
         return self.casts
 
+    @property
+    def rounds(self) -> int:
+        """How often it rounds."""
+        return 1
+
     def __call__(self, grad: Tensor) -> Tensor | None:
         found: Tensor | None = self.node(grad)
         return found
@@ -52,9 +57,14 @@ class Derivation:
     casts: ClassVar[bool] = False
     copies: ClassVar[bool] = True
 
+    @property
+    def rounds(self) -> int:
+        """How often it rounds."""
+        return len(self.inner)
+
     def __call__(self, grad: Tensor) -> Tensor | None:
         total: Tensor | None = None
-        pending: dict[Node, dict[int, Tensor]] = {self.node: {self.output: grad}}
+        pending = {self.node: {self.output: self._as_made(grad, self.node, self.output)}}
         while pending:
             # what was made later comes first, as in the engine
             node = max(pending, key=lambda node: node._sequence_nr())
@@ -63,14 +73,18 @@ class Derivation:
             for (below, output), mine in zip(node.next_functions, made if isinstance(made, tuple) else (made,), strict=True):
                 if mine is None or (below is not self.leaf and below not in self.inner):
                     continue
-                # between two nodes the engine sums over what was broadcast
-                mine = mine.sum_to_size(below._input_metadata[output].shape)
+                mine = self._as_made(mine, below, output)
                 if below is self.leaf:
                     total = mine if total is None else total + mine
                 else:
                     so_far = pending.setdefault(below, {})
                     so_far[output] = so_far[output] + mine if output in so_far else mine
         return total
+
+    @staticmethod
+    def _as_made(grad: Tensor, node: Node, output: int) -> Tensor:
+        """Between two nodes the engine sums over what was broadcast."""
+        return grad.sum_to_size(node._input_metadata[output].shape)
 
 
 @dataclass(slots=True)
@@ -83,6 +97,7 @@ class Pieces:
     come: list[Tensor] = field(default_factory=list)
     casts: ClassVar[bool] = False
     copies: ClassVar[bool] = True
+    rounds: ClassVar[int] = 1
 
     def __call__(self, grad: Tensor) -> Tensor | None:
         task = torch._C._current_graph_task_id()
@@ -112,7 +127,7 @@ def arrived(grad: Tensor, way: Way, at: Tensor) -> tuple[Tensor | None, float]:
     for step in way:
         if found is not None and not (widens and step.casts):
             found = step(found)
-            eps = max(eps, torch.finfo(grad.dtype if found is None else found.dtype).eps)
+            eps = max(eps, torch.finfo(grad.dtype if found is None else found.dtype).eps * step.rounds)
     return found, eps
 
 
