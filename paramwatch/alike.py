@@ -104,7 +104,8 @@ class _Piece:
         return cls(measured.kind, measured.names, axis, *_places(measured.names, inventory))
 
     def fits(self, measured: Measured) -> bool:
-        return measured.kind == self.kind and measured.histograms is None and (measured.names is self.names or measured.names == self.names)
+        plain = measured.kind == self.kind and measured.histograms is None and measured.factors is None
+        return plain and (measured.names is self.names or measured.names == self.names)
 
 
 class _StepForm:

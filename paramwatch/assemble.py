@@ -85,7 +85,7 @@ def _uses(done: Round, values: Mapping[str, Array]) -> dict[str, Split]:
 def _fill(wide: Array, histograms: dict[str, Array], measured: Measured, inventory: Inventory) -> None:
     known, rows = rows_of(measured.names, inventory)
     if measured.kind in inventory.kinds:
-        wide[:, inventory.kinds.index(measured.kind), rows] = measured.reading.numpy()[known].T
+        wide[:, inventory.kinds.index(measured.kind), rows] = measured.numpy()[known].T
     if measured.histograms is not None:
         counts = measured.histograms.numpy()
         counted = ~np.isnan(counts[known, 0])

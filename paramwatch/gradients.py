@@ -35,7 +35,7 @@ def see_gradients(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, 
             scale, found_inf = (_copied(getattr(optimizer, name, None)) for name in ("grad_scale", "found_inf"))
     if step.folded is not None and (plain or step.folded.scales):
         grads = [tensor.grad for tensor in step.tensors]
-        step.raw = raw.of(step.names, grads)
+        step.raw = raw.of(step.names, grads, scale)
         if step.folded.see(grads, scale):
             step.scale, step.found_inf = scale, found_inf
             return
@@ -64,7 +64,7 @@ def _see_all(step: OptimizerStep, raw: RawGradients, keep: bool, scale: Tensor |
     step.had_grad = [grad is not None for grad in grads]
     step.required_grad = [tensor.requires_grad for tensor in step.tensors]
     step.used, step.refined = _measured(step, step.names, grads, scale), []
-    step.raw = raw.of(step.names, grads)
+    step.raw = raw.of(step.names, grads, scale)
     if keep:
         step.grads = [_copied(grad) for grad in grads]
 
@@ -88,7 +88,7 @@ def _see_inner(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, sca
     others = set(step.names) - set(names)
     step.had_grad, step.required_grad = had, required
     step.refined = [*step.refined, _measured(step, names, grads, scale)]
-    step.raw = [*(seen.only(others) for seen in step.raw), *raw.of(names, grads)]
+    step.raw = [*(seen.only(others) for seen in step.raw), *raw.of(names, grads, scale)]
 
 
 def _measured(step: OptimizerStep, names: list[str], grads: Sequence[Tensor | None], scale: Tensor | None) -> Measured:

@@ -20,6 +20,7 @@ from paramwatch.attached import beside
 from paramwatch.columns import Detail
 from paramwatch.guard import Guard, ParamWatchError, logger
 from paramwatch.loggers import Outlets, folder_of, local
+from paramwatch.optimizers import params_of
 from paramwatch.record import Sink
 from paramwatch.totals import totals
 from paramwatch.updates import UpdateMode
@@ -220,8 +221,7 @@ class ParamWatch(Callback):
             # a fused optimizer divides by the scale itself, so these are not yet the gradients; Lightning refuses to clip them
             fused = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
             if pl_module.automatic_optimization and not fused and self._may_change(trainer, pl_module, optimizer):
-                grads = [p.grad for group in optimizer.param_groups for p in group["params"] if isinstance(p.grad, Tensor)]
-                watch.recorder.raw_gradients(grads, replace=True)
+                watch.recorder.before_clipping(lambda raw: raw.give(params_of(optimizer)))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._settle()

@@ -1,109 +1,198 @@
-"""Gradients before clipping, remembered from the clipping to the step. The gradients themselves are not held: they may be gone by then."""
+"""Gradients before clipping, remembered from the clipping to the step. The gradients themselves are not held: they may be gone by then.
+
+Torch counts how often a tensor was written. What was clipped is still what clipping left of it so long as the same memory has the same
+count; unscaling, which does not count, is told of. Where somebody else has written (a micro-batch was added, a reduced gradient copied
+into it) nobody knows any more what the gradient would be without clipping, and NaN says so.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from threading import get_ident
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from paramwatch.measure import measure
+from paramwatch.measure import Reading, measure, read_scalars
 from paramwatch.rounds import Measured
 
-_CLIP_WRITES = 2
-"""How often a clip function writes a gradient, at most: by norm once, by value once or twice."""
+_UNKNOWN = (math.nan,)
+
+_Where: TypeAlias = tuple[int, int | None]
+"""A piece of memory, and where in it; or None for all views that share a count of writes."""
 
 
 class RawGradients:
-    """What each row's gradient was before it was clipped, since the row last stepped."""
+    """What each gradient was before it was clipped, until its row steps.
 
-    def __init__(self) -> None:
-        self.seen: dict[str, _Raw] = {}
-        """By the name of the row."""
-        self._thread: int | None = None
+    Args:
+        named: As `LiveInventory.named`.
+    """
 
-    def look(self, rows: Iterable[tuple[str, Tensor]], grads: Iterable[Tensor], replace: bool, of: Collection[int] | None) -> None:
-        """See those of the rows, by name and parameter; the rest as `Recorder.raw_gradients`."""
-        if of is None and not replace and self._thread not in (None, get_ident()):
-            return
-        wanted = {*map(id, grads)}
-        read = ((name, param.grad) for name, param in rows if of is None or id(param) in of)
-        self.see({name: grad for name, grad in read if grad is not None and id(grad) in wanted}, replace)
+    def __init__(self, named: Callable[[bool], Mapping[int, str]]) -> None:
+        self._named = named
+        self._given: dict[str, _Raw] = {}
+        self._counted: dict[_Where, _Counted] = {}
+        self._many = 64
 
-    def see(self, grads: Mapping[str, Tensor], replace: bool) -> None:
-        """Measure gradients, by the name of their row, that are about to be clipped.
+    def __bool__(self) -> bool:
+        """Whether there may be any."""
+        return bool(self._given or self._counted)
+
+    def give(self, params: Iterable[Tensor]) -> None:
+        """Measure the gradients of these: the next step's for certain, whatever is made of them until then."""
+        named = self._named(True)
+        grads = {named[id(param)]: param.grad for param in params if id(param) in named and isinstance(param.grad, Tensor)}
+        reading = measure(list(grads.values()))
+        self._given |= {name: _Raw(reading, i) for i, name in enumerate(grads)}
+
+    def clipping(self, grads: Sequence[Tensor], of: Sequence[Tensor] | None) -> None:
+        """Measure gradients that are about to be clipped, but for those that were clipped before and not written since.
 
         Args:
-            grads: A gradient that was clipped before, and is the same, is not measured again: the first clipping saw it raw.
-            replace: Whether these are the next step's for certain, whatever was seen before.
+            grads: Of any tensors.
+            of: These tensors, if known: then those that are no rows of ours are passed over.
         """
-        new: dict[str, Tensor] = {}
-        for name, grad in grads.items():
-            seen = self.seen.get(name)
-            if seen is not None and not replace and seen.became(grad):
-                seen.version = _version(grad)
-            else:
-                new[name] = grad
-        if new:
-            measured = Measured("grad_raw", list(new), measure(list(new.values())))
-            # views of one buffer count the writes of them all
-            views = Counter(map(_buffer, grads.values()))
-            for name, grad in new.items():
-                self.seen[name] = _Raw(measured, _address(grad), _version(grad), replace, _CLIP_WRITES * views[_buffer(grad)])
+        self._forget_gone()
+        if of is not None:
+            named = self._named(True)
+            grads = [param.grad for param in of if id(param) in named and param.grad is not None]
+        new = [grad for grad in grads if (raw := self._of(grad)) is None or not raw.is_known]
+        if not new:
+            return
+        reading = measure(new)
+        for i, grad in enumerate(new):
+            where, offset = _place(grad)
+            if where not in self._counted:
+                self._counted[where] = _Counted(_memory(grad), _writes(grad))
+            self._counted[where].raw[offset] = _Raw(reading, i)
 
-    def of(self, names: Sequence[str], grads: Sequence[Tensor | None]) -> list[Measured]:
-        """What these gradients were before they were clipped, where they were."""
-        if not self.seen:
+    def unscaling(self, grads: Iterable[Tensor], factor: Tensor) -> None:
+        """These are about to be multiplied by the inverse of a scale, and so is what they were before clipping."""
+        raws = [raw for grad in grads if (raw := self._of(grad)) is not None and raw.is_known]
+        # who made it may use it again
+        kept = factor.detach().clone() if raws else factor
+        for raw in raws:
+            raw.factors = (*raw.factors, kept)
+
+    def written(self, grads: Iterable[Tensor]) -> None:
+        """What these were told to be about to become, they are."""
+        for grad in grads:
+            if (counted := self._counted.get(_place(grad)[0])) is not None:
+                counted.writes = _writes(grad)
+
+    def of(self, names: Sequence[str], grads: Sequence[Tensor | None], scale: Tensor | None) -> list[Measured]:
+        """What these gradients were before they were clipped, where they were; without a scale that they still carry."""
+        if not self:
             return []
-        seen = ((name, self.seen.get(name), grad) for name, grad in zip(names, grads, strict=True))
-        found = {name: raw.measured for name, raw, grad in seen if raw is not None and raw.became(grad)}
-        distinct = {id(measured): measured for measured in found.values()}
-        return [measured.only(name for name, other in found.items() if other is measured) for measured in distinct.values()]
+        found: dict[tuple[int, tuple[int, ...]], list[tuple[str, _Raw]]] = {}
+        for name, grad in zip(names, grads, strict=True):
+            raw = self._given.get(name) or (None if grad is None else self._of(grad))
+            if raw is not None:
+                found.setdefault((id(raw.reading), tuple(map(id, raw.factors))), []).append((name, raw))
+        return [_measured(rows, scale) for rows in found.values()]
 
-    def stepped(self, names: Iterable[str]) -> None:
-        """These rows have stepped, in this thread."""
-        self._thread = get_ident()
-        for name in names if self.seen else ():
-            self.seen.pop(name, None)
+    def stepped(self, names: Iterable[str], tensors: Iterable[Tensor]) -> None:
+        """These rows have stepped."""
+        for name in names if self._given else ():
+            self._given.pop(name, None)
+        for tensor in tensors if self._counted else ():
+            if (grad := tensor.grad) is not None:
+                where, offset = _place(grad)
+                counted = self._counted.get(where)
+                if counted is not None and counted.raw.pop(offset, None) is not None and not counted.raw:
+                    del self._counted[where]
+
+    def _of(self, grad: Tensor) -> _Raw | None:
+        where, offset = _place(grad)
+        counted = self._counted.get(where)
+        if counted is None:
+            return None
+        if counted.is_gone:
+            del self._counted[where]
+            return None
+        counted.look(_writes(grad))
+        return counted.raw.get(offset)
+
+    def _forget_gone(self) -> None:
+        if len(self._counted) >= self._many:
+            self._counted = {where: counted for where, counted in self._counted.items() if not counted.is_gone}
+            self._many = 64 + 2 * len(self._counted)
 
 
 @dataclass
 class _Raw:
-    measured: Measured
-    address: int
-    version: int
-    """How often the gradient had been written when it was last about to be clipped."""
-    certain: bool
+    reading: Reading
+    """Of all that were measured together."""
+    position: int
+    factors: tuple[Tensor | float, ...] = ()
+    """By which the gradient was multiplied since, clipping aside."""
+
+    @property
+    def is_known(self) -> bool:
+        return self.factors is not _UNKNOWN
+
+
+@dataclass
+class _Counted:
+    """Gradients in one piece of memory that have their count of writes in common."""
+
+    memory: StorageWeakRef | None
     writes: int
-    """How often clipping once more may write it."""
+    """How often they had been written when this was last known to be right."""
+    raw: dict[int, _Raw] = field(default_factory=dict)
+    """By where they begin."""
 
-    def became(self, grad: Tensor | None) -> bool:
-        """Whether this gradient is the same one, clipped since.
+    @property
+    def is_gone(self) -> bool:
+        return self.memory is not None and self.memory.expired()
 
-        A loop may throw away a clipped gradient and compute the next one. That one is another tensor, or a new one at the old address that
-        has been written as often as this one then, or the same one after two writes more (set to zero, added to).
-        """
-        if self.certain:
-            return True
-        return grad is not None and self.address == _address(grad) and 0 < _version(grad) - self.version <= self.writes
-
-
-def _address(grad: Tensor) -> int:
-    """Where its elements are; of what has no memory of its own (sparse, a subclass around others), where it is itself."""
-    return grad.data_ptr() if _is_plain(grad) else id(grad)
+    def look(self, writes: int) -> None:
+        """They have been written so often: more than is known of, and nothing is known."""
+        if writes != self.writes:
+            self.writes = writes
+            for raw in self.raw.values():
+                raw.factors = _UNKNOWN
 
 
-def _buffer(grad: Tensor) -> int:
-    """Which memory its elements are a part of."""
-    return grad.untyped_storage().data_ptr() if _is_plain(grad) else id(grad)
+def _measured(rows: Sequence[tuple[str, _Raw]], scale: Tensor | None) -> Measured:
+    first = rows[0][1]
+    # no parameter has an empty name: what is called that is passed over
+    names = [""] * first.reading.rows
+    for name, raw in rows:
+        names[raw.position] = name
+    factors = first.factors if scale is None else (*first.factors, scale.detach().double().reciprocal())
+    return Measured("grad_raw", names, first.reading, factors=read_scalars(factors) if factors else None)
 
 
-def _is_plain(grad: Tensor) -> bool:
+def _plain(grad: Tensor) -> Tensor:
+    """A shard's own part: what writes it may pass the whole by, and is counted there alone."""
+    local: Tensor = getattr(grad, "_local_tensor", grad)
+    return local
+
+
+def _memory(grad: Tensor) -> StorageWeakRef | None:
+    """None of what has none of its own (a subclass around others)."""
+    plain = _plain(grad)
+    return StorageWeakRef(plain.untyped_storage()) if _has_memory(plain) else None
+
+
+def _place(grad: Tensor) -> tuple[_Where, int]:
+    """Where it is counted, and where it begins there."""
+    plain = _plain(grad)
+    if not _has_memory(plain):
+        return (id(grad), 0), 0
+    offset = int(plain.storage_offset())
+    return (plain.untyped_storage()._cdata, offset if plain._base is None else None), offset
+
+
+def _has_memory(grad: Tensor) -> bool:
     return type(grad) is Tensor and grad.layout is torch.strided
 
 
-def _version(grad: Tensor) -> int:
-    return 0 if grad.is_inference() else grad._version
+def _writes(grad: Tensor) -> int:
+    plain = _plain(grad)
+    return 0 if plain.is_inference() else plain._version

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class Recorder:
         every: Measure each N-th step of each optimizer.
         update: How the update is measured.
         full: Measure the update's direction and the optimizer's state as well.
-        raw: Record gradients before clipping: those given to `raw_gradients`, and the used ones where none were given.
+        raw: Record gradients before clipping: those that `before_clipping` is told of, elsewhere the used ones.
         histograms: Make histograms at each N-th measured step of each optimizer; 0 for never.
         splits: Splits gradients by use.
     """
@@ -86,7 +86,7 @@ class Recorder:
         self._plans = Plans(live, (Plan, DevicePlan))
         self.updates = Updates(update, live, each=every == 1, full=full)
         self._every, self._full, self._histograms = every, full, histograms
-        self._raw = RawGradients()
+        self._raw = RawGradients(live.named)
         self._open: Round | None = None
         self._others = Others(live, first_step)
         self._claims = Claims()
@@ -160,20 +160,12 @@ class Recorder:
 
     # ---- beside the steps --------------------------------------------------------------------
 
-    def raw_gradients(self, grads: Sequence[Tensor], replace: bool = False, of: Collection[int] | None = None) -> None:
-        """Measure gradients that are about to be clipped.
-
-        Args:
-            grads: Gradient tensors; those that belong to none of our rows are passed over.
-            replace: Whether these are the next step's for certain, whatever was given since the row's last step.
-            of: Identities of their parameters, if known. Others may be trained by another thread: no gradient can be read there.
-        """
+    def before_clipping(self, tell: Callable[[RawGradients], object]) -> None:
+        """For who knows what becomes of gradients before their step, and tells of it."""
         with self.guard.contain("measuring gradients before clipping"), self.lock, torch.no_grad():
             started = self._clock.start()
             if not captured():
-                tensors = self._live.tensors(self._rounds.step)
-                names = [row.name for row in self._live.current.rows]
-                self._raw.look(zip(names, tensors, strict=False), grads, replace, of)
+                tell(self._raw)
             self._clock.stop(started)
 
     def skipped(self, optimizer: Optimizer) -> None:
@@ -222,7 +214,7 @@ class Recorder:
             step = OptimizerStep(number, not beside, False, [optimizer], plan.inventory)
             step.names, step.tensors = plan.names, tensors
             # gradients that may have been clipped, or are scaled, are looked at more closely
-            plain = at_once and not self._raw.seen and is_plain(optimizer)
+            plain = at_once and not self._raw and is_plain(optimizer)
             step.folded = plan.enter(tensors, plain) if step.wanted else None
             if step.folded is not None or not step.wanted:
                 self._claims.enter(step, plan.names)
@@ -247,7 +239,7 @@ class Recorder:
         self.steps_seen += 1
         if self._open is not None and self._open.step != number:
             self.close_round()
-        self._raw.stepped(step.names)
+        self._raw.stepped(step.names, step.tensors)
         if step.wanted:
             self._measure_end(step)
             opened = self._opened(number, step.time)

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from paramwatch.clock import Spent
-from paramwatch.measure import Kept, Reading, send
+from paramwatch.columns import Array
+from paramwatch.measure import Kept, Reading, send, times
 from paramwatch.plan import ENTERED, LEFT, MOVED, USED, Folded
 from paramwatch.record import CameApart, Inventory, Lost
 from paramwatch.uses.reading import SplitReading
@@ -30,16 +31,23 @@ class Measured:
     reading: Reading
     histograms: Reading | None = None
     """Made at some steps only."""
+    factors: Reading | None = None
+    """By all of which what was read is to be multiplied."""
 
     def only(self, names: Iterable[str]) -> Measured:
         """The same for these rows alone."""
         wanted = set(names)
         # no parameter has an empty name: what is called that is passed over
-        return Measured(self.kind, [name if name in wanted else "" for name in self.names], self.reading, self.histograms)
+        return Measured(self.kind, [name if name in wanted else "" for name in self.names], self.reading, self.histograms, self.factors)
 
     def readings(self) -> list[Reading]:
         """All that is on its way."""
-        return [self.reading] if self.histograms is None else [self.reading, self.histograms]
+        return [reading for reading in (self.reading, self.histograms, self.factors) if reading is not None]
+
+    def numpy(self) -> Array:
+        """float64 [n, parts], as `Reading.numpy`."""
+        found = self.reading.numpy()
+        return found if self.factors is None else times(found, self.factors.numpy().prod())
 
 
 class OptimizerStep:

@@ -120,13 +120,14 @@ class Run:
 
 
 def clipping(run: Run) -> None:
-    optimizer = torch.optim.Adam(run.net.parameters())
+    optimizer, scaler = torch.optim.Adam(run.net.parameters()), torch.amp.GradScaler("cpu", init_scale=2.0)
     run.attach(raw_gradients=True, detail="full")
     for i in run.passes():
         optimizer.zero_grad()
-        run.backward(i)
+        scaler.scale(run.backward(i))
         nn.utils.clip_grad_norm_(run.net.parameters(), 0.1)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
     run.close()
 
 

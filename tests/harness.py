@@ -83,11 +83,11 @@ class Lab:
         """This is the model that is trained; something else has it watched (a callback)."""
         self.model = model
 
-    def raw(self, *optimizers: Optimizer) -> None:
-        """Gradients (by default all, otherwise those these hold) are complete and not clipped yet."""
+    def raw(self, *optimizers: Optimizer, scale: float = 1.0) -> None:
+        """Gradients (by default all, otherwise those these hold) are complete, times a scale, and not clipped yet."""
         if self.watched:
             held = _held(self.model, optimizers)
-            self._raw |= {name: x for name, x in truth.gradients(self.model).items() if not optimizers or name in held}
+            self._raw |= {name: x / scale for name, x in truth.gradients(self.model).items() if not optimizers or name in held}
 
     @contextmanager
     def by_update(self, *optimizers: Optimizer, lr: float = LR) -> Iterator[None]:

@@ -33,7 +33,7 @@ from paramwatch import attached
 NEAR = 4
 """Functions on the stack, the entry point included, up to which a function is near it."""
 
-BEGINS_WITH_THE_GUARD = {"_report_evaluation", "_before", "_after", "_report_first"}
+BEGINS_WITH_THE_GUARD = {"_report_evaluation", "_before", "_after", "_report_clipping", "_report_unscaling", "_report_written"}
 """What an entry point of ours calls with nothing around it, since a compiler looks at that one."""
 
 Plan = dict[str, list[tuple[Callable[[Run], None], Pair]]]
@@ -78,6 +78,7 @@ ENTRY_POINTS = (
     "_report_when_hooks_are_done.<locals>.last",
     "ReportingClosure.__call__",
     "untraced_or.<locals>.chosen",
+    "_Groups.items",
     "Worker._run",
     "explicit",
     "Watch.close",

@@ -186,7 +186,7 @@ def test_nothing_is_put_on_modules_and_parameters(detail: Any) -> None:
 
 def torchs_globals() -> list[Any]:
     registries = (torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks)
-    return [*map(dict, registries), dict(vars(clip_grad)), torch.nn.modules.module._global_forward_hooks.copy()]
+    return [*map(dict, registries), dict(vars(clip_grad)), dict(vars(torch)), torch.nn.modules.module._global_forward_hooks.copy()]
 
 
 def test_after_close_torch_is_as_before() -> None:
@@ -490,7 +490,7 @@ def test_a_failure_of_ours_is_reported_once_and_training_goes_on(
 
 def test_a_failure_before_clipping_is_contained(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     expected = outcome(LOOPS["clipping"], None)
-    monkeypatch.setattr(recorder.LiveInventory, "tensors", failing)
+    monkeypatch.setattr(recorder.LiveInventory, "named", failing)
     net = dropout_net()
     paramwatch.attach(net, raw_gradients=True)
     losses = LOOPS["clipping"](net)

@@ -481,7 +481,9 @@ def test_a_clipped_gradient_that_is_thrown_away_is_not_the_raw_one_of_the_next_s
                 optimizer.step()
 
     assert_recorded(watch, used)
-    np.testing.assert_allclose(watch.frame("grad_raw_norm"), raw.norms()[1::2], rtol=1e-6)
+    # what is set to zero and added to could be a clipped micro-batch that is added to
+    known = 1.0 if clip == "always" or to_none else np.nan
+    np.testing.assert_allclose(watch.frame("grad_raw_norm"), raw.norms()[1::2] * known, rtol=1e-6)
 
 
 @pytest.mark.parametrize("to_none", [True, False], ids=["to none", "to zero"])

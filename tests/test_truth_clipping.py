@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from paramwatch.raw import RawGradients
+import paramwatch
 
 LOW = 0.05
 """Far below the norm of every gradient."""
@@ -70,9 +69,7 @@ def while_accumulating(lab: Lab) -> None:
 def of_one_buffer(lab: Lab) -> None:
     net = mlp()
     optimizer = sgd(net)
-    buffer = torch.zeros(sum(param.numel() for param in net.parameters()), dtype=next(net.parameters()).dtype)
-    for param, part in zip(net.parameters(), buffer.split([param.numel() for param in net.parameters()]), strict=True):
-        param.grad = part.view_as(param)
+    _in_one_buffer(list(net.parameters()))
     lab.attach(net)
     for i in range(3):
         optimizer.zero_grad(set_to_none=False)
@@ -142,26 +139,118 @@ def test_the_books_agree(loop: Loop, options: dict[str, Any]) -> None:
         assert (lab.watch.steps["clip_coef"] < 1).all()
 
 
-class Elsewhere(nn.Module):
-    """Stands for a parameter that another thread trains: whoever reads its gradient meanwhile may read what is gone."""
+@pytest.mark.parametrize("known", [True, False], ids=["parameters", "an iterator"])
+def test_a_clipping_is_seen_in_whatever_thread_it_is(known: bool) -> None:
+    net = mlp()
+    optimizer, watch = sgd(net), paramwatch.attach(net, raw_gradients=True)
 
-    @property
-    def grad(self) -> torch.Tensor:
-        raise AssertionError("its gradient was read")
+    def step() -> None:
+        optimizer.zero_grad()
+        loss_of(net).backward()
+        params = net.parameters()
+        clip_grad_value_(list(params) if known else params, LOW / 8)
+        optimizer.step()
+
+    step()
+    thread = threading.Thread(target=step)
+    thread.start()
+    thread.join()
+
+    assert (watch.frame("clip_coef") < 1).all(axis=None)
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["parameters_are_known", "an_iterator_in_another_thread"])
-def test_clipping_reads_no_gradient_of_a_model_that_another_thread_trains(known: bool) -> None:
-    clipped, raw = nn.Parameter(torch.ones(2)), RawGradients()
-    clipped.grad = torch.ones(2)
-    raw.stepped(())
-    rows: list[tuple[str, Any]] = [("clipped", clipped), ("elsewhere", Elsewhere())]
+# ---- what is written between the clipping and the step --------------------------------------
 
-    look = partial(raw.look, rows, [clipped.grad], False, {id(clipped)} if known else None)
-    if known:
-        look()
-    else:
-        thread = threading.Thread(target=look)
-        thread.start()
-        thread.join()
-    assert list(raw.seen) == ["clipped"] * known
+
+def clipped_before_unscaling(lab: Lab) -> None:
+    _before_unscaling(lab, fused=False)
+
+
+def clipped_before_a_fused_step_unscales(lab: Lab) -> None:
+    _before_unscaling(lab, fused=True)
+
+
+def _before_unscaling(lab: Lab, fused: bool) -> None:
+    """As Lightning does in manual optimization: the scale is in the gradients that are clipped."""
+    net = mlp(dtype=torch.float32)
+    optimizer, scaler = sgd(net, fused=fused), torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
+    lab.attach(net)
+    for i in range(4):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(net, i)).backward()
+        lab.raw(scale=scaler.get_scale())
+        clip_grad_norm_(net.parameters(), LOW)
+        clip_grad_value_(net.parameters(), LOW / 8)
+        with lab.by_update(optimizer):
+            scaler.step(optimizer)
+        scaler.update()
+
+
+def each_micro_batch_is_clipped(lab: Lab) -> None:
+    """Raw is what the last clipping found: what was clipped of the earlier ones, and all of the last."""
+    net = mlp()
+    optimizer = sgd(net)
+    lab.attach(net)
+    for i in range(6):
+        loss_of(net, i).backward()
+        if i % 2:
+            lab.raw()
+        clip_grad_norm_(net.parameters(), LOW)
+        if i % 2:
+            with lab.by_update(optimizer):
+                optimizer.step()
+            optimizer.zero_grad()
+
+
+def of_one_buffer_layer_by_layer(lab: Lab) -> None:
+    net = mlp()
+    optimizer, layers = sgd(net), (net[0], net[2])
+    _in_one_buffer(list(net.parameters()))
+    lab.attach(net)
+    for i in range(3):
+        optimizer.zero_grad(set_to_none=False)
+        loss_of(net, i).backward()
+        lab.raw()
+        for layer in layers:
+            clip_grad_value_(layer.parameters(), LOW)
+        with lab.by_update(optimizer):
+            optimizer.step()
+
+
+def _in_one_buffer(params: list[nn.Parameter]) -> None:
+    sizes = [param.numel() for param in params]
+    for param, part in zip(params, torch.zeros(sum(sizes), dtype=params[0].dtype).split(sizes), strict=True):
+        param.grad = part.view_as(param)
+
+
+WRITTEN = by_name(clipped_before_unscaling, clipped_before_a_fused_step_unscales, each_micro_batch_is_clipped, of_one_buffer_layer_by_layer)
+
+
+@pytest.mark.parametrize("loop", WRITTEN.values(), ids=WRITTEN)
+def test_the_books_agree_whatever_else_becomes_of_a_clipped_gradient(loop: Loop) -> None:
+    lab = verify(loop, raw_gradients=True)
+    assert (lab.watch.steps["clip_coef"] < 1).all()
+
+
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "added to": lambda net: loss_of(net, 9).backward(),
+    "copied into": lambda net: [param.grad.copy_(param.grad.flip(0)) for param in net.parameters()],
+    "clipped, added to": lambda net: (clip_grad_value_(net.parameters(), LOW / 8), loss_of(net, 9).backward()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_of_a_gradient_that_somebody_else_wrote_after_its_clipping_the_raw_one_is_not_known(change: Callable[[nn.Module], object]) -> None:
+    net = mlp()
+    optimizer, watch = sgd(net), paramwatch.attach(net, raw_gradients=True)
+    for i in range(3):
+        optimizer.zero_grad()
+        loss_of(net, i).backward()
+        if i != 1:
+            clip_grad_norm_(net.parameters(), LOW)
+            change(net)
+        optimizer.step()
+
+    for column in ("grad_raw_norm", "clip_coef"):
+        assert watch.frame(column).isna().all(axis=1).tolist() == [True, False, True]
+        assert watch.steps[column].isna().tolist() == [True, False, True]

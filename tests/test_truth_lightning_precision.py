@@ -95,7 +95,7 @@ def scaled_fused_and_looked_at(lab: Lab) -> None:
 
 
 def two_scaled_in_turn(lab: Lab) -> None:
-    """Manual optimization: the scaler is asked for a step of each optimizer."""
+    """Manual optimization: the scaler is asked for a step of each optimizer, of which one is clipped with the scale in its gradients."""
 
     def step(module: Any, i: int) -> None:
         both = module.optimizers()
@@ -103,6 +103,8 @@ def two_scaled_in_turn(lab: Lab) -> None:
             optimizer.zero_grad()
         module.manual_backward(loss(module, i))
         scale = module.trainer.precision_plugin.scaler.get_scale()
+        lab.raw(both[0].optimizer, scale=scale)
+        module.clip_gradients(both[0], LOW, "norm")
 
         def unscale(model: nn.Module) -> None:
             for param in model.parameters():

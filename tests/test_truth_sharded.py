@@ -8,14 +8,18 @@ from __future__ import annotations
 import contextlib
 import traceback
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from harness import LR, Lab, verify
-from loops import OPTIONS, closure_of, loss_of, mlp
+from loops import OPTIONS, closure_of, loss_of, mlp, sgd
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from uses_on_ranks import verify_uses
+
+import paramwatch
 
 RANKS = 2
 
@@ -74,9 +78,38 @@ def verify_steps() -> None:
             assert lab.watch.frame("update_norm").gt(0).all(axis=None)
 
 
+def verify_clipping() -> None:
+    """Of a shard torch counts other writes than of a tensor."""
+    # importing it warns of torch's own use of torch.jit
+    from torch.distributed.fsdp import fully_shard
+
+    net: Any = fully_shard(mlp())
+    optimizer, watch = sgd(net), paramwatch.attach(net, raw_gradients=True)
+    raw, used = [], []
+    for i in range(4):
+        optimizer.zero_grad()
+        loss_of(net, RANKS * i + distributed.get_rank()).backward()
+        raw.append(_local_norms(net))
+        if i:
+            nn.utils.clip_grad_norm_(net.parameters(), 0.05)
+        if i == 2:
+            loss_of(net, i).backward()
+        used.append(_local_norms(net))
+        optimizer.step()
+    # that of another micro-batch was added to a clipped one; a shard may be empty
+    raw[2] = np.where(raw[2] > 0, np.nan, 0)
+    np.testing.assert_allclose(watch.frame("grad_norm"), used, rtol=1e-6)
+    np.testing.assert_allclose(watch.frame("grad_raw_norm"), raw, rtol=1e-6)
+    watch.close()
+
+
+def _local_norms(net: nn.Module) -> np.ndarray:
+    return np.array([float(param.grad.to_local().norm()) for param in net.parameters()])
+
+
 def _child(rank: int, folder: Path) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting_point'}", rank=rank, world_size=RANKS)
-    for verified in (verify_steps, verify_uses):
+    for verified in (verify_steps, verify_clipping, verify_uses):
         said = folder / f"{verified.__name__}.{rank}"
         try:
             verified()
@@ -103,6 +136,10 @@ def _each_said(folder: Path, part: str) -> list[str]:
 
 def test_each_process_records_all_parameters_though_it_steps_a_share_of_them(said: Path) -> None:
     assert _each_said(said, "verify_steps") == ["done"] * RANKS
+
+
+def test_each_process_records_its_part_of_the_gradients_before_clipping(said: Path) -> None:
+    assert _each_said(said, "verify_clipping") == ["done"] * RANKS
 
 
 def test_each_process_splits_its_own_part_of_the_gradients_and_says_so(said: Path) -> None:

@@ -14,9 +14,11 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from paramwatch.columns import Array
 from paramwatch.measure import chunked, gpu, native, packed, reading, sampled, scaled, tables, trusted
 from paramwatch.measure.capture import captured
 from paramwatch.measure.naive import ORDER, as_reals, is_supported, parts, parts_of
@@ -41,6 +43,7 @@ __all__ = [
     "read_scalars",
     "sample",
     "send",
+    "times",
 ]
 
 _SCALED = [ORDER.index(part) for part in ("mean", "std", "rms", "min", "max", "dot")]
@@ -98,6 +101,11 @@ def measure(tensors: Sequence[Tensor | None], scale: Tensor | None = None, kept:
     """
     found = _read(tensors, range(len(tensors)), None if kept is None else kept.copies, scale)
     return Reading(found, (len(tensors), len(ORDER)))
+
+
+def times(parts: Array, factor: float) -> Array:
+    """The parts [n, parts] of tensors -> those of the tensors times a factor."""
+    return parts * np.where([i in _SCALED for i in range(len(ORDER))], factor, 1.0)
 
 
 def measure_update(

@@ -47,6 +47,11 @@ class Reading:
                 self._take(positions, found.cpu().numpy())
 
     @property
+    def rows(self) -> int:
+        """Along the first axis."""
+        return self._shape[0]
+
+    @property
     def ready(self) -> bool:
         """Whether `numpy` may be called: by any thread, while only the training thread may ask for this."""
         if self._there:
