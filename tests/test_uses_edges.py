@@ -208,16 +208,32 @@ def test_a_validation_before_a_split_step_is_not_kept() -> None:
     with paramwatch.attach(net, uses=1) as watch:
         loss(net[:3]).backward()
         (calls,) = watch.recorder.splits._armed._calls.values()  # type: ignore[union-attr]  # armed, as `uses` asks
-        noted = len(calls._calls)
+        noted = len(calls)
         with torch.no_grad():
             for _ in range(5):
                 net(X)
                 net[:3](X)
-        assert len(calls._calls) == len(calls._outermost) == noted == 3
+        assert len(calls) == noted == 3
         net.zero_grad()
         loss(net).backward()
         sgd(net).step()
 
+    assert norms(watch) == near(apart(loss))
+
+
+def test_of_forward_passes_whose_graph_is_gone_no_more_than_the_latest_calls_are_known() -> None:
+    net = mlp()
+    with paramwatch.attach(net, uses=1) as watch:
+        value, known = loss(net), []
+        (calls,) = watch.recorder.splits._armed._calls.values()  # type: ignore[union-attr]  # armed, as `uses` asks
+        for _ in range(50):
+            net(X)
+            known.append(len(calls))
+        watch.root(value)
+        value.backward()
+        sgd(net).step()
+
+    assert known[-1] == known[20] == 18 * 8
     assert norms(watch) == near(apart(loss))
 
 

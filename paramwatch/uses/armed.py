@@ -25,7 +25,7 @@ from paramwatch.uses.obstacles import SEVERAL_THREADS, compiles_backward, in_wor
 from paramwatch.uses.runs import Runs
 from paramwatch.uses.sites import Site
 from paramwatch.uses.watched import Watched, WatchedRow
-from paramwatch.uses.ways import Node, Way, arrived, is_lent
+from paramwatch.uses.ways import Node, Way, arrived, is_lent, marks_of
 
 _serials = itertools.count()
 
@@ -135,6 +135,7 @@ class Armed:
                 calls.forget_outermost()
             elif call is not None and output is not None:
                 roots = [tensor.grad_fn for tensor in outputs_of(output) if tensor.grad_fn is not None]
+                calls.returned(roots)
                 if roots:
                     self._plan(calls, roots, call.enter, self._site_in(calls, call))
 
@@ -216,7 +217,7 @@ class Armed:
 
     def _has_marked(self, node: Node, row: WatchedRow, slot: int) -> bool:
         """Whether this was hooked before; from now on it counts as hooked."""
-        marks, mark = node.metadata.setdefault("paramwatch", set()), (self._serial, row.name, slot)
+        marks, mark = marks_of(node), (self._serial, row.name, slot)
         known = mark in marks
         marks.add(mark)
         return known

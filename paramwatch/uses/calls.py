@@ -10,9 +10,10 @@ import sys
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,9 +21,13 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from paramwatch.uses.graph import Use
 from paramwatch.uses.sites import Site
+from paramwatch.uses.ways import Node, marks_of
 
 _OPEN = 2**64
 """Stands for the number at which a call will be left."""
+
+_RECALLED = 16
+"""Outermost calls that are known also where the graph of what they returned is gone."""
 
 
 class Names:
@@ -63,17 +68,41 @@ class Call:
     """Of an outermost call: which one it is, of all threads."""
 
 
+class _Tree:
+    """An outermost call and all calls inside it."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.enters: list[int] = []
+        self.counts = Counter[str]()
+        """Calls by path."""
+        self.turns = Counter[tuple[int, int]]()
+        """Calls by who has called, and whom."""
+        self.roots: list[weakref.ref[set[Any]]] = []
+        """Gone with the graph of what was returned."""
+
+    def where(self, number: int) -> Call | None:
+        """The innermost call in which the operation of this number was made."""
+        at = bisect_right(self.enters, number) - 1
+        while at >= 0:
+            call = self.calls[at]
+            if call.enter <= number < call.exit:
+                return call
+            at = call.parent
+        return None
+
+
 class Calls:
     """The module calls of one thread since a split step was armed, and the name of the place in which an operation was made."""
 
     def __init__(self, names: Names, turns: Iterator[int]) -> None:
         self._names, self._next = names, turns
-        self._calls: list[Call] = []
-        self._enters: list[int] = []
+        self._trees: list[_Tree] = []
         self._stack: list[tuple[int, nn.Module]] = []
-        self._counts: dict[int, Counter[str]] = {}
-        self._outermost: list[int] = []
-        self._turns = Counter[tuple[int, int]]()
+
+    def __len__(self) -> int:
+        """How many are known."""
+        return sum(len(tree.calls) for tree in self._trees)
 
     @property
     def inside(self) -> bool:
@@ -85,36 +114,45 @@ class Calls:
         if any(entered is module for _, entered in self._stack):
             self._forget_left(module)
         if not self._stack:
-            self._outermost.append(len(self._calls))
-            self._counts[len(self._calls)] = Counter()
-        path, around = self._path(module, names), self._outermost[-1]
-        k = self._counts[around][path]
-        self._counts[around][path] += 1
+            self._forget_gone()
+            self._trees.append(_Tree())
+        tree, path = self._trees[-1], self._path(module, names)
+        k = tree.counts[path]
+        tree.counts[path] += 1
         parent = self._stack[-1][0] if self._stack else -1
-        self._stack.append((len(self._calls), module))
+        self._stack.append((len(tree.calls), module))
         number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # private, looked for before arming
-        self._enters.append(number)
-        self._calls.append(Call(path, id(module), number, _OPEN, parent, k, isinstance(module, ParametrizationList)))
+        tree.enters.append(number)
+        tree.calls.append(Call(path, id(module), number, _OPEN, parent, k, isinstance(module, ParametrizationList)))
 
     def leave(self, module: nn.Module) -> Call | None:
         """A module has returned, or raised; gives the call if it was an outermost one."""
         number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # private, looked for before arming
         # calls inside that were left by a KeyboardInterrupt have not said so
         while self._stack and self._stack[-1][1] is not module:
-            self._calls[self._stack.pop()[0]].exit = number
+            self._left(number)
         if not self._stack:
             return None
-        call = self._calls[self._stack.pop()[0]]
-        call.exit = number
-        if self._stack:
-            return None
-        self._turns.clear()
-        return call
+        call = self._left(number)
+        return None if self._stack else call
+
+    def returned(self, roots: Iterable[Node]) -> None:
+        """The outermost call that was left last has made these."""
+        self._trees[-1].roots = [weakref.ref(marks_of(root)) for root in roots]
 
     def forget_outermost(self) -> None:
         """The outermost call that was left last made nothing that has a gradient."""
-        at = self._outermost.pop()
-        del self._calls[at:], self._enters[at:], self._counts[at]
+        del self._trees[-1]
+
+    def _left(self, number: int) -> Call:
+        call = self._trees[-1].calls[self._stack.pop()[0]]
+        call.exit = number
+        return call
+
+    def _forget_gone(self) -> None:
+        """Nobody comes to calls any more whose graph is gone, as of an evaluation; something else of the latest may still be held."""
+        old, latest = self._trees[:-_RECALLED], self._trees[-_RECALLED:]
+        self._trees = [tree for tree in old if any(root() is not None for root in tree.roots)] + latest
 
     def _forget_left(self, module: nn.Module) -> None:
         """Calls that a KeyboardInterrupt has left have not said so; of those that go on each has a frame, and one is about to begin."""
@@ -125,21 +163,12 @@ class Calls:
             going_on += frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is module
             frame = frame.f_back
         while sum(entered is module for _, entered in self._stack) > max(going_on, 0):
-            self._calls[self._stack.pop()[0]].exit = number
-
-    def where(self, number: int) -> Call | None:
-        """The innermost call in which the operation of this number was made."""
-        at = bisect_right(self._enters, number) - 1
-        while at >= 0:
-            call = self._calls[at]
-            if call.enter <= number < call.exit:
-                return call
-            at = call.parent
-        return None
+            self._left(number)
 
     def outermost(self, number: int) -> Call | None:
         """The outermost call in which the operation of this number was made."""
-        return None if self.where(number) is None else self._calls[self._around(number)]
+        tree = self._around(number)
+        return None if tree is None or tree.where(number) is None else tree.calls[0]
 
     def turn_of(self, outermost: Call) -> int:
         """Which of the outermost calls of all threads that is."""
@@ -154,7 +183,7 @@ class Calls:
 
     def deriving(self) -> list[tuple[int, int]]:
         """The intervals of the calls that compute parameters from others, in order."""
-        return [(call.enter, call.exit) for call in self._calls if call.derives and call.exit != _OPEN]
+        return [(call.enter, call.exit) for tree in self._trees for call in tree.calls if call.derives and call.exit != _OPEN]
 
     def labels(self, uses: Sequence[Use], holders: Collection[int]) -> list[str]:
         """The places of the uses of a parameter, in words.
@@ -168,29 +197,31 @@ class Calls:
         return numbered(labels, [self.outermost(use.number) for use in uses])
 
     def _label(self, number: int, operation: str, holders: Collection[int]) -> str:
-        call = self.where(number)
-        if call is None:
+        tree = self._around(number)
+        call = None if tree is None else tree.where(number)
+        if tree is None or call is None:
             return "(outside)"
         label = call.path or "(root)"
         if call.identity not in holders:
             label += f":{operation}"
-        return f"{label}@{call.k}" if self._counts[self._around(number)][call.path] > 1 else label
+        return f"{label}@{call.k}" if tree.counts[call.path] > 1 else label
 
-    def _around(self, number: int) -> int:
-        """Position of the outermost call of an operation."""
-        return self._outermost[bisect_right(self._outermost, number, key=self._enters.__getitem__) - 1]
+    def _around(self, number: int) -> _Tree | None:
+        """That of the last outermost call that was entered before."""
+        at = bisect_right(self._trees, number, key=lambda tree: tree.enters[0])
+        return self._trees[at - 1] if at else None
 
     def _path(self, module: nn.Module, names: list[str]) -> str:
         """The name by which a module is called. Of several it is told where the caller runs its children one after the other."""
         if len(names) == 1 or not self._stack:
             return names[0]
-        at, parent = self._stack[-1]
+        tree, (at, parent) = self._trees[-1], self._stack[-1]
         mine = [name for name, child in parent._modules.items() if child is module]
         if not mine:
             return names[0]
-        base = f"{path}." if (path := self._calls[at].path) else ""
-        turn = self._turns[at, id(module)]
-        self._turns[at, id(module)] += 1
+        base = f"{path}." if (path := tree.calls[at].path) else ""
+        turn = tree.turns[at, id(module)]
+        tree.turns[at, id(module)] += 1
         # anyone else's forward may call them in any order: the second call need not be the second name
         return base + mine[turn % len(mine) if _calls_in_turn(parent) else 0]
 

@@ -31,6 +31,10 @@ class Runs:
 
     def end(self, task: int) -> None:
         self._around.pop(task, None)
+        if not self._around:
+            self._segments.clear()
+            self._latest.clear()
+            self._come.clear()
 
     def none_goes_on(self) -> None:
         """Those that an exception has left have not said so."""

@@ -17,6 +17,12 @@ Node: TypeAlias = Any
 """A node of the graph, `torch.autograd.graph.Node` with the sequence number that is not in its interface."""
 
 
+def marks_of(node: Node) -> set[Any]:
+    """What watches have put on a node; there as long as that is."""
+    found: set[Any] = node.metadata.setdefault("paramwatch", set())
+    return found
+
+
 class Form(NamedTuple):
     """A change of form between a use and its parameter, which maps a gradient of what it made to one of what it was made from."""
 
