@@ -82,8 +82,6 @@ def open_entry(optimizer: Optimizer, caller: FrameType | None, watchers: tuple[W
         with watcher.guard.contain("entering an optimizer step"):
             watcher.begin_inside(running, optimizer)
             entry.seen.append((watcher, running))
-            if at_once:
-                report_gradients(entry.seen[-1:], optimizer)
     return entry
 
 
@@ -132,10 +130,8 @@ def drop_left_in_any_thread() -> None:
 
 
 def report_missing(entry: Entry) -> None:
-    """Report gradients to those who have not taken them at once."""
-    for watcher, token in entry.begun:
-        if not token.has_gradients:
-            report_gradients([(watcher, token)], entry.optimizer)
+    """Report gradients to those who have not taken them at once; who began with an outer step may have those of that one."""
+    report_gradients([pair for pair in entry.seen if pair not in entry.begun or not pair[1].has_gradients], entry.optimizer)
 
 
 def report_gradients(seen: list[tuple[Watcher, Any]], optimizer: Optimizer, evaluation: bool = False, awaited: bool = False) -> None:

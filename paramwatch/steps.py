@@ -181,31 +181,39 @@ def _enter(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], 
     """A `step` is entered; unless None, it is to be given these arguments."""
     if stack.entries:
         drop_left_by_exception()
-    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    # a model, or a class, is not called for gradients, and must stay what it is
-    evaluates = callable(closure) and not isinstance(closure, (torch.nn.Module, type))
-    at_once = not evaluates and not (hooks_follow and _others_follow(optimizer))
-    entry = open_entry(optimizer, caller(), _watchers, at_once)
+    hooks_follow = hooks_follow and _others_follow(optimizer)
+    entry = open_entry(optimizer, caller(), _watchers, at_once=not hooks_follow and _closure_of(args, kwargs) is None)
     if not entry.seen:
         stack.entries.pop()
         return None
     if type(optimizer) not in complete:
         see_parents(type(optimizer), *_made()[2])
+    if hooks_follow:
+        _see_when_hooks_are_done(entry)
+        return None
+    return _see(entry, args, kwargs)
+
+
+def _see(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+    """Report gradients, now or when the closure has computed them; unless None, `step` is to be given these arguments."""
+    closure = _closure_of(args, kwargs)
+    if closure is None:
+        report_missing(entry)
+        return None
     if isinstance(closure, ReportingClosure):
         closure.add(entry.seen)
-    elif evaluates:
-        if optimizer not in _evaluating:
-            # it may never call its closure, and use up the gradients there are
-            report_gradients(entry.seen, optimizer, awaited=True)
-        closure = ReportingClosure(closure, entry)  # type: ignore[arg-type]  # it can be called
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": closure}
-        return (args[0], closure, *args[2:]), kwargs
-    elif at_once:
-        report_missing(entry)
-    else:
-        _report_when_hooks_are_done(entry)
-    return None
+        return None
+    if entry.optimizer not in _evaluating:
+        # it may never call its closure, and use up the gradients there are
+        report_gradients(entry.seen, entry.optimizer, awaited=True)
+    closure = ReportingClosure(closure, entry)
+    return (args, {**kwargs, "closure": closure}) if "closure" in kwargs else ((args[0], closure, *args[2:]), kwargs)
+
+
+def _closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
+    """What a step may call to compute gradients. A model, or a class, is not called for that, and must stay what it is."""
+    found = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    return found if callable(found) and not isinstance(found, (torch.nn.Module, type)) else None
 
 
 def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -220,8 +228,7 @@ def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 def _after_parents_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if stack.entries:
-        with _guard.contain("leaving an optimizer step"):
-            _leave(optimizer)
+        _guard.call("leaving an optimizer step", _leave, optimizer)
 
 
 def _leave(optimizer: Optimizer) -> None:
@@ -238,7 +245,8 @@ class ReportingClosure:
         self._closure = closure
         self._entry = entry
         self._seen = list(entry.seen)
-        self._report = _untraced_report()
+        # in a compiled step the closure is traced, which is the user's; what we do after it is not
+        self._report = untraced(_report_evaluation)
 
     def add(self, seen: list[tuple[Watcher, Any]]) -> None:
         """Report to these as well: an optimizer inside passed the closure on."""
@@ -266,12 +274,6 @@ def _report_evaluation(seen: list[tuple[Watcher, Any]], optimizer: Optimizer) ->
         report_gradients(seen, optimizer, evaluation=True)
 
 
-@cache
-def _untraced_report() -> Any:
-    """In a compiled step the closure is traced, which is the user's; what we do after it is not."""
-    return torch.compiler.disable(_report_evaluation)
-
-
 def _others_follow(optimizer: Optimizer) -> bool:
     """Whether ours is not the last of all pre-hooks: those of others run after it, and may still change gradients."""
     own = getattr(optimizer, "_optimizer_step_pre_hooks", None)
@@ -280,16 +282,14 @@ def _others_follow(optimizer: Optimizer) -> bool:
 
 def _others_are_between(optimizer: Optimizer) -> bool:
     """Whether hooks of others come between the step and ours, or after ours, on the way in or out."""
-    following = next(reversed(torch_optimizer._global_optimizer_post_hooks), None)
-    return _others_follow(optimizer) or following != _handles[1].id
+    return _others_follow(optimizer) or next(reversed(torch_optimizer._global_optimizer_post_hooks), None) != _handles[1].id
 
 
-def _report_when_hooks_are_done(entry: Entry) -> None:
-    """Report gradients after everyone who may still change them."""
+def _see_when_hooks_are_done(entry: Entry) -> None:
+    """Report gradients after everyone who may still change them, or what `step` is given."""
 
-    def last(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        with _guard.contain("measuring before an optimizer step"):
-            report_gradients(entry.seen, optimizer)
+    def last(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        return _guard.call("measuring before an optimizer step", _see, entry, args, kwargs)
 
     # a hook added from a pre-hook takes effect in the same step, as the last one
     entry.hook = entry.optimizer.register_step_pre_hook(torch.compiler.disable(last))

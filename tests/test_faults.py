@@ -75,7 +75,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 ENTRY_POINTS = (
     "Traced.hooks.<locals>.pre_hook",
     "Traced.hooks.<locals>.post_hook",
-    "_report_when_hooks_are_done.<locals>.last",
+    "_see_when_hooks_are_done.<locals>.last",
     "ReportingClosure.__call__",
     "untraced_or.<locals>.chosen",
     "_Groups.items",

@@ -12,6 +12,7 @@ from loops import OPTIONS, by_name, closure_of, loss_of, mlp, sgd, step_with_clo
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam, Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 LOW = 0.05
 """Far below the norm of every gradient."""
@@ -25,6 +26,28 @@ def positional(lab: Lab) -> None:
 def keyword(lab: Lab) -> None:
     lab.attach(mlp())
     step_with_closures(lab, Adam(lab.model.parameters(), lr=LR, fused=True), keyword=True)
+
+
+def given_by_a_hook(lab: Lab) -> None:
+    """A pre-hook gives `step` a closure, or another one than it was called with, by position and by keyword."""
+    net = mlp()
+    optimizer, i = sgd(net), 0
+    lab.attach(net)
+
+    def another(of: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+        if of is not optimizer:
+            return None
+        evaluate = closure_of(net, optimizer, i)
+        return (args[:1], {"closure": evaluate}) if i % 2 else ((args[0], evaluate), {})
+
+    for register in (optimizer.register_step_pre_hook, register_optimizer_step_pre_hook):
+        handle = register(another)
+        try:
+            for i in range(4):
+                with lab.by_closure(optimizer, lambda model, twin, i=i: closure_of(model, twin, i)):
+                    optimizer.step(*[] if i < 2 else [closure_of(net, optimizer, 9)])
+        finally:
+            handle.remove()
 
 
 def lbfgs(lab: Lab) -> None:
@@ -140,6 +163,7 @@ def never_called_and_gradients_are_gone(lab: Lab) -> None:
 
 
 LOOPS: dict[str, Loop] = by_name(
+    given_by_a_hook,
     positional,
     keyword,
     lbfgs,
