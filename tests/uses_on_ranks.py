@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
@@ -29,6 +30,10 @@ def verify_uses() -> None:
         # FSDP2 of torch 2.6 runs on no CPU
         if wrap in (shared, shared_in_buckets) or hasattr(torch.cpu.current_stream(), "record_event"):
             _verify(wrap, backwards)
+    for wrap in (shared, sharded):
+        if wrap is shared or hasattr(torch.cpu.current_stream(), "record_event"):
+            for change, factor, mode in ((None, 1.0, ""), (halve, 0.5, ""), (forget, 0.0, ""), (shift, 1.0, ", changed between")):
+                _verify_changed(wrap, change, factor, mode)
 
 
 class Language(nn.Module):
@@ -130,3 +135,46 @@ def _verify(wrap: Callable[[nn.Module], nn.Module], backwards: int) -> None:
         assert split.uses == USES[row]
         assert (split.mode, split.backwards) == ("full (this rank)", backwards)
         assert_contributions(split, found, total, apart[row], whole[row])
+
+
+def halve(gradient: Tensor) -> None:
+    gradient.mul_(0.5)
+
+
+def forget(gradient: Tensor) -> None:
+    gradient.zero_()
+
+
+def shift(gradient: Tensor) -> None:
+    """No version of anything is another one after that."""
+    gradient.data.add_(0.05)
+
+
+def _verify_changed(wrap: Callable[[nn.Module], nn.Module], change: Callable[[Tensor], None] | None, factor: float, mode: str) -> None:
+    """A gradient that is averaged after each of two passes of a step, and changed between them; in the first split step and a later one."""
+    net, twin = Language(True), Language(False)
+    wrapped = wrap(net)
+    with paramwatch.attach(net, uses=1) as watch:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        for step in range(2):
+            optimizer.zero_grad()
+            for i in range(2):
+                loss_of(wrapped, step, i).backward()
+                for parameter in net.parameters() if change is not None and not i else ():
+                    change(parameter.grad)
+            if step and change is shift:
+                for parameter in net.parameters():
+                    shift(parameter.grad)
+            optimizer.step()
+
+    for step in range(2):
+        twin.zero_grad()
+        (factor * loss_of(twin, step, 0) + loss_of(twin, step, 1)).backward()
+        parts = torch.stack([twin.embed.weight.grad, twin.head.weight.grad]).double()
+        shares = (parts * parts.sum(0)).sum((1, 2)) / parts.sum(0).square().sum()
+        frame = watch.uses().loc[(step, "embed.weight")]
+        later = ", changed later" if step and change is shift else ""
+        assert list(frame.index) == ["embed", "head"]
+        assert frame["use_share"].tolist() == pytest.approx(shares.tolist(), rel=1e-4)
+        assert set(frame["mode"]) == {f"full (this rank){mode}{later}"}, frame
+    assert watch.findings.empty

@@ -25,7 +25,7 @@ from paramwatch.uses.obstacles import SEVERAL_THREADS, compiles_backward, in_wor
 from paramwatch.uses.runs import Runs
 from paramwatch.uses.sites import Site
 from paramwatch.uses.watched import Watched, WatchedRow
-from paramwatch.uses.ways import Node, Way, arrived, is_lent, marks_of
+from paramwatch.uses.ways import Node, Way, arrived, has_marked, is_lent
 
 _serials = itertools.count()
 
@@ -201,7 +201,7 @@ class Armed:
                 row.found.always = True
             for use, label in zip(uses, calls.labels(uses, row.holders), strict=True):
                 # a graph may be walked again, from a loss
-                if any(self._has_marked(node, row, slot) for node, slot in use.ends):
+                if any(has_marked(node, (self._serial, row.name, slot)) for node, slot in use.ends):
                     continue
                 here = site(use.number, label)
                 for node, slot in use.ends:
@@ -214,13 +214,6 @@ class Armed:
             self._say(merged(operation, [name for name in self.watched.rows if name in rows]))
         for node, of_node in jobs.items():
             self._on_nodes.append(node.register_hook(self._taking(of_node)))
-
-    def _has_marked(self, node: Node, row: WatchedRow, slot: int) -> bool:
-        """Whether this was hooked before; from now on it counts as hooked."""
-        marks, mark = marks_of(node), (self._serial, row.name, slot)
-        known = mark in marks
-        marks.add(mark)
-        return known
 
     # ---- the backward pass -----------------------------------------------------------------------
 
@@ -266,11 +259,15 @@ class Armed:
 
         def over() -> None:
             with self._guard.contain("ending a backward pass"):
-                self._runs.end(task)
+                none_goes_on = self._runs.end(task)
                 for row in self.watched.rows.values():
                     row.found.left(task)
+                    if none_goes_on:
+                        row.found.settled(row.tensor.grad)
 
-        torch.autograd.Variable._execution_engine.queue_callback(over)
+        queue: Callable[[Callable[[], None]], None] = torch.autograd.Variable._execution_engine.queue_callback
+        # after what others have queued meanwhile: it averages what ranks have
+        queue(lambda: queue(over))
 
     def _watch(self, row: WatchedRow, leaf: Node) -> None:
         """Be told of what is delivered to a parameter."""

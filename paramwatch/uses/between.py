@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paramwatch.uses.gram import Order, dense, gram, real, side_by_side
+from paramwatch.uses.gram import Order, dense, flat, gram, real, side_by_side, square
 
 Number: TypeAlias = float | Tensor
 """A number: known here, or float64 [] on a device."""
@@ -84,6 +84,27 @@ def change_of(was: Tensor, now: Tensor) -> Change:
         factor = where(nothing, 0.0, where(same | ~multiple, 1.0, product / a))
         rest = where(same | multiple | nothing, 0.0, apart)
     return Change(factor, rest) if isinstance(factor, Tensor) else Change(float(factor), float(rest))
+
+
+def is_zero(gradient: Tensor) -> bool:
+    """Whether all of it is 0."""
+    return bool(square(flat(gradient)).numpy() == 0)
+
+
+def change_of_sample(was: Tensor, now: Tensor, squared: Tensor) -> Change:
+    """The same by samples, as of a gradient that is no sum of what was delivered.
+
+    Args:
+        was: Sample of the gradient,
+        now: and as it is now,
+        squared: of which this is the sum of squares.
+    """
+    change = change_of(was, now)
+    if squared.is_cpu and isinstance(change.factor, float):
+        # there may be zeros wherever it was sampled
+        return change._replace(factor=0.0 if squared.numpy() == 0 else change.factor or 1.0)
+    factor = torch.as_tensor(change.factor, dtype=torch.float64, device=squared.device)
+    return change._replace(factor=torch.where(squared == 0, 0.0, torch.where(factor == 0, 1.0, factor)))
 
 
 class Digest(NamedTuple):

@@ -15,15 +15,11 @@ from torch import Tensor
 
 from paramwatch.ranks import is_one_of_several
 from paramwatch.uses.arriving import Arriving, Budget, begin
-from paramwatch.uses.between import NONE, Change, Mark, Number, change_of, digest_of, mark_of, sample_of
+from paramwatch.uses.between import NONE, Change, Mark, Number, change_of, change_of_sample, digest_of, is_zero, mark_of, sample_of, times
 from paramwatch.uses.gram import dense, flat, order_of, square
 from paramwatch.uses.held import Held, Pass
-from paramwatch.uses.reading import Sums
+from paramwatch.uses.reading import CHANGED, LAST, LATER, LEFT, PART, Sums
 from paramwatch.uses.sites import Site, names_of
-
-LEFT, CHANGED, LATER, LAST, PART = "left over", "changed between", "changed later", "last backward", "not all of it"
-"""What the mode says of a gradient that was there before the first pass, that was changed between two or after the last one (by more than
-a factor), of which only the last pass counts, and of which the uses are a part where nothing but their norms was kept."""
 
 
 class Contributions:
@@ -53,6 +49,8 @@ class Contributions:
         self._mark: Mark = None
         """How the gradient of the parameter is known if nobody but autograd has changed it since."""
         self._held: Held | None = None
+        self._reduced = self._unsettled = False
+        """Whether the gradient becomes another one when the run is over, as where ranks are averaged, and whether that is still to come."""
         self.forget()
 
     def forget(self) -> None:
@@ -60,7 +58,7 @@ class Contributions:
         self._drop()
         self._done: Sums | None = None
         self._sample: Tensor | None = None
-        """Elements of the gradient after the pass that was multiplied."""
+        """Elements of the gradient after the pass that was multiplied, or after the last one where it is reduced."""
         self.seen = False
         """Whether a use has contributed in this step."""
         self._passes: set[int] = set()
@@ -126,7 +124,10 @@ class Contributions:
         self._before, self.expected, self.copied = self._coming(), 0, 0
         now = so_far if whole else None
         known = now is not None and self._mark is not None and self._mark == mark_of(now, 0)
-        factor = self._go_on(now, known) if whole else 1.0
+        self._reduced = not whole or is_one_of_several()
+        factor = self._go_on(so_far, known) if whole or self._sample is not None else 1.0
+        if self._reduced:
+            self._unsettled, self._sample = True, None
         self._mark = None if apart or not whole else mark_of(total, 0) if now is None else mark_of(now, 1)
         if arrived is not None:
             self.seen = True
@@ -139,12 +140,13 @@ class Contributions:
         # the segments of a checkpointed pass are runs of their own
         origin = task if arrived.recomputed_by is None else arrived.recomputed_by
         earlier = self._passes - {origin}
-        left = None if self._passes else self._left(now)
+        left = None if self._passes else self._left(so_far)
+        left = left if whole else None  # a shard is no part of what was delivered
         self._passes.add(origin)
         pass_ = Pass(names_of(arrived.sites), arrived.sites, arrived.grads, total, origin, arrived.eps)
         held, kept = self._held, False
         if arrived.grads and (keep is not False or recomputed or held is not None):
-            kept = self._hold(pass_, now, left, factor, apart or recomputed or keep is True or not whole)
+            kept = self._hold(pass_, now, left, factor, apart or recomputed or keep is True)
             if kept and (keep or recomputed or held is not None):
                 self._done = None
                 return
@@ -156,7 +158,7 @@ class Contributions:
             self._notes = {LAST: square(flat(now))} if now is not None and not now.is_cpu and not recomputed else {}
         if arrived.mode == "norms":
             self._notes[PART] = arrived.missing(total)
-        self._sample = sample_of(total, now, self._order) if whole else None
+        self._sample = None if self._reduced else sample_of(total, now, self._order)
         self._done = Sums(pass_.names, mode, 1 + (left is not None) * self._unseen, arrived.eps, arrived.multiplied(total, left))
 
     def sums(self, used: Tensor | None = None, more: bool = False) -> Sums | None:
@@ -169,12 +171,18 @@ class Contributions:
         if self._held is not None and self._done is None:
             self._done = self._held.sums()
             assert self._held.total is not None
-            self._sample = sample_of(self._held.total, None, self._order)
+            if not self._reduced:
+                self._sample = sample_of(self._held.total, None, self._order)
         if not more:
             self._drop()
         if self._done is not None:
             self._done = replace(self._done, notes=self._notes | self._changed_later(used))
         return self._done
+
+    def settled(self, gradient: Tensor | None) -> None:
+        """No run of the engine goes on: ranks are averaged, and what is sharded is where it belongs."""
+        if self._unsettled:
+            self._unsettled, self._sample = False, None if gradient is None else sample_of(gradient, None, self._order)
 
     def left(self, task: int) -> None:
         """A run of the engine is over: what has come in it and was not delivered went to the caller of `torch.autograd.grad`."""
@@ -207,16 +215,17 @@ class Contributions:
         if isinstance(change.factor, float) and change.factor == 0:
             self.forget()
             return 1.0
-        # where ranks are averaged the gradient is not what was delivered, and is no less in order
-        if (isinstance(change.rest, Tensor) or change.rest != 0) and not is_one_of_several():
+        if isinstance(change.rest, Tensor) or change.rest != 0:
             rest = change.rest if isinstance(change.rest, Tensor) else torch.tensor(change.rest, dtype=torch.float64)
             self._notes[CHANGED] = self._notes.get(CHANGED, 0) + rest
         return change.factor
 
     def _change(self, now: Tensor, known: bool) -> Change:
         held = self._held
-        if held is None:
-            return Change(0.0, 0.0) if now.is_cpu and _is_zero(now) else NONE
+        if self._reduced and self._sample is not None:
+            return change_of_sample(self._sample, sample_of(now, None, self._order), square(flat(now)))
+        if held is None or self._reduced:
+            return Change(0.0, 0.0) if now.is_cpu and is_zero(now) else NONE
         # of the first pass no copy is kept, but it was multiplied
         done, sample = self._done, self._sample
         kept = None if held.total is not None or done is None or sample is None else digest_of(done.products, sample)
@@ -224,7 +233,7 @@ class Contributions:
 
     def _changed_later(self, used: Tensor | None) -> dict[str, Tensor]:
         """What became of the gradient after the last pass, if anything did but for a factor."""
-        if used is None or self._sample is None or is_one_of_several():
+        if used is None or self._sample is None:
             return {}
         # also where its version is the same: what is written to `.data` or through numpy has none
         rest = change_of(self._sample, sample_of(used, None, self._order)).rest
@@ -233,7 +242,7 @@ class Contributions:
 
     def _left(self, now: Tensor | None) -> Tensor | None:
         """What was there before the first pass, if that is not zero or nobody knows without waiting."""
-        if now is None or (now.is_cpu and _is_zero(now)):
+        if now is None or (now.is_cpu and is_zero(now)):
             return None
         if not self._unseen:
             self._notes[LEFT] = square(flat(now))
@@ -251,14 +260,14 @@ class Contributions:
         """
         held, total = self._held, pass_.total
         if held is None:
-            copy = copy or left is not None or type(total) is not Tensor or total.layout is not torch.strided
+            copy = copy or self._reduced or left is not None or type(total) is not Tensor or total.layout is not torch.strided
             size = (len(pass_.names) + copy) * self._size
             if self._done is not None or not self._budget.take(size):
                 return False
             whole = None if not copy else dense(total).clone() if left is None else dense(total) + dense(left)
             self._held = Held(pass_.own(), pass_.order(), whole, {pass_.origin}, pass_.eps, size, 1 + (left is not None) * self._unseen)
             return True
-        before = self._sum_before(held, now)
+        before = self._sum_before(held, now, factor)
         size = (held.new(pass_.names) + (held.total is None)) * self._size
         if before is None or not self._budget.take(size):
             return False
@@ -267,17 +276,15 @@ class Contributions:
         held.size += size
         return True
 
-    def _sum_before(self, held: Held, now: Tensor | None) -> Tensor | None:
+    def _sum_before(self, held: Held, now: Tensor | None, factor: Number) -> Tensor | None:
         """The gradient to which autograd adds; None where nobody knows. Where ranks are averaged that of this one."""
-        if held.total is not None and (now is None or is_one_of_several()):
-            return held.total
-        return now
+        return times(held.total, factor) if held.total is not None and self._reduced else now
 
     def _add_unseen(self, total: Tensor, now: Tensor | None, factor: Number) -> None:
         """A backward pass in which no use was seen is a part of the gradient all the same."""
         self._unseen += 1
         held = self._held
-        before = None if held is None else self._sum_before(held, now)
+        before = None if held is None else self._sum_before(held, now, factor)
         if held is not None and before is not None and self._budget.take(size := (held.total is None) * self._size):
             held.multiply(factor)
             held.add_total(total, before)
@@ -291,7 +298,3 @@ class Contributions:
         if self._held is not None:
             self._budget.give_back(self._held.size)
         self._held = None
-
-
-def _is_zero(gradient: Tensor) -> bool:
-    return bool(square(flat(gradient)).numpy() == 0)

@@ -15,6 +15,10 @@ from paramwatch.columns import Array
 from paramwatch.measure import Reading
 from paramwatch.record import Split
 
+LEFT, CHANGED, LATER, LAST, PART = "left over", "changed between", "changed later", "last backward", "not all of it"
+"""What the mode says of a gradient that was there before the first pass, that was changed between two or after the last one (by more than
+a factor), of which only the last pass counts, and of which the uses are a part where nothing but their norms was kept."""
+
 
 @dataclass
 class Sums:

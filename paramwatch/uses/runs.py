@@ -29,12 +29,14 @@ class Runs:
         self._around[task] = next(reversed(self._around.values()), task)
         return True
 
-    def end(self, task: int) -> None:
+    def end(self, task: int) -> bool:
+        """Whether none goes on any more."""
         self._around.pop(task, None)
         if not self._around:
             self._segments.clear()
             self._latest.clear()
             self._come.clear()
+        return not self._around
 
     def none_goes_on(self) -> None:
         """Those that an exception has left have not said so."""

@@ -23,6 +23,14 @@ def marks_of(node: Node) -> set[Any]:
     return found
 
 
+def has_marked(node: Node, mark: Hashable) -> bool:
+    """Whether this mark was put on it before; from now on it was."""
+    marks = marks_of(node)
+    known = mark in marks
+    marks.add(mark)
+    return known
+
+
 class Form(NamedTuple):
     """A change of form between a use and its parameter, which maps a gradient of what it made to one of what it was made from."""
 
