@@ -16,7 +16,7 @@ from typing import NamedTuple
 from paramwatch.drawn import Kind, Law, Numbers
 from paramwatch.formulas import drawn_within
 from paramwatch.shapes import LEVEL, SURE
-from paramwatch.standards import DEFAULT, Standard, standards
+from paramwatch.standards import DEFAULT, OF_SHAPE, Standard, named_stds, standard
 
 _LESS_LIKELY = 7.5
 """Nats that a true law loses to another one in less than 1 draw of 1000: what loses more is not mentioned."""
@@ -45,20 +45,26 @@ def range_of(law: Law, n: int, extent: int, grain: float) -> Range:
     """Of a constant, uniform or normal law, for so many elements with the extremes of so many, rounded to a grain."""
     if law.kind == "constant":
         return Range(law, math.inf, (0.0, grain * abs(law.centre)), (0.0, math.inf), 0.0, 0.0)
-    # in coarse dtypes torch draws uniform numbers that are rounded down
     mean, size = SURE * law.std / math.sqrt(n) + grain * (law.scale + abs(law.centre)), law.scale * law.scale
-    if law.kind == "uniform":
+    near, far, low, high = _ends(law.kind, n, extent, grain)
+    base = math.log(2 * law.scale) if law.kind == "uniform" else math.log(law.scale) + 0.5 * math.log(2 * math.pi)
+    slope = 0.0 if law.kind == "uniform" else -n / size / 2
+    return Range(law, mean, (law.scale * near, law.scale * far), (size * low, size * high), -n * base, slope)
+
+
+@lru_cache(maxsize=4096)
+def _ends(kind: Kind, n: int, extent: int, grain: float) -> tuple[float, float, float, float]:
+    """Between which bounds the reach of a uniform or normal law of scale 1 is, and between which the mean square."""
+    if kind == "uniform":
         # the largest of n is below the share q of its bound with probability q^n; the variance of (x/a)^2 is 4/45
-        reach = law.scale * (LEVEL ** (1 / extent) - 2 * grain), law.scale * (1 + grain)
         off = SURE * math.sqrt(4 / 45 / n) + grain
-        return Range(law, mean, reach, (size * (1 / 3 - off), size * (1 / 3 + off)), -n * math.log(2 * law.scale), 0.0)
+        # in coarse dtypes torch draws uniform numbers that are rounded down
+        return LEVEL ** (1 / extent) - 2 * grain, 1 + grain, 1 / 3 - off, 1 / 3 + off
     # Wilson and Hilferty: the cube root of a chi-square over its degrees of freedom is nearly normal, also for few of them
     width = 2 / (9 * n)
     off = SURE * math.sqrt(width) + grain
-    square = size * max(1 - width - off, 0.0) ** 3, size * (1 - width + off) ** 3
     near, far = _farthest(extent)
-    reach = law.scale * min(near, drawn_within(grain)), law.scale * far
-    return Range(law, mean, reach, square, -n * (math.log(law.scale) + 0.5 * math.log(2 * math.pi)), -n / size / 2)
+    return min(near, drawn_within(grain)), far, max(1 - width - off, 0.0) ** 3, (1 - width + off) ** 3
 
 
 @lru_cache(maxsize=4096)
@@ -77,12 +83,13 @@ def agrees(x: Numbers, law: Law) -> bool:
 def named(x: Numbers, kinds: frozenset[Kind], shape: tuple[int, ...], default: Law | None) -> tuple[Standard, ...]:
     """The standards for a shape that the numbers agree with, the likeliest first; the module's own default before all."""
     size, reach, square, off = (x.n, x.extent, x.grain), x.reach(0.0), x.square(0.0), abs(x.mean)
-    own, known = _of_shape(shape, default, kinds, *size)
-    if own is not None and len(shape) == 1 and own.range.holds(reach, square, off):
+    own = default if default is not None and default.kind in kinds else None
+    if own is not None and len(shape) == 1 and range_of(own, *size).holds(reach, square, off):
         # no other law has a name for a vector
-        return own.standards[:1]
+        return (_own(own),)
     # all of them are centred at zero
-    fitting = [one for one in known if one.least <= reach <= one.most and one.range.holds(reach, square, off)]
+    known = _known(shape, own, _within(shape, kinds, reach, square, size), *size)
+    fitting = [one for one in known if one.range.holds(reach, square, off)]
     if "uniform" in kinds and reach > 0:
         one = _round_one(float(f"{reach * (1 + 2 / x.n):.0e}"), *size)
         if one.range.holds(reach, square, off):
@@ -105,34 +112,45 @@ def _rounds_alike(law: Law, best: Law, grain: float) -> bool:
 
 
 class _Known(NamedTuple):
-    """The standards of one law, those one thinks of first in front, what it gives, and how far out the farthest element may be."""
+    """The standards of one law, those one thinks of first in front, and what it gives."""
 
     standards: tuple[Standard, ...]
     range: Range
-    least: float
-    most: float
-
-    @classmethod
-    def of(cls, standards: Sequence[Standard], n: int, extent: int, grain: float) -> _Known:
-        found = range_of(standards[0].law, n, extent, grain)
-        return cls(tuple(standards), found, *found.reach)
 
 
 @lru_cache(maxsize=1024)
-def _of_shape(
-    shape: tuple[int, ...], default: Law | None, kinds: frozenset[Kind], n: int, extent: int, grain: float
-) -> tuple[_Known | None, Sequence[_Known]]:
-    """The module's own default, and all laws of some kinds that have a name for a shape."""
-    own = [Standard(DEFAULT, default, -2)] if default is not None and default.kind in kinds else []
+def _own(default: Law) -> Standard:
+    return Standard(DEFAULT, default, -2)
+
+
+@lru_cache(maxsize=1024)
+def _known(
+    shape: tuple[int, ...], own: Law | None, which: tuple[tuple[Kind, int], ...], n: int, extent: int, grain: float
+) -> Sequence[_Known]:
+    """The module's own default, and of the laws that have a name for a shape some."""
     by_law: dict[tuple[Kind, str], list[Standard]] = {}
-    for standard in [*own, *standards(shape)]:
-        if standard.law.kind in kinds:
-            by_law.setdefault((standard.law.kind, f"{standard.law.scale:.9g}"), []).append(standard)
-    known = [_Known.of(same, n, extent, grain) for same in by_law.values()]
-    return (known[0] if own else None), known
+    for one in [*([] if own is None else [_own(own)]), *(standard(shape, kind, i) for kind, i in which)]:
+        by_law.setdefault((one.law.kind, f"{one.law.scale:.9g}"), []).append(one)
+    return [_Known(tuple(same), range_of(same[0].law, n, extent, grain)) for same in by_law.values()]
+
+
+def _within(
+    shape: tuple[int, ...], kinds: frozenset[Kind], reach: float, square: float, size: tuple[int, int, float]
+) -> tuple[tuple[Kind, int], ...]:
+    """Which of the laws that have a name for a shape give numbers of such a reach, or mean square."""
+    stds, of_uniform = named_stds(shape), reach / math.sqrt(3)
+    found: list[tuple[Kind, int]] = []
+    if "uniform" in kinds:
+        near, far, _, _ = _ends("uniform", *size)
+        found += [("uniform", i) for i, std in enumerate(stds[:OF_SHAPE]) if near * std <= of_uniform <= far * std]
+    if "normal" in kinds:
+        _, _, low, high = _ends("normal", *size)
+        found += [("normal", i) for i, std in enumerate(stds) if low * std * std <= square <= high * std * std]
+    return tuple(found)
 
 
 @lru_cache(maxsize=1024)
 def _round_one(bound: float, n: int, extent: int, grain: float) -> _Known:
     """The uniform law with a bound of one digit."""
-    return _Known.of([Standard("", Law("uniform", 0.0, bound), 1)], n, extent, grain)
+    law = Law("uniform", 0.0, bound)
+    return _Known((Standard("", law, 1),), range_of(law, n, extent, grain))

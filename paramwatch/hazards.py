@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from paramwatch.branches import Branches
 from paramwatch.drawn import Numbers
-from paramwatch.rows import Place
+from paramwatch.rows import Place, is_plain
 from paramwatch.scale import Far, Sizes, Weight, far_off
 from paramwatch.standards import Usual, default_of, is_embedding, is_known, is_norm_scale, kind_of, type_name, usual_of
 from paramwatch.standins import StandIn, stand_ins
@@ -32,6 +32,8 @@ class Read(NamedTuple):
     """None where some are not finite."""
     nonfinite: int
     """How many are not."""
+    may_repeat: bool | None = None
+    """As `Rows.may_repeat`."""
 
 
 class Hazard(NamedTuple):
@@ -65,31 +67,32 @@ class _Hazards:
         x = row.numbers
         if x is None:
             return Hazard(f"NaN or infinite elements ({row.nonfinite:,}): every output that they reach is so, too")
-        # what is not trained cannot stop learning
-        if not row.tensor.requires_grad:
+        # what is not trained cannot stop learning, and of biases and scales nothing is usual
+        if not row.tensor.requires_grad or (x.low < x.high and all(len(each.shape) < 2 for each in stand_ins)):
             return Hazard()
-        tables = [each for each in stand_ins if is_embedding(each.holder) and each.key == "weight"]
-        weights = [i for i, each in enumerate(stand_ins) if each not in tables and _usual(each)]
+        usual = [_usual(each) for each in stand_ins]
+        tables = [i for i, each in enumerate(stand_ins) if is_embedding(each.holder) and each.key == "weight"]
+        weights = [i for i, found in enumerate(usual) if found and i not in tables]
         # an embedding that is also a head is judged as a head
-        used = stand_ins[weights[0]] if weights else tables[0] if tables else stand_ins[0]
+        first = (weights or tables or [0])[0]
+        used = stand_ins[first]
         if x.low == x.high == 0:
             return self._of_zeros(used)
-        stuck = _constant(used) if x.low == x.high else ""
-        if (far := self._far(used, x)) is None:
+        stuck = _constant(used) if x.low == x.high else _repeated(used, row)
+        if (far := self._far(used, usual[first], x)) is None:
             return Hazard(stuck)
         fault = f"{stuck}; " if stuck else ""
         if used.part == "direction":
             return Hazard(f"{fault}its size is {far.said}: only its direction counts, and the larger it is, the slower that turns")
-        place = row.places[weights[0]] if weights else row.places[0]
+        place = row.places[first if weights else 0]
         size = "its size" if place is row.places[0] else f"{place.name} as a weight of {type_name(place.holder)}"
         said = f"{size} is {far.said}: signals {'blow up' if far.above else 'fade'}"
-        if weights and tables and not self._far(tables[0], x):
+        if weights and tables and not self._far(stand_ins[tables[0]], usual[tables[0]], x):
             # T5 divides the outputs of a head that has its embedding's weight
             return Hazard(stuck, f"{said}, unless the model scales them")
         return Hazard(f"{fault}{said}")
 
-    def _far(self, used: StandIn, x: Numbers) -> Far | None:
-        usual = _usual(used)
+    def _far(self, used: StandIn, usual: Usual | None, x: Numbers) -> Far | None:
         return None if usual is None else far_off(_weight(used, x), usual, self._sizes)
 
     def _of_zeros(self, zero: StandIn) -> Hazard:
@@ -125,6 +128,26 @@ def _constant(used: StandIn) -> str:
     # whoever writes a layer calls its weight what he likes
     of_units = len(used.shape) == 2 and used.shape[1] > 1 and not is_known(used.holder)
     return f"constant: all units have the same weights {_ALIKE}, if inputs are multiplied by it" if of_units else ""
+
+
+def _repeated(used: StandIn, row: Read) -> str:
+    """Of a layer of PyTorch: whether more than half of the units have the same weights, not all zero, as what is pruned has."""
+    units, w = row.shape[0], row.tensor.detach()
+    if row.may_repeat is False or used.part != "whole" or not (_usual(used) and is_known(used.holder) and is_plain(row.tensor)):
+        return ""
+    # another group of a convolution sees other inputs, and a transposed one has its units second
+    if units < 2 or _units(used) != units or issubclass(kind_of(used.holder), _ConvTransposeNd):
+        return ""
+    some = w[sorted({0, units // 2, units - 1})].flatten(1)
+    if not bool((some == some.roll(1, 0)).all(1).any()):
+        return ""
+    most = max(int((w.flatten(1) == one).all(1).sum()) if bool(one.any()) else 0 for one in some)
+    if 2 * most <= units:
+        return ""
+    which = "all" if most == units else f"{most:,} of {units:,}"
+    if is_embedding(used.holder):
+        return f"{which} vectors that are looked up are the same"
+    return f"{which} units have the same weights {_ALIKE}"
 
 
 def _usual(used: StandIn) -> Usual | None:

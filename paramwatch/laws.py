@@ -85,7 +85,7 @@ def law_of(x: Numbers, bound_known: bool = False) -> Sequence[Law]:
         if may_be_normal and two is not None:
             return [two, normal] if x.n * gain_over_normal(2.0, ratio) > _FOR_A_CUT else [normal, two]
         if may_be_normal:
-            return [normal, cut] if (gain > _open(x.n) or _misses_ends(x)) and _follows(x, cut) else [normal]
+            return [normal, cut] if _may_be_cut(x, sketch) and _follows(x, cut) else [normal]
     elif flat is None and _follows(x, cut):
         return [two or cut, normal] if may_be_normal else [two or cut]
     return two_sided(x)
@@ -126,7 +126,8 @@ def asked(numbers: Sequence[Numbers]) -> list[Asked]:
         if sketch is None:
             found.append(Asked(cut=_truncated(x, box.centre if box else 0.0), uneven=one))
         else:
-            found.append(Asked(sketch, sketch.cut if sketch.gain > _OPEN else None, False if one is None else one, sketch.gain <= _CLOSED))
+            cut = sketch.cut if _may_be_cut(x, sketch) else None
+            found.append(Asked(sketch, cut, False if one is None else one, sketch.gain <= _CLOSED))
     return found
 
 
@@ -154,6 +155,11 @@ def _open(n: int) -> float:
     return min(max(_OPEN_TO_FEW, n / 150), _OPEN)
 
 
+def _may_be_cut(x: Numbers, sketch: Sketch) -> bool:
+    """Whether a cut gains enough to be said beside a normal law."""
+    return sketch.gain > _open(x.n) or _misses_ends(x)
+
+
 def _least(x: Numbers, sketch: Sketch) -> float | None:
     """Nats over a normal law that a cut must gain that is farther out on one side: so many that one that is not is ruled out by them.
 
@@ -165,8 +171,7 @@ def _least(x: Numbers, sketch: Sketch) -> float | None:
 
 
 def _misses_ends(x: Numbers) -> bool:
-    enough = _OF_A_HUNDRED * x.n
-    return beyond(x) > (enough if enough < _FAR else _FAR)
+    return beyond(x) > min(_OF_A_HUNDRED * x.n, _FAR)
 
 
 def _uneven(x: Numbers, least: float | None) -> Lopsided | None:

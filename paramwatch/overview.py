@@ -25,7 +25,7 @@ from paramwatch.hazards import Hazard, Read, hazards
 from paramwatch.initial import NOTHING, Answers, Look, Seen, look
 from paramwatch.measure import is_supported, measure
 from paramwatch.measure.naive import ORDER
-from paramwatch.memory import bytes_together
+from paramwatch.memory import bytes_of, bytes_together
 from paramwatch.record import TieGroup
 from paramwatch.rows import Place, has_values, is_lazy, places, shape_of
 from paramwatch.sampling import Source, completed, held, stored
@@ -174,7 +174,10 @@ def _judged(module: nn.Module, rows: Sequence[_Row], sights: Sights, numbers: Ar
         left -= answers.keys()
     for i in left:
         found[i] = _judge(rows[i], i, sights, each[i], zeros[i], lost[i], *defaults[i], NOTHING)
-    read = [Read(rows[i].places, rows[i].tensor, rows[i].shape or (), None if lost[i] else each[i], int(lost[i])) for i in there]
+    read = [
+        Read(rows[i].places, rows[i].tensor, rows[i].shape or (), None if lost[i] else each[i], int(lost[i]), sights.rows[i].may_repeat)
+        for i in there
+    ]
     said = dict(zip(there, hazards(module, read), strict=True))
     return found, [said.get(i, Hazard()) for i in range(len(rows))]
 
@@ -201,7 +204,7 @@ def _judge(
     assert x is not None
     if bad:
         return Look("unlike any standard one (NaN or infinite elements)", "unlike", math.nan)
-    source = Source(here, shape, looked_at, sights.limits.judged, answers, sights.orthogonal[i] if here.shape == shape else None)
+    source = Source(here, shape, looked_at, sights.limits.judged, answers, sights.rows[i].orthogonal if here.shape == shape else None)
     verdict = look(Seen(shape, x, zeros, source, default, padding))
     return verdict._replace(text=f"local shard: {verdict.text}") if here.numel() < row.numel else verdict
 
@@ -228,7 +231,7 @@ def _totals(module: nn.Module, rows: Sequence[_Row], ties: Sequence[TieGroup]) -
     # a lazy buffer, like a lazy parameter, has no size yet
     buffers = [buffer for buffer in module.buffers() if not hasattr(buffer, "materialize")]
     parameters = [row.tensor for row in rows]
-    held = bytes_together(parameters)
+    held = sum(map(bytes_of, parameters)) - sum(tie.bytes_saved for tie in ties if tie.kind == "storage")
     return Totals(
         parameters=sum(row.numel for row in rows),
         with_repeats=sum(row.numel * len(row.places) for row in rows),

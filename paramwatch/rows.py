@@ -98,6 +98,11 @@ def has_values(tensor: torch.Tensor) -> bool:
     return not tensor.is_meta and not hasattr(tensor, "fake_mode")
 
 
+def is_plain(x: torch.Tensor) -> bool:
+    """Whether elements can be picked out of a tensor as it is."""
+    return type(x) in (torch.Tensor, nn.Parameter) and x.layout is torch.strided and not x.is_quantized
+
+
 def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
     """The shape; of a tensor of tensors -1 stands for what differs among them."""
     if not tensor.is_nested:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from paramwatch.columns import Array
 from paramwatch.formulas import Gain
@@ -17,6 +17,7 @@ from paramwatch.initial import Answers, Lines
 from paramwatch.measure import SAMPLE, sample
 from paramwatch.measure.naive import ORDER, as_reals
 from paramwatch.measure.native import available, takes
+from paramwatch.rows import is_plain
 
 EXACT, EXACT_TOGETHER = 1 << 20, 1 << 24
 """Elements up to which all of a tensor is measured (of a larger one extremes are exact, the rest a sample's), and all such tensors together
@@ -143,11 +144,6 @@ def elements(x: Tensor, most: int) -> Array:
         return sample(x, most).cpu().numpy()
     readable = x.is_cpu and x.dtype in READABLE and is_plain(x)
     return x.detach().reshape(-1).numpy() if readable else as_reals(x).cpu().numpy()
-
-
-def is_plain(x: Tensor) -> bool:
-    """Whether elements can be picked out of a tensor as it is."""
-    return type(x) in (Tensor, nn.Parameter) and x.layout is torch.strided and not x.is_quantized
 
 
 class Source(NamedTuple):

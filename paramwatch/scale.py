@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from paramwatch.standards import Usual, fans, standards
+from paramwatch.standards import Usual, fans, stds_of_layers
 
 FAR = 10.0
 """A weight this many times larger or smaller than usual is called out."""
@@ -104,7 +104,7 @@ def _compared(weight: Weight, usual: Usual) -> Far | None:
         far = Far(f"{_factor(size / own)} times above PyTorch's default (rms {size:.3g}, that {own:.3g})", True)
     elif size > FAR * low > 0 and size > APART * high:
         far = Far(f"{_factor(size / low)} times above orthogonal (rms {size:.3g}, that {low:.3g}; PyTorch's default {own:.3g})", True)
-    elif low and size < own / FAR:
+    elif low and size < own / FAR and not any(std >= own / FAR and weight.is_near(std) for std in _EVERYWHERE):
         far = Far(f"{_factor(own / size)} times below PyTorch's default (rms {size:.3g}, that {own:.3g})", False)
     elif size < high / FAR and size < low / APART and not any(map(weight.is_near, _EVERYWHERE)):
         far = Far(f"{_factor(high / size)} times below {widest} (rms {size:.3g}, that {high:.3g}; PyTorch's default {own:.3g})", False)
@@ -116,8 +116,7 @@ def _compared(weight: Weight, usual: Usual) -> Far | None:
 def _has_name(weight: Weight, above: bool) -> bool:
     """Whether it has the size that Xavier, Kaiming or an orthogonal matrix have in its shape; by its outputs it may only be smaller."""
     found = fans(weight.shape)
-    stds = [each.law.std for each in standards(weight.shape) if each.name and not (above and "fan_out" in each.name)]
-    return found is not None and any(map(weight.is_near, [*stds, 1 / math.sqrt(max(found))]))
+    return found is not None and any(map(weight.is_near, [*stds_of_layers(weight.shape, above), 1 / math.sqrt(max(found))]))
 
 
 def _factor(value: float) -> str:

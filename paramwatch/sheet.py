@@ -250,9 +250,11 @@ def _heading(summary: Summary) -> str:
 def _footer(summary: Summary, width: int) -> list[str]:
     totals = summary.totals
     out = _wrap(f"{_count(totals.parameters, 'parameter')}, {sized(totals.bytes)}; {totals.trainable:,} trained", width)
-    tied = sum(tie.bytes_saved for tie in summary.ties if tie.kind == "parameter")
+    shared = sum(tie.bytes_saved for tie in summary.ties if tie.kind == "storage")
     if totals.with_repeats != totals.parameters:
-        out += _wrap(f"with repeats {totals.with_repeats:,}: ties save {sized(tied)}", width)
+        out += _wrap(f"with repeats {totals.with_repeats:,}: ties save {sized(totals.bytes_saved - shared)}", width)
+    if shared:
+        out += _wrap(f"memory that several parameters lie on saves {sized(shared)}", width)
     if totals.lazy:
         out += _wrap(f"{_count(totals.lazy, 'lazy parameter')} not counted: run the model once to give them their shapes", width)
     if totals.buffers:

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from paramwatch.drawn import Law
+from paramwatch.drawn import Kind, Law
 from paramwatch.rows import held_under, is_lazy
 
 DEFAULT = "PyTorch default"
@@ -46,24 +46,44 @@ def fans(shape: Sequence[int]) -> tuple[int, int] | None:
     return shape[1] * field, shape[0] * field
 
 
+_NAMES = (
+    ("Xavier {}", 0),
+    ("Kaiming {}, fan_in", 0),
+    ("Kaiming {}, fan_out", 0),
+    ("Kaiming {}, a=sqrt(5)", 0),
+    ("Kaiming {}, linear gain", 1),
+    ("Xavier {}, relu gain", 1),
+    ("Xavier {}, tanh gain", 1),
+)
+OF_SHAPE = len(_NAMES)
+_ROUND = 1.0, 0.1, 0.05, 0.02, 0.01, 0.001
+
+
 @lru_cache(maxsize=1024)
-def standards(shape: tuple[int, ...]) -> tuple[Standard, ...]:
-    """The laws that have a name for this shape, those one thinks of first in front."""
+def named_stds(shape: tuple[int, ...]) -> tuple[float, ...]:
+    """The standard deviations that have a name for this shape: of `_NAMES`, NaN where there is none; round ones, of normal laws, follow."""
     found = fans(shape)
-    plain = [Standard("", Law("normal", 0.0, std), 1) for std in (1.0, 0.1, 0.05, 0.02, 0.01, 0.001)]
     if found is None:
-        return tuple(plain)
+        return (*[math.nan] * OF_SHAPE, *_ROUND)
     inputs, outputs = found
-    stds = [("Xavier {}", math.sqrt(2 / (inputs + outputs)), 0)]
-    if inputs == outputs:
-        stds += [("Kaiming {}", math.sqrt(2 / inputs), 0)]
-    else:
-        stds += [("Kaiming {}, fan_in", math.sqrt(2 / inputs), 0), ("Kaiming {}, fan_out", math.sqrt(2 / outputs), 0)]
-    stds += [("Kaiming {}, a=sqrt(5)", math.sqrt(1 / (3 * inputs)), 0), ("Kaiming {}, linear gain", math.sqrt(1 / inputs), 1)]
-    stds += [("Xavier {}, relu gain", math.sqrt(4 / (inputs + outputs)), 1), ("Xavier {}, tanh gain", 5 / 3 * stds[0][1], 1)]
-    uniform = [Standard(name.format("uniform"), Law("uniform", 0.0, std * math.sqrt(3)), rank) for name, std, rank in stds]
-    normal = [Standard(name.format("normal"), Law("normal", 0.0, std), rank) for name, std, rank in stds]
-    return tuple(sorted([*uniform, *normal, *plain], key=lambda standard: standard.rank))
+    xavier, either = math.sqrt(2 / (inputs + outputs)), math.sqrt(2 / outputs) if inputs != outputs else math.nan
+    kaiming, linear = math.sqrt(2 / inputs), math.sqrt(1 / inputs)
+    return xavier, kaiming, either, math.sqrt(1 / (3 * inputs)), linear, math.sqrt(4 / (inputs + outputs)), 5 / 3 * xavier, *_ROUND
+
+
+def standard(shape: tuple[int, ...], kind: Kind, i: int) -> Standard:
+    """The law of one of the `named_stds`, uniform or normal."""
+    std = named_stds(shape)[i]
+    name, rank = _NAMES[i] if i < OF_SHAPE else ("", 1)
+    if i == 1 and shape[1] == shape[0]:  # fan_in and fan_out are the same
+        name = "Kaiming {}"
+    return Standard(name.format(kind), Law(kind, 0.0, std * math.sqrt(3) if kind == "uniform" else std), rank)
+
+
+def stds_of_layers(shape: tuple[int, ...], above: bool) -> list[float]:
+    """What Xavier, Kaiming and their kin give this shape; above what is usual, without those that go by outputs."""
+    stds = named_stds(shape)[:OF_SHAPE]
+    return [std for (name, _), std in zip(_NAMES, stds, strict=True) if not (math.isnan(std) or (above and "fan_out" in name))]
 
 
 def default_of(module: nn.Module, key: str, shape: Sequence[int]) -> Law | None:

@@ -17,24 +17,18 @@ from torch import Tensor
 
 from paramwatch.columns import Array
 from paramwatch.drawn import Law, Lopsided, Numbers, Tests
-from paramwatch.formulas import Gain, chosen_rows, few_values, gains_of_rows, have_tied_ends, may_be_orthogonal, spread
+from paramwatch.formulas import few_values, have_tied_ends, spread
 from paramwatch.initial import ENOUGH, NO_CHANCE, Answers
 from paramwatch.laws import BOX, Asked, asked, falls, is_clear
-from paramwatch.measure.sampled import positions
-from paramwatch.measure.scaled import stream_of
-from paramwatch.sampling import AS_IT_IS, READABLE, Limits, Whole, is_plain, looked
+from paramwatch.matrices import rows_of
+from paramwatch.sampling import READABLE, Limits, Whole, looked
 from paramwatch.shapes import are_between, are_cut, are_normal, are_two_sided, are_uniform
+from paramwatch.sidebyside import alike, at_once, sampled, side_by_side
 from paramwatch.wording import not_smooth
 from paramwatch.zeros import asked_of, may_be_even
 
 _ALIKE = 4
 """Fewer tensors of one shape are not worth it."""
-
-_LARGE = 1 << 14
-"""Elements from which on a tensor costs more than what is saved by laying several side by side."""
-
-_AT_ONCE = 1 << 18
-"""Elements that are laid side by side: they stay in a processor's cache."""
 
 _NEAR, _TINY = 1000.0, 1e-10
 """Standard deviations from zero up to which single precision tells what double does, and where it can be squared."""
@@ -53,18 +47,18 @@ class Sights:
     def __init__(self, held: Sequence[Tensor | None]) -> None:
         self.held = held
         self.limits = Limits.of([0 if x is None else x.numel() for x in held])
-        self._by_shape = _alike(held)
+        self._by_shape = alike(held)
         """Positions of tensors that are asked together."""
         self._groups = [
-            group for (shape, *_), which in self._by_shape.items() if len(which) >= _ALIKE for group in _at_once(which, shape.numel())
+            group for (shape, *_), which in self._by_shape.items() if len(which) >= _ALIKE for group in at_once(which, shape.numel())
         ]
         """Those of one shape, so many at a time as are laid side by side."""
         self.looked_at: list[Tensor | None] = [None] * len(held)
         """What is measured."""
         self.wholes: list[Whole | None] = [None] * len(held)
         """What is known beside it."""
-        self.orthogonal: list[Gain | Literal[False] | None] = [None] * len(held)
-        """What is known of rows, as `Source.orthogonal`."""
+        self.rows = rows_of(held, self._by_shape)
+        """What is known of the rows of each."""
         for group in self._groups:
             self._look_at([x for i in group if (x := held[i]) is not None], group)
         for i, x in enumerate(held):
@@ -73,10 +67,8 @@ class Sights:
 
     def _look_at(self, tensors: Sequence[Tensor], group: Sequence[int]) -> None:
         """At tensors of one shape; what is not finite is left over."""
-        for i, found in zip(group, _orthogonal(tensors), strict=True):
-            self.orthogonal[i] = found
         if tensors[0].numel() > self.limits.exact:
-            for i, some, whole in zip(group, *_sampled(tensors, self.limits.judged), strict=True):
+            for i, some, whole in zip(group, *sampled(tensors, self.limits.judged), strict=True):
                 if math.isfinite(whole.low) and math.isfinite(whole.high):
                     self.looked_at[i], self.wholes[i] = some, whole
 
@@ -100,21 +92,25 @@ class Sights:
             numel, most = shape.numel(), self.limits.judged
             # torch picks from tensors of one shape
             length = min(numel, most) if dtype in READABLE and device.type == "cpu" else numel
-            for i in which:
-                if usable[i] and not self._settled(i):
-                    whole = self.wholes[i] is None
-                    nonzero = length - int(zeros[i]) if not zeros[i] or (whole and numel <= most) else self._nonzero(i)
-                    beside.setdefault((length, nonzero, whole, dtype, device), []).append(i)
-        for (length, nonzero, *_), which in beside.items():
-            if nonzero >= (ENOUGH if nonzero == length else _LEAST):
-                for group in _at_once(which, length):
+            wanted = [i for i in which if usable[i] and not self._settled(i)]
+            sampled = [i for i in wanted if zeros[i] and (numel > most or self.wholes[i] is not None)]
+            nonzero = {i: length - int(zeros[i]) for i in wanted} | self._nonzero(sampled, length)
+            for i in wanted:
+                beside.setdefault((length, nonzero[i], self.wholes[i] is None, dtype, device), []).append(i)
+        for (length, count, *_), which in beside.items():
+            if count >= (ENOUGH if count == length else _LEAST):
+                for group in at_once(which, length):
                     known = [asked_of(of, zeros[i], default_zeros[i]) for i in group if (of := numbers[i])]
                     found = _answered([self._tensor(i) for i in group], known, self.limits.judged)
                     yield {i: answer._replace(even_zeros=even[i]) if i in even else answer for i, answer in zip(group, found, strict=True)}
 
-    def _nonzero(self, i: int) -> int:
+    def _nonzero(self, which: Sequence[int], length: int) -> dict[int, int]:
         """How many of the elements that are judged are not zero."""
-        return int(np.count_nonzero(_side_by_side([self._tensor(i)], self.limits.judged)))
+        found: dict[int, int] = {}
+        for group in at_once(which, length):
+            block = side_by_side([self._tensor(i) for i in group], self.limits.judged)
+            found |= zip(group, np.count_nonzero(block, axis=1).tolist(), strict=True)
+        return found
 
     @torch.no_grad()
     def _even_zeros(self, which: Sequence[int], numbers: Sequence[Numbers | None], zeros: Sequence[float]) -> dict[int, bool]:
@@ -124,7 +120,7 @@ class Sights:
         }
         if not tensors:
             return {}
-        columns = (_side_by_side([*tensors.values()]).reshape(-1, *next(iter(tensors.values())).shape) == 0).sum(1, dtype=np.uint16)
+        columns = (side_by_side([*tensors.values()]).reshape(-1, *next(iter(tensors.values())).shape) == 0).sum(1, dtype=np.uint16)
         return dict(zip(tensors, (columns == columns[:, :1]).all(1).tolist(), strict=True))
 
     def _tensor(self, i: int) -> Tensor:
@@ -134,57 +130,8 @@ class Sights:
 
     def _settled(self, i: int) -> bool:
         """Whether no law is asked for."""
-        gain = self.orthogonal[i]
+        gain = self.rows[i].orthogonal
         return gain is not None and gain is not False and gain[1] < NO_CHANCE
-
-
-def _alike(tensors: Sequence[Tensor | None]) -> dict[tuple[torch.Size, torch.dtype, torch.device], list[int]]:
-    """Positions of small plain tensors, those of one shape, dtype and device together."""
-    found: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
-    for i, x in enumerate(tensors):
-        if x is not None and 1 < x.numel() <= _LARGE and x.dtype in AS_IT_IS and is_plain(x):
-            found.setdefault((x.shape, x.dtype, x.device), []).append(i)
-    return found
-
-
-def _at_once(which: Sequence[int], length: int) -> list[Sequence[int]]:
-    """So many positions at a time as are laid side by side, with so many elements each."""
-    most = max(_AT_ONCE // length, 1)
-    return [which[i : i + most] for i in range(0, len(which), most)]
-
-
-@torch.no_grad()
-def _sampled(tensors: Sequence[Tensor], most: int) -> tuple[Sequence[Tensor], Sequence[Whole]]:
-    """A sample of each and what is known of all its elements: `looked`, where there are too many to measure them all."""
-    flat = torch.stack(list(tensors)).reshape(len(tensors), -1)
-    n = flat.shape[1]
-    low, high = flat.amin(1).double().tolist(), flat.amax(1).double().tolist()
-    # counting row by row is dearer, and mostly there are none
-    zeros = (n - flat.count_nonzero(dim=1)).tolist() if int(flat.count_nonzero()) < flat.numel() else [0] * len(flat)
-    return _picked(flat, most).double().unbind(), [Whole(n, *known, n) for known in zip(low, high, zeros, strict=True)]
-
-
-@torch.no_grad()
-def _orthogonal(tensors: Sequence[Tensor]) -> list[Gain | Literal[False] | None]:
-    """Of each, what `gain_of_rows` says of its rows; of its columns where it has more rows."""
-    shape = tensors[0].shape
-    rows, width, grain = shape[0], math.prod(shape[1:]), torch.finfo(tensors[0].dtype).eps
-    if len(shape) < 2 or min(rows, width) < 2:
-        return [None] * len(tensors)
-    block = _side_by_side(tensors).reshape(-1, rows, width)
-    block = block.swapaxes(1, 2) if rows > width else block
-    count, length = block.shape[1:]
-    may_be = may_be_orthogonal(block[:, [0, -1]].astype(np.float64), grain)
-    found: list[Gain | Literal[False] | None] = [False] * len(tensors)
-    at = np.flatnonzero(may_be)
-    if not len(at):
-        return found
-    chosen = chosen_rows(count, length)
-    some = block if len(at) == len(block) else block[at]
-    some = some if len(chosen) == count else some[:, chosen]
-    for i, gain in zip(at.tolist(), gains_of_rows(some.astype(np.float64, copy=False), length, grain), strict=True):
-        found[i] = gain or False
-    return found
 
 
 @torch.no_grad()
@@ -192,7 +139,7 @@ def _answered(tensors: Sequence[Tensor], numbers: Sequence[Numbers], most: int) 
     grain = numbers[0].grain
     low, high, std, n = np.array([(x.low, x.high, x.std, x.n) for x in numbers]).T
     # sorting is quicker in the precision they have
-    ascending = np.sort(_side_by_side(tensors, most), axis=1)
+    ascending = np.sort(side_by_side(tensors, most), axis=1)
     far = np.maximum(high, -low)
     if ascending.dtype == np.float32 and not ((far < _NEAR * std) & (far > _TINY) & (far < 1 / _TINY)).all():
         ascending = ascending.astype(np.float64)
@@ -252,27 +199,3 @@ def _found(where: Array, test: Callable[[Array], Array]) -> list[bool | None]:
         for i, passes in zip(at.tolist(), test(at).tolist(), strict=True):
             found[i] = passes
     return found
-
-
-def _side_by_side(tensors: Sequence[Tensor], most: int | None = None) -> Array:
-    """The elements of each tensor, or so many of them, in a row of their own; in float32 where NumPy does not know their dtype."""
-    first = tensors[0]
-    if not first.is_cpu or first.dtype not in READABLE:
-        # as many elements may come in several shapes
-        flat = torch.stack([x.detach().reshape(-1) for x in tensors])
-        flat = flat if most is None else _picked(flat, most)
-        found: Array = flat.to(flat.dtype if flat.dtype in READABLE else torch.float32).cpu().numpy()
-        return found
-    # NumPy's copy keeps to one thread: for so few elements at a time the others are in the way
-    each = [x.detach().reshape(-1).numpy() for x in tensors]
-    if most is not None:
-        stream = stream_of(first.device)
-        each = [x if len(x) <= most else x.take(positions(len(x), most, first.device, stream).numpy()) for x in each]
-    return np.concatenate(each).reshape(len(each), -1)
-
-
-def _picked(flat: Tensor, most: int) -> Tensor:
-    """So many elements of each row, those that `sample` gives."""
-    if flat.shape[1] <= most:
-        return flat
-    return flat.index_select(1, positions(flat.shape[1], most, flat.device, stream_of(flat.device)))

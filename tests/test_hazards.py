@@ -168,14 +168,48 @@ def test_each_exception_from_the_warning_of_a_constant_is_named_and_real(made: C
     assert different_units(weight) == len(weight)
 
 
-def test_a_constant_with_nothing_to_tell_its_units_apart_stays_as_it_is_warned_of() -> None:
+@pytest.mark.parametrize(
+    ("fill", "said", "units"),
+    [
+        (lambda w: None, "all units have the same weights", 1),
+        (lambda w: w.copy_(torch.randn(1, 4).expand_as(w)), "all units have the same weights", 1),
+        (lambda w: w[-1, 2].fill_(5), "7 of 8 units have the same weights", 2),
+    ],
+    ids=["constant", "rows alike", "one element off"],
+)
+def test_units_with_nothing_to_tell_them_apart_stay_alike_as_is_warned_of(fill: Callable[[Tensor], object], said: str, units: int) -> None:
     torch.manual_seed(0)
     net = nothing()
-    assert "symmetry is not broken" in summary(net).warnings["0.weight"]
+    fill(net[0].weight.data)
+    warning = summary(net).warnings["0.weight"]
     trained(net)
 
-    assert different_units(net[0].weight) == 1
+    assert said in warning
+    assert "symmetry is not broken" in warning
+    assert different_units(net[0].weight) == units
     assert different_units(net[2].weight) == 3
+
+
+REPEATED: tuple[tuple[Callable[[], nn.Module], str], ...] = (
+    (lambda: nn.Linear(8, 600), "all units have"),
+    (lambda: nn.Linear(300, 60).bfloat16(), "all units have"),
+    (lambda: nn.Conv2d(3, 6, 3), "all units have"),
+    (lambda: nn.Embedding(10, 4), "all vectors that are looked up are the same"),
+    # each sees another channel
+    (lambda: nn.Conv2d(6, 6, 3, groups=6), ""),
+    (lambda: nn.LayerNorm((4, 4)), ""),
+)
+
+
+@pytest.mark.parametrize(("make", "said"), REPEATED)
+def test_rows_that_are_alike_are_warned_of_where_they_are_units_with_the_same_inputs(make: Callable[[], nn.Module], said: str) -> None:
+    torch.manual_seed(0)
+    layer = make()
+    layer.weight.data[:] = torch.randn(layer.weight.shape[1:]) / 4
+    warnings = summary(layer).warnings
+
+    assert said in warnings.get("weight", "")
+    assert bool(warnings) == bool(said)
 
 
 # ---- scripted and traced --------------------------------------------------------------------

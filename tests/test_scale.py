@@ -120,6 +120,17 @@ def test_two_hundredths_are_what_transformers_begin_with_in_every_shape(shape: t
     assert summary(layer).warnings == {}
 
 
+def test_two_hundredths_of_a_depthwise_convolution_are_not_called_out_where_chance_makes_them_less() -> None:
+    torch.manual_seed(0)
+    net = nn.ModuleList(nn.Conv2d(32, 32, 3, groups=32) for _ in range(40))
+    for layer in net:
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+    found = summary(net)
+
+    assert (found.frame["std"].filter(like="weight") < 1 / math.sqrt(27) / 10).any()
+    assert found.warnings == {}
+
+
 @pytest.mark.parametrize(("std", "said"), [(10.5, True), (8.0, False), (0.02, False), (1e-4, False)])
 def test_an_embedding_is_called_out_where_it_is_too_large_and_may_be_as_small_as_one_likes(std: float, said: bool) -> None:
     torch.manual_seed(0)

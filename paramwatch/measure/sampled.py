@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paramwatch.columns import Array
 from paramwatch.measure.naive import ORDER, as_reals, is_supported, parts
 from paramwatch.measure.reading import Reading, stacked
 from paramwatch.measure.scaled import sent, stream_of
@@ -46,10 +47,16 @@ def sample(tensor: Tensor, most: int = SAMPLE) -> Tensor:
 @lru_cache(maxsize=32)
 def positions(numel: int, most: int, device: torch.device, stream: int) -> Tensor:
     """Strata of equal size, one element each, at a place that walks by the golden ratio: no regular stride falls into step with it."""
-    strata = np.arange(most + 1, dtype=np.int64)
+    strata, walk = _walk(most)
     starts = strata * numel // most
-    places = starts[:-1] + (strata[:-1] * 0.6180339887498949 % 1.0 * np.diff(starts)).astype(np.int64)
+    places = starts[:-1] + (walk * (starts[1:] - starts[:-1])).astype(np.int64)
     return sent(torch.from_numpy(places), device)
+
+
+@lru_cache(maxsize=8)
+def _walk(most: int) -> tuple[Array, Array]:
+    strata = np.arange(most + 1, dtype=np.int64)
+    return strata, strata[:-1] * 0.6180339887498949 % 1.0
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,77 @@
+"""Small tensors that are alike, laid side by side in one array: what reads elements is cheap for many of them at once.
+
+Below `matrices` and `together`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paramwatch.columns import Array
+from paramwatch.measure.sampled import positions
+from paramwatch.measure.scaled import stream_of
+from paramwatch.rows import is_plain
+from paramwatch.sampling import AS_IT_IS, READABLE, Whole
+
+Shape: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
+
+_LARGE = 1 << 14
+"""Elements from which on a tensor costs more than what is saved by laying several side by side."""
+
+_AT_ONCE = 1 << 18
+"""Elements that are laid side by side: they stay in a processor's cache."""
+
+
+def alike(tensors: Sequence[Tensor | None]) -> dict[Shape, list[int]]:
+    """Positions of small plain tensors, those of one shape, dtype and device together."""
+    found: dict[Shape, list[int]] = {}
+    for i, x in enumerate(tensors):
+        if x is not None and 1 < x.numel() <= _LARGE and x.dtype in AS_IT_IS and is_plain(x):
+            found.setdefault((x.shape, x.dtype, x.device), []).append(i)
+    return found
+
+
+def at_once(which: Sequence[int], length: int) -> list[Sequence[int]]:
+    """So many positions at a time as are laid side by side, with so many elements each."""
+    most = max(_AT_ONCE // length, 1)
+    return [which[i : i + most] for i in range(0, len(which), most)]
+
+
+@torch.no_grad()
+def sampled(tensors: Sequence[Tensor], most: int) -> tuple[Sequence[Tensor], Sequence[Whole]]:
+    """A sample of each and what is known of all its elements: `looked`, where there are too many to measure them all."""
+    flat = torch.stack(list(tensors)).reshape(len(tensors), -1)
+    n = flat.shape[1]
+    low, high = flat.amin(1).double().tolist(), flat.amax(1).double().tolist()
+    # counting row by row is dearer, and mostly there are none
+    zeros = (n - flat.count_nonzero(dim=1)).tolist() if int(flat.count_nonzero()) < flat.numel() else [0] * len(flat)
+    return _picked(flat, most).double().unbind(), [Whole(n, *known, n) for known in zip(low, high, zeros, strict=True)]
+
+
+def side_by_side(tensors: Sequence[Tensor], most: int | None = None) -> Array:
+    """The elements of each tensor, or so many of them, in a row of their own; in float32 where NumPy does not know their dtype."""
+    first = tensors[0]
+    if not first.is_cpu or first.dtype not in READABLE:
+        # as many elements may come in several shapes
+        flat = torch.stack([x.detach().reshape(-1) for x in tensors])
+        flat = flat if most is None else _picked(flat, most)
+        found: Array = flat.to(flat.dtype if flat.dtype in READABLE else torch.float32).cpu().numpy()
+        return found
+    # NumPy's copy keeps to one thread: for so few elements at a time the others are in the way
+    each = [x.detach().reshape(-1).numpy() for x in tensors]
+    if most is not None:
+        stream = stream_of(first.device)
+        each = [x if len(x) <= most else x.take(positions(len(x), most, first.device, stream).numpy()) for x in each]
+    return np.concatenate(each).reshape(len(each), -1)
+
+
+def _picked(flat: Tensor, most: int) -> Tensor:
+    """So many elements of each row, those that `sample` gives."""
+    if flat.shape[1] <= most:
+        return flat
+    return flat.index_select(1, positions(flat.shape[1], most, flat.device, stream_of(flat.device)))
