@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 from torch.utils.checkpoint import checkpoint
+from untied import assert_contributions, multiplied, multiplied_for
 from used_models import other, shared_mlp
 
 import paramwatch
 from paramwatch import ParamWatchError, Watch, attached
+from paramwatch.testing import ListSink
 
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
 
@@ -539,6 +540,37 @@ def test_names_are_not_told_by_the_order_of_a_forward_that_was_put_in_place_of_i
     assert list(norms(watch)) == ["2@0", "2@1"]
 
 
+class Through(torch.autograd.Function):
+    """A layer whose backward pass has a weight of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(x, back)
+        return nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, back = ctx.saved_tensors
+        return grad @ back, grad.t() @ x, grad.sum(0), None
+
+
+class Apart(nn.Module):
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer, self.back = copy.deepcopy(layer), nn.Parameter(layer.weight.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = Through.apply(x, self.layer.weight, self.layer.bias, self.back)
+        return found
+
+
+def smooth(tied: bool) -> nn.Sequential:
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4)
+    one, other = (layer, layer) if tied else (Apart(layer), Apart(layer))
+    return nn.Sequential(one, nn.Tanh(), other, nn.Tanh(), nn.Linear(4, 1))
+
+
 def penalised(net: nn.Module) -> Tensor:
     x = X.clone().requires_grad_()
     out = net(x)
@@ -546,34 +578,23 @@ def penalised(net: nn.Module) -> Tensor:
     return out.square().mean() + (slope.norm() - 1).square()
 
 
-def smooth(tied: bool) -> nn.Sequential:
-    torch.manual_seed(0)
-    one = nn.Linear(4, 4)
-    return nn.Sequential(one, nn.Tanh(), one if tied else copy.deepcopy(one), nn.Tanh(), nn.Linear(4, 1))
-
-
-def test_the_uses_of_a_gradient_penalty_add_up_to_those_of_the_untied_twin() -> None:
-    net, twin = smooth(True), smooth(False)
-    with paramwatch.attach(net, uses=1) as watch:
+def test_uses_of_a_gradient_penalty_are_those_of_a_twin_with_weights_of_their_own_for_the_slope() -> None:
+    net, twin, sink = smooth(True), smooth(False), ListSink()
+    with multiplied() as seen, paramwatch.attach(net, uses=1, sinks=[sink]) as watch:
         found = penalised(net)
         watch.root(found)
         found.backward()
         sgd(net).step()
     penalised(twin).backward()
 
-    uses = norms(watch, "0.weight")
-    cosines = watch.use_cosines("0.weight", 0).to_numpy()
-    each = list(uses.values())
-    products = torch.tensor(cosines * [[a * b for b in each] for a in each])
-    # each use belongs to one of the two: their sum has the norm of a copy's gradient
-    sums = {
-        float(products[list(chosen)][:, list(chosen)].sum().sqrt())
-        for n in range(len(each))
-        for chosen in combinations(range(len(each)), n)
-    }
-    assert len(each) > 3
-    for layer in (twin[0], twin[2]):
-        assert min(abs(total - float(layer.weight.grad.norm())) for total in sums) < 1e-5 * float(layer.weight.grad.norm())
+    # the slope is computed from the last layer on
+    forward, slope = [twin[0].layer, twin[2].layer], [twin[2].back, twin[0].back]
+    (record,) = sink.records
+    truth = {"0.weight": [*(layer.weight.grad for layer in forward), *(w.grad for w in slope)], "0.bias": [b.bias.grad for b in forward]}
+    assert record.uses["0.weight"].uses == ("0", "2", "(outside)#0", "(outside)#1")
+    for row, parts in truth.items():
+        gradient = net.get_parameter(row).grad
+        assert_contributions(record.uses[row], *multiplied_for(gradient, seen), parts, gradient)
 
 
 class Cut(nn.Module):
