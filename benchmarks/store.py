@@ -47,7 +47,7 @@ def noisy(net: Inventory, first: int, n: int) -> Batch:
         whole = np.resize(NUMEL, rows) if part.name == "count" else 0
         # numpy's zeros are in no memory yet, and it is not the store that has to find some
         values[part.name] = np.full(shape, whole) if part.integer else random.standard_normal(shape, np.float32).astype(part.dtype)
-    steps = [{"skipped": False, "evaluations": 1, "update_mode": "exact", "overhead_us": 10.0}] * n
+    steps = {"skipped": [False] * n, "evaluations": [1] * n, "update_mode": ["exact"] * n, "overhead_us": [10.0] * n}
     lr, state = np.full((n, rows), 0.1), np.zeros((n, rows), np.int8)
     return Batch(net, range(first, first + n), [0.0] * n, steps, values, np.ones(rows, bool), lr, state, [Changes()] * n)
 

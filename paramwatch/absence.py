@@ -110,9 +110,9 @@ class Tally(BatchSink):
     def write_batch(self, batch: Batch) -> None:
         """Take the records of a batch."""
         self._count(batch.inventory, np.broadcast_to(batch.stepped, batch.grad_state.shape), batch.grad_state)
-        skipped = [step for step, steps in zip(batch.step, batch.steps, strict=True) if steps.get("skipped")]
-        for step in skipped:
-            self._count_skipped(step)
+        for step, skipped in zip(batch.step, batch.known("skipped"), strict=True):
+            if skipped:
+                self._count_skipped(step)
         # none of them was counted before
         self._steps = self._steps[0] + len(batch), batch.step[-1]
 

@@ -18,13 +18,14 @@ from paramwatch.columns import PARTS, Array
 from paramwatch.measure import Reading
 from paramwatch.outside import Outside
 from paramwatch.plan import ENTERED, LEFT, MOVED, USED, Folded
-from paramwatch.record import GRAD_STATES, Changes, Inventory
+from paramwatch.record import GRAD_STATES, UNCHANGED, Changes, Inventory
 from paramwatch.rounds import Measured, OptimizerStep, Round
 
 Handed: TypeAlias = tuple[Round, str]
 """A round, and how its updates were measured."""
 
-_UNCHANGED = Changes()
+_COUNTED = frozenset({"backwards"})
+"""What a round may know of its step that others of its form do not."""
 _INTEGERS = slice(0, sum(part.integer for part in PARTS.values()))
 """Where they are among all parts; the count is the first."""
 _USED, _ZERO, _NONE, _FROZEN = (GRAD_STATES.index(state) for state in ("used", "zero", "none", "frozen"))
@@ -43,10 +44,13 @@ class Form:
         # where two optimizers step one row, the later one has the last word, and this is not told here
         self._apart = sum(map(len, held)) == self._stepped.sum()
         self._idle = idle_states(done.inventory)
+        self._keys, self._has_device = done.steps.keys() - _COUNTED, done.spent.device_us is not None
 
     def fits(self, done: Round) -> bool:
         """Whether a round is of this form."""
         if done.inventory is not self.inventory or done.others or done.apart or done.lost:
+            return False
+        if done.steps.keys() - _COUNTED != self._keys or (done.spent.device_us is not None) is not self._has_device:
             return False
         steps = done.optimizer_steps
         if not self._apart or not 0 < len(steps) == len(self.steps):
@@ -64,7 +68,7 @@ class Form:
         state = np.repeat(self._idle[None], n, axis=0)
         skipped = np.array([done.skipped for done, _ in rounds])
         scale = np.full(n, np.nan)
-        changes = [_UNCHANGED] * n
+        changes = [UNCHANGED] * n
         found: list[dict[str, int]] = [{} for _ in rounds]
         for i, form in enumerate(self.steps):
             steps = [done.optimizer_steps[i] for done, _ in rounds]
@@ -79,8 +83,7 @@ class Form:
                 found[which] |= rows
                 changes[which] = Changes(outside=found[which])
         scales = [None if one != one else one for one in scale.tolist()]
-        steps_of = zip(rounds, skipped.tolist(), scales, strict=True)
-        whole = [described(done, mode, was_skipped, scale_of) for (done, mode), was_skipped, scale_of in steps_of]
+        whole = described(rounds, skipped.tolist(), scales)
         numbers, times = [done.step for done, _ in rounds], [done.time for done, _ in rounds]
         return Batch(inventory, numbers, times, whole, values, self._stepped, lr, state, changes)
 

@@ -48,24 +48,28 @@ def assemble(done: Round, update_mode: str) -> Record:
         outside |= done.changed(step, done.step)
         state[here] = _states(step, inventory, kept, here, wide[:, kinds.index("grad")])
     changes = Changes(tuple(done.apart), tuple(done.lost), outside)
-    steps = described(done, update_mode, skipped, scale)
+    steps = {key: value for key, (value,) in described([(done, update_mode)], [skipped], [scale]).items()}
     values = _held(wide)
     return Record(done.step, done.time, inventory, steps, values, stepped, lr, state, histograms, _uses(done, values), changes)
 
 
-def described(done: Round, update_mode: str, skipped: bool, scale: float | None) -> dict[str, Any]:
-    """What is known of the step as a whole."""
-    evaluations = 0
-    for step in done.optimizer_steps:
-        evaluations += step.evaluations
+def described(rounds: Sequence[tuple[Round, str]], skipped: Sequence[bool], scales: Sequence[float | None]) -> dict[str, list[Any]]:
+    """What is known of the steps of some rounds as a whole: key -> a value for each.
+
+    Args:
+        rounds: With how the updates of each were measured. Of all the same keys are known, except that one may have counted no backwards.
+        skipped: Whether the step was.
+        scales: That of a `GradScaler`.
+    """
+    spent = [done.spent.described() for done, _ in rounds]
     return {
-        "skipped": skipped,
-        "amp_scale": scale,
-        "evaluations": evaluations or None,
-        "backwards": None,
-        "update_mode": update_mode,
-        **done.spent.described(),
-        **done.steps,
+        "skipped": [*skipped],
+        "amp_scale": [*scales],
+        "evaluations": [sum([step.evaluations for step in done.optimizer_steps]) or None for done, _ in rounds],
+        "backwards": [done.steps.get("backwards") for done, _ in rounds],
+        "update_mode": [mode for _, mode in rounds],
+        **{key: [each[key] for each in spent] for key in spent[0]},
+        **{key: [done.steps[key] for done, _ in rounds] for key in rounds[0][0].steps if key != "backwards"},
     }
 
 

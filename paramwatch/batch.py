@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from paramwatch.columns import NON_FINITE, Array
 from paramwatch.record import Changes, Inventory, Record
 
@@ -22,7 +24,8 @@ class Batch:
     inventory: Inventory
     step: Sequence[int]
     time: Sequence[float]
-    steps: Sequence[Mapping[str, Any]]
+    steps: Mapping[str, Sequence[Any]]
+    """Key -> n values: the keys of `Record.steps`, which all of them have."""
     values: Mapping[str, Array]
     """Part -> [n, kinds, rows], as in `Record.values`."""
     stepped: Array
@@ -38,7 +41,7 @@ class Batch:
             record.inventory,
             (record.step,),
             (record.time,),
-            (record.steps,),
+            {key: (value,) for key, value in record.steps.items()},
             {part: array[None] for part, array in record.values.items()},
             record.stepped,
             record.lr[None],
@@ -52,6 +55,14 @@ class Batch:
         # counts are never negative, and numpy finds the largest twice as fast as any that is not zero
         return not any(self.values[part].max(initial=0) for part in NON_FINITE)
 
+    def described(self, i: int) -> dict[str, Any]:
+        """What is known of one of the steps as a whole: `Record.steps`."""
+        return {key: column[i] for key, column in self.steps.items()}
+
+    def known(self, key: str) -> Sequence[Any]:
+        """What is known of each step, by a key of `Record.steps`; None where nothing is."""
+        return self.steps.get(key) or [None] * len(self)
+
     def __len__(self) -> int:
         return len(self.step)
 
@@ -60,6 +71,9 @@ class Batch:
         if len(which) == len(self):
             return self
 
+        # numpy would make one of the list for each array
+        index = np.array(which, np.intp)
+
         def chosen(each: Sequence[Any]) -> list[Any]:
             return [each[i] for i in which]
 
@@ -67,10 +81,10 @@ class Batch:
             self,
             step=chosen(self.step),
             time=chosen(self.time),
-            steps=chosen(self.steps),
-            values={part: array[which] for part, array in self.values.items()},
-            lr=self.lr[which],
-            grad_state=self.grad_state[which],
+            steps={key: chosen(column) for key, column in self.steps.items()},
+            values={part: array[index] for part, array in self.values.items()},
+            lr=self.lr[index],
+            grad_state=self.grad_state[index],
             changes=chosen(self.changes),
         )
 
@@ -80,7 +94,7 @@ class Batch:
             self.step[i],
             self.time[i],
             self.inventory,
-            self.steps[i],
+            self.described(i),
             {part: array[i] for part, array in self.values.items()},
             self.stepped,
             self.lr[i],

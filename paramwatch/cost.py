@@ -25,7 +25,7 @@ class Cost(BatchSink):
 
     def write_batch(self, batch: Batch) -> None:
         """Take the records of a batch."""
-        *before, last = (steps.get("overhead_us") or 0.0 for steps in batch.steps)
+        *before, last = [spent or 0.0 for spent in batch.known("overhead_us")]
         self._add(batch.time[0], bool(batch.stepped.any()), sum(before))
         self._add(batch.time[-1], bool(batch.stepped.any()), last)
 

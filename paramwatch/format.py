@@ -188,13 +188,12 @@ def steps_schema(types: Mapping[str, Any]) -> Any:
 
 def steps_batch(batches: Sequence[Batch], schema: Any, full_rate: Callable[[int], bool]) -> Any:
     """What is known of some steps as a whole; a key that a record lacks is null."""
-    found = [steps for batch in batches for steps in batch.steps]
     numbers = [step for batch in batches for step in batch.step]
     times = [time for batch in batches for time in batch.time]
     own: dict[str, Sequence[Any]] = {"step": numbers, "time": times, "full_rate": [*map(full_rate, numbers)]}
     columns = []
     for name, kind in zip(schema.names, schema.types, strict=True):
-        values = own[name] if name in own else [steps.get(name) for steps in found]
+        values = own[name] if name in own else [value for batch in batches for value in batch.known(name)]
         columns.append(pa.array(_made(values, _MAKE[kind]), kind))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 

@@ -98,12 +98,12 @@ class Alarm:
         if self._news:
             return None
         if batch.finite:
-            self._finite += sum(not steps.get("skipped") for steps in batch.steps)
+            self._finite += len(batch) - sum(map(bool, batch.known("skipped")))
             return None
         axes = [i for i, kind in enumerate(batch.inventory.kinds) if kind in ("param", "grad")]
         bad = np.any([(batch.values[part][:, axes] > 0).any((1, 2)) for part in NON_FINITE], 0)
-        for i, (spoilt, steps) in enumerate(zip(bad.tolist(), batch.steps, strict=True)):
-            if steps.get("skipped"):
+        for i, (spoilt, skipped) in enumerate(zip(bad.tolist(), batch.known("skipped"), strict=True)):
+            if skipped:
                 continue
             if spoilt and not self._news and (not self._any or self._finite >= FINITE_STEPS):
                 self._any, self._news = True, self._finite >= FINITE_STEPS

@@ -130,6 +130,10 @@ class Changes:
     """Rows that a step found with other elements than their step before had left, each with the number of that one."""
 
 
+UNCHANGED = Changes()
+"""Nothing happened, as in nearly all steps."""
+
+
 @dataclass(frozen=True)
 class Split:
     """The gradient of one row in one step, split by use: K uses, with g_i the contribution of use i, summed over `backwards`."""

@@ -10,10 +10,9 @@ import numpy as np
 from paramwatch.agreement import is_explained, norms, statistics
 from paramwatch.batch import Batch
 from paramwatch.columns import NON_FINITE
-from paramwatch.record import Changes, Finding, Record
+from paramwatch.record import UNCHANGED, Finding, Record
 
 _CALLED = {"param": "parameter", "grad": "gradient"}
-_UNCHANGED = Changes()
 
 
 class FirstNonFinite:
@@ -210,7 +209,8 @@ def worth_reading(batch: Batch) -> list[int]:
 
     What else a rule reads is the inventory, and none comes with a batch. A rule that reads anything else has to be asked for here too.
     """
-    speaks = np.array([change != _UNCHANGED for change in batch.changes])
+    # nearly always it is the very same object, which takes no look inside
+    speaks = np.array([change is not UNCHANGED and change != UNCHANGED for change in batch.changes])
     for part in NON_FINITE if not batch.finite else ():
         speaks |= (batch.values[part] > 0).any((1, 2))
     return np.flatnonzero(speaks).tolist()

@@ -168,9 +168,11 @@ class Store(BatchSink):
 
     def _take(self, batch: Batch, schedule: Schedule, always: bool = False) -> None:
         start = 0
-        for i, steps in enumerate(batch.steps):
-            if (keys := tuple(steps)) != self._plain:
-                types, self._plain = widened(self._types, steps), keys if steps.keys() <= STEP_COLUMNS.keys() else ()
+        if (keys := tuple(batch.steps)) != self._plain:
+            # of a key that is known the type is the same throughout
+            self._plain = keys if batch.steps.keys() <= STEP_COLUMNS.keys() else ()
+            for i in range(1 if self._plain else len(batch)):
+                types = widened(self._types, batch.described(i))
                 if types != self._types and self._inventory is not None:
                     self._share(batch.at(range(start, i)), schedule, always)
                     self._begin(self._inventory, types)

@@ -72,7 +72,7 @@ def _act(action: str, net: nn.Sequential, optimizers: list[Optimizer], recorder:
         param.grad = torch.randn_like(param) if param.requires_grad else None
     first, second, third = optimizers
     which = {"first": [first], "second": [second], "third": [third]}.get(action, [first, second])
-    recorder.backwards, recorder.context = i % 3, {"epoch": i} if i % 4 else {}
+    recorder.backwards, recorder.context = i % 3, {"epoch": i} if i % 12 else {}
     if action == "read":
         first.step()
         recorder.close_round()

@@ -133,7 +133,7 @@ def batch_of(records: Sequence[Record]) -> Batch:
         first.inventory,
         [each.step for each in records],
         [each.time for each in records],
-        [each.steps for each in records],
+        {key: [each.steps[key] for each in records] for key in first.steps},
         {part: np.stack([each.values[part] for each in records]) for part in first.values},
         first.stepped,
         np.stack([each.lr for each in records]),

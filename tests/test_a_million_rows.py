@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lr, state = np.full((STEPS, ROWS), 0.1), np.zeros((STEPS, ROWS), np.int8)
     where = tmp_path_factory.mktemp("run")
     store = Store(DiskFolder(where / "paramwatch"), max_bytes=10**12)
-    batch = Batch(net, range(STEPS), [0.0] * STEPS, [{}] * STEPS, values, np.ones(ROWS, bool), lr, state, [Changes()] * STEPS)
+    batch = Batch(net, range(STEPS), [0.0] * STEPS, {}, values, np.ones(ROWS, bool), lr, state, [Changes()] * STEPS)
     for i in range(STEPS):
         store.write(batch.record(i))
     store.close()

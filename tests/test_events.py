@@ -398,7 +398,7 @@ def test_one_kept_step_takes_no_more_than_its_estimate() -> None:
     names = [f"layers.{i}.größe" for i in range(40)]
     batch = Batch.of(record(2**40, inventory(*names), random_tensors(*names)))
     digest = Digest(batch.inventory, Budget(64_000_000))
-    ((_, _, parts),) = digest.of(batch, Norms.of(batch), {}, {})
+    (parts,) = digest.of(batch, Norms.of(batch), {}, {}).values()
     assert {kind for kind, _ in parts} == {"curves", "distributions"}
     for kind, payload in parts:
         assert 0.3 < (len(payload) + FRAMING) / digest.sizes[kind] <= 1 or kind == "distributions"

@@ -123,7 +123,7 @@ def noisy(n: int, rows: int) -> Batch:
     }
     for part in ("nan", "posinf", "neginf", "zero"):
         values[part][:] = 0
-    steps = [{"skipped": False}] * n
+    steps = {"skipped": [False] * n}
     return Batch(
         net, range(n), [0.0] * n, steps, values, np.ones(rows, bool), np.full((n, rows), 0.1), np.zeros((n, rows), np.int8), [Changes()] * n
     )

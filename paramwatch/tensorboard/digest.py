@@ -5,7 +5,7 @@ Between the batches and the event file, for one inventory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from tensorboard.compat.proto import summary_pb2
@@ -60,8 +60,8 @@ class Digest:
 
     def of(
         self, batch: Batch, norms: Norms, histograms: Mapping[str, Array], uses: Mapping[str, Split]
-    ) -> Iterator[tuple[int, float, list[tuple[str, bytes]]]]:
-        """Of each step that any schedule keeps its number, its time, and by kind the parts of its event.
+    ) -> dict[int, list[tuple[str, bytes]]]:
+        """Of each step that any schedule keeps, by its position in the batch: the parts of its event, and of which kind each is.
 
         Args:
             batch: The steps.
@@ -73,18 +73,20 @@ class Digest:
         for kind, draw in (("curves", self._curves), ("distributions", self._distributions)):
             if which := self.schedules[kind].chosen(batch.step):
                 for i, part in zip(which, draw(batch.at(which), norms.at(which)), strict=True):
-                    found.setdefault(i, []).append((kind, part))
+                    if part:
+                        found.setdefault(i, []).append((kind, part))
         at = batch.step[0], batch.time[0]
-        if histograms and self._is_due("histograms", at[0]):
-            found.setdefault(0, []).append(("histograms", messages.histograms(*at, self._histograms(batch, histograms))))
-        if uses and self._is_due("uses", at[0]):
-            found.setdefault(0, []).append(("uses", messages.scalars(*at, tugs_of(uses))))
-        for i in sorted(found):
-            yield batch.step[i], batch.time[i], [(kind, part) for kind, part in found[i] if part]
+        if histograms and self._is_due("histograms", at[0]) and (part := messages.histograms(*at, self._histograms(batch, histograms))):
+            found.setdefault(0, []).append(("histograms", part))
+        if uses and self._is_due("uses", at[0]) and (part := messages.scalars(*at, tugs_of(uses))):
+            found.setdefault(0, []).append(("uses", part))
+        return found
 
     def _curves(self, batch: Batch, norms: Norms) -> list[bytes]:
         """Of each step the event of its curves. Most steps draw the same ones: these are made at once."""
         values, drawn = self.curves.values(batch, norms)
+        if (drawn == drawn[0]).all():
+            return self._form(drawn[0]).filled(batch.step, batch.time, values[:, drawn[0]])
         alike: dict[bytes, list[int]] = {}
         for i, shown in enumerate(drawn):
             alike.setdefault(shown.tobytes(), []).append(i)

@@ -91,10 +91,9 @@ class EventFile(BatchSink):
             begin = 0
             while begin < len(batch):
                 # a picture that comes due within the batch is of the steps before
-                end = begin + 1 if self._strip.steps + len(batch) - begin > self._due else len(batch)
-                while end < len(batch) and not self._is_due(self._strip.steps + end - begin, batch.time[end]):
-                    end += 1
-                self._take(self._file, batch.at(list(range(begin, end))))
+                first = begin + max(1, self._due - self._strip.steps)
+                end = next((i for i in range(first, len(batch)) if self._is_time(batch.time[i])), len(batch))
+                self._take(self._file, batch.at(range(begin, end)))
                 begin = end
 
     def flush(self) -> None:
@@ -115,21 +114,21 @@ class EventFile(BatchSink):
 
     def _take(self, file: RecordFile, batch: Batch, histograms: Mapping[str, Array] = _NONE, uses: Mapping[str, Split] = _NONE) -> None:
         """Draw the steps that the schedules keep, and remember all of them for the heat maps."""
-        if self._is_due(self._strip.steps, batch.time[0]) and batch.step[0] > self._strip.last:
+        if self._strip.steps >= self._due and self._is_time(batch.time[0]) and batch.step[0] > self._strip.last:
             self._draw_pictures(file)
             self._due = math.ceil(self._strip.steps * GROWTH)
         norms = Norms.of(batch)
         self._strip.add(batch.step, {name: levels(*norms.lines[name]) for name in HEAT_MAPS if name in norms.lines})
         self._time = batch.time[-1]
-        for step, time, parts in self._digest.of(batch, norms, histograms, uses):
-            payload = b"".join(part for kind, part in parts if self._affordable(file, kind, part, step, time))
-            if payload:
+        for i, parts in sorted(self._digest.of(batch, norms, histograms, uses).items()):
+            step, time = batch.step[i], batch.time[i]
+            if payload := b"".join([part for kind, part in parts if self._affordable(file, kind, part, step, time)]):
                 file.append(payload)
                 self._drawn = step
 
-    def _is_due(self, steps: int, time: float) -> bool:
-        """Whether heat maps of so many steps are to be drawn before a step of this time."""
-        return steps >= self._due and abs(time - self._pictured_at) >= PICTURE_SECONDS
+    def _is_time(self, time: float) -> bool:
+        """Whether heat maps may be drawn before a step of this time, if so many steps have come that they are due."""
+        return abs(time - self._pictured_at) >= PICTURE_SECONDS
 
     def _draw_pictures(self, file: RecordFile) -> None:
         """Heat maps of the whole run until now."""

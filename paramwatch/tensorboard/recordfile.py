@@ -12,6 +12,7 @@ import re
 import socket
 import struct
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import google_crc32c
@@ -43,8 +44,7 @@ class RecordFile:
         self._written_out = time.monotonic()
 
     def append(self, payload: bytes) -> None:
-        length = struct.pack("<Q", len(payload))
-        self._waiting.append(b"".join((length, _checksum(length), payload, _checksum(payload))))
+        self._waiting.append(b"".join((_length(len(payload)), payload, _checksum(payload))))
         if time.monotonic() - self._written_out >= FLUSH_SECONDS:
             self.flush()
 
@@ -73,7 +73,15 @@ class RecordFile:
             self._file.close()
 
 
+# most events have the same few
+@lru_cache(maxsize=1024)
+def _length(size: int) -> bytes:
+    """The length of a payload, and the checksum of that."""
+    length = struct.pack("<Q", size)
+    return length + _checksum(length)
+
+
 def _checksum(data: bytes) -> bytes:
     # A checksum of data that holds a checksum is weak, so the format rotates and shifts it.
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+    crc: int = google_crc32c.value(data)
+    return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
