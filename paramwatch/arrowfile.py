@@ -61,8 +61,7 @@ class ArrowWriter:
         try:
             self._stream.write_batch(batch, custom_metadata={**(note or {}), _SUM: f"{sums} {_sum_of_note(note or {})}"})
         except OSError as error:
-            self._file.undo()
-            # pyarrow does not say which file
+            # what is torn stays: a reader may have mapped it, and would be killed if it went. pyarrow does not say which file
             raise OSError(error.errno, error.strerror, self._where) from error
         self._file.commit()
         self._torn = False
@@ -127,15 +126,13 @@ class ArrowFile:
             metadata = _text(schema.metadata)
             written, found = metadata.pop(_SUM, None), _sum_of_schema(schema)
         except _BAD as error:
-            raise self._damaged(f"its header cannot be read: {error}") from error
+            raise self.damaged(f"its header cannot be read: {error}") from error
         if metadata.get("format") != "paramwatch":
             raise ParamWatchError(f"{self._where} is not a file of paramwatch. Move it elsewhere.")
         if not (version := metadata.get("version", "")).isdecimal() or int(version) > VERSION:
-            raise ParamWatchError(
-                f"{self._where} is of a newer paramwatch (format {version}, {VERSION} is known here). Upgrade to read it."
-            )
+            raise ParamWatchError(f"{self._where} is of a newer paramwatch (format {version}, known is {VERSION}). Upgrade to read it.")
         if written != found:
-            raise self._damaged("its header has changed since it was written")
+            raise self.damaged("its header has changed since it was written")
         return schema
 
     @cached_property
@@ -174,7 +171,7 @@ class ArrowFile:
                 read += 1
                 yield Batch(batch, note)
         except (*_BAD, StopIteration) as error:
-            raise self._damaged(f"batch {chosen[read] + 1} of {len(self)} cannot be read: {error}") from error
+            raise self.damaged(f"batch {chosen[read] + 1} of {len(self)} cannot be read: {error}") from error
 
     def table(self) -> Any:
         """Everything, as a pyarrow table without metadata."""
@@ -185,7 +182,7 @@ class ArrowFile:
         if first and not self._opens(piece):
             raise ParamWatchError(f"{self._where} is not a file of paramwatch: no Arrow IPC stream. Move it elsewhere.")
         if first and piece.size and not any(memoryview(piece)[:4]):
-            raise self._damaged("it begins with zeros, as after a power cut")
+            raise self.damaged("it begins with zeros, as after a power cut")
         source, end = pa.BufferReader(piece), 0
         while end < piece.size:
             try:
@@ -199,7 +196,7 @@ class ArrowFile:
         tail = piece.slice(end)
         self._closed = tail.to_pybytes()[: len(_END)] == _END
         if not self._opens(tail) or _whole_message_in(tail) or _is_closed(memoryview(tail)):
-            raise self._damaged(f"nothing can be read at byte {end:,}, while there is more after it")
+            raise self.damaged(f"nothing can be read at byte {end:,}, while there is more after it")
 
     def _leave_out_zeros(self) -> None:
         """After a power cut, the last batch may have its size and not its content."""
@@ -214,7 +211,8 @@ class ArrowFile:
         empty = written != _CONTINUATION and piece.size > 4
         return written == _CONTINUATION[: len(written)] and not (empty and piece.slice(4).to_pybytes().strip(b"\0"))
 
-    def _damaged(self, how: str) -> ParamWatchError:
+    def damaged(self, how: str) -> ParamWatchError:
+        """The error to raise, with what is wrong in words."""
         return ParamWatchError(
             f"{self._where} is damaged: {how}. Restore it from a copy, or move it elsewhere to read the rest of the run."
         )

@@ -87,4 +87,6 @@ def _epoch(folder: Folder, names: list[str], name: str) -> Epoch | None:
     # what the second file has, the first one had before
     steps = ArrowFile(folder, f"{name}.steps") if f"{name}.steps" in names else ()
     rows = ArrowFile(folder, f"{name}.rows")
+    if len(steps) and rows.schema is None:
+        raise rows.damaged("not even its header is whole, while the file of its steps holds some")
     return Epoch(rows, steps) if len(rows) and isinstance(steps, ArrowFile) and len(steps) else None

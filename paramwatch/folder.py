@@ -6,7 +6,6 @@ import errno
 import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,9 +28,6 @@ class File(Protocol):
 
     def commit(self) -> None:
         """What was written until now is whole."""
-
-    def undo(self) -> None:
-        """Take back what was written since then, as far as that can be done."""
 
     def close(self) -> None:
         """Nothing more will be written."""
@@ -159,18 +155,11 @@ class _DiskFile:
         os.close(os.open(where, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         self.sink = pa.OSFile(where, "wb")
         self._where = where
-        self._whole = 0
 
     def commit(self) -> None:
         # the system lets one write to what nobody can read any more
         if not os.path.exists(self._where):
             raise FileNotFoundError(errno.ENOENT, "removed while it was being written", self._where)
-        self._whole = self.sink.tell()
-
-    def undo(self) -> None:
-        # the disk may be full or gone, and a reader finds the tail torn
-        with suppress(OSError):
-            os.truncate(self._where, self._whole)
 
     def close(self) -> None:
         self.sink.close()
@@ -195,9 +184,6 @@ class _MemoryFile:
 
     def commit(self) -> None:
         self.pieces.append(pa.py_buffer(b"".join(self._open)))
-        self._open = []
-
-    def undo(self) -> None:
         self._open = []
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from paramwatch.absence import Absence, Tally, counted
 from paramwatch.epoch import NoSteps
 from paramwatch.folder import DiskFolder, Folder, MemoryFolder
 from paramwatch.guard import ParamWatchError
+from paramwatch.lettering import visible
 from paramwatch.notebook import Ties, run_html
 from paramwatch.record import Inventory
 from paramwatch.store import Contents, read
@@ -187,7 +188,7 @@ class Run:
         said += [f"{absence.skipped:,} skipped ({absence.skipped_steps()})"] * (absence.skipped > 0)
         # what came after a failure of ours nobody knows
         remarks = ["recording stopped after a failure"] if failed else absence.wrong(which) if steps else []
-        return f"<{type(self).__name__} {self.path or 'in memory'}: {'; '.join([', '.join(said), *remarks])}>"
+        return visible(f"<{type(self).__name__} {self.path or 'in memory'}: {'; '.join([', '.join(said), *remarks])}>")
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the latest step, the ties, and what the rules said."""

@@ -62,7 +62,8 @@ class Store(BatchSink):
     Args:
         folder: Where to; nothing is made in it before records are written.
         max_bytes: What the first 2^20 steps of the session may take, with the latest steps and the long streams.
-        session: Names the session's files and orders it among others; by default the time it starts (UTC), and the process.
+        session: Names the session's files and orders it among others; by default the time it starts (UTC), and the process. Where the
+            clock is behind that of a session before it, the name of that one comes in place of the time.
         long: The names of those long streams that take much.
 
     Raises:
@@ -70,7 +71,7 @@ class Store(BatchSink):
     """
 
     def __init__(self, folder: Folder, *, max_bytes: int, session: str | None = None, long: Collection[str] = ()) -> None:
-        self.session = session or f"{datetime.now(UTC):%Y%m%dT%H%M%S-%f}-{os.getpid()}"
+        self.session = session or f"{max(f'{datetime.now(UTC):%Y%m%dT%H%M%S-%f}', _latest_session(folder))}-{os.getpid()}"
         self.schedule: Schedule | None = None
         self._files = Files(folder, self.session, self._stay_small)
         self._max_bytes = max_bytes
@@ -281,6 +282,10 @@ class _Waiting:
     def taken(self) -> list[Batch]:
         batches, self.batches, self.steps = self.batches, [], 0
         return batches
+
+
+def _latest_session(folder: Folder) -> str:
+    return max((name.partition(".")[0] for name in folder.names() if name.endswith(".rows")), default="")
 
 
 def _held(max_bytes: float) -> float:

@@ -118,6 +118,10 @@ def test_it_prints_what_it_holds(log_dir: Path) -> None:
     assert repr(InMemory(folder)) == "<InMemory in memory: Sequential, 3 rows (4 names), no steps yet>"
     write(folder, 1, first=7)
     assert repr(InMemory(folder)) == "<InMemory in memory: Sequential, 3 rows (4 names), 1 step>"
+    store = Store(hostile := MemoryFolder(), max_bytes=10**9)
+    store.write(random_record(0, inventory("a", model="Net\x1b[2J\n")))
+    store.close()
+    assert repr(InMemory(hostile)) == r"<InMemory in memory: Net\x1b[2J\n, 1 row, 1 step>"
 
 
 def test_before_the_first_step_everything_can_be_asked() -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import ipc
 from records import batch_of, inventory, random_record, record
 
 from paramwatch import arrowfile
@@ -584,6 +585,17 @@ def test_sessions_are_named_by_their_start_so_that_they_sort() -> None:
     assert len(made[0].split("-")[0]) == len("20250131T120000")
 
 
+def test_a_session_comes_after_those_before_it_also_where_its_clock_is_behind_theirs() -> None:
+    folder = MemoryFolder()
+    write(folder, [random_record(step, NET) for step in range(4)], session="29990131T120000-000000-77")
+    for first in (3, 5):
+        store = Store(folder, max_bytes=10**9)
+        for step in (first, first + 1):
+            store.write(random_record(step, NET))
+        store.close()
+    assert [list(epoch.step) for epoch in read(folder).epochs] == [[0, 1, 2], [3, 4], [5, 6]]
+
+
 def test_ranks_write_side_by_side_and_read_their_own(tmp_path: Path) -> None:
     for rank in (0, 1):
         write(DiskFolder(tmp_path, rank), [random_record(step, NET) for step in range(rank, 3)], session=f"s{rank}")
@@ -722,10 +734,16 @@ def said_of(folder: Folder) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["s.0.rows", "s.0.steps"])
-def test_a_file_torn_in_its_first_batch_is_empty(name: str) -> None:
+def test_a_file_torn_in_its_first_batch_is_empty_but_for_rows_without_a_header_where_there_are_steps(name: str) -> None:
     files, sizes = two_batches()
+    header = 8 + ipc.read_message(files[name]).metadata.size
     for size in (*range(8), *range(8, sizes[name], 7)):
-        assert read(Torn(files, name, size, zeros=False)).blocks == [], size
+        torn = Torn(files, name, size, zeros=False)
+        if name == "s.0.rows" and size < header:
+            with pytest.raises(ParamWatchError, match=r"s\.0\.rows is damaged: not even its header is whole"):
+                read(torn)
+        else:
+            assert read(torn).blocks == [], size
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"\0", "is damaged: it begins with zeros"), (b"a", "is not a file of paramwatch")])
