@@ -14,6 +14,16 @@ import torch
 
 from paramwatch.rows import has_values, is_lazy
 
+_ROWS, _COLUMNS = ("crow_indices", "col_indices", "values"), ("ccol_indices", "row_indices", "values")
+_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: _ROWS,
+    torch.sparse_bsr: _ROWS,
+    torch.sparse_csc: _COLUMNS,
+    torch.sparse_bsc: _COLUMNS,
+}
+"""What a sparse tensor consists of."""
+
 
 class Span(NamedTuple):
     """The bytes a tensor reaches: `width` from `start` on, and again after each `pitch`, up to `end`."""
@@ -45,9 +55,11 @@ class Shared(NamedTuple):
 
 
 def bytes_of(tensor: torch.Tensor) -> int:
-    """What a tensor takes: elements that are one place in memory (`expand`) count once. 0 while it is lazy."""
+    """What a tensor takes: what is one place in memory (`expand`) once, of a sparse one what it stores. 0 while it is lazy."""
     if is_lazy(tensor):
         return 0
+    if tensor.layout in _PARTS:
+        return sum(bytes_of(getattr(tensor.detach(), part)()) for part in _PARTS[tensor.layout])
     numel = tensor.numel()
     if numel and tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_contiguous():
         apart = [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if stride > 0]

@@ -61,6 +61,8 @@ class Totals:
     """What the buffers take beside the parameters."""
     lazy: int
     """Parameters that still wait for their shape."""
+    packed: int
+    """Weights that quantised layers hold packed: they are no parameters, and are neither counted nor looked at."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -257,6 +259,8 @@ def _footer(summary: Summary, width: int) -> list[str]:
         out += _wrap(f"memory that several parameters lie on saves {sized(shared)}", width)
     if totals.lazy:
         out += _wrap(f"{_count(totals.lazy, 'lazy parameter')} not counted: run the model once to give them their shapes", width)
+    if totals.packed:
+        out += _wrap(f"{_count(totals.packed, 'packed weight')} of quantised layers not counted: no parameters, and not looked at", width)
     if totals.buffers:
         elements = _count(totals.buffer_elements, "element")
         out += _wrap(f"{_count(totals.buffers, 'buffer')} of {elements}, {sized(totals.buffer_bytes)}", width)

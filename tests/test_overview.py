@@ -104,6 +104,18 @@ def test_equal_values_that_are_not_tied_are_told_apart() -> None:
     assert summary(one_parameter_in_two_modules()).totals.bytes_saved == 144
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CS[RC] tensor support is in beta")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_bytes_of_sparse_parameters_are_those_that_they_store_and_packed_weights_are_said_not_to_be_counted() -> None:
+    eye = torch.eye(64)
+    net = nn.ParameterList([nn.Parameter(eye.to_sparse()), nn.Parameter(eye.to_sparse_csr()), nn.Parameter(eye.to_sparse_csc())])
+    # values in 4 bytes each, indices in 8: two for an element, or one and 65 starts
+    assert summary(net).totals.bytes == 64 * (4 + 16) + 2 * (64 * (4 + 8) + 65 * 8)
+    quantised = summary(nn.Sequential(torch.ao.nn.quantized.dynamic.Linear(4, 2), nn.Linear(2, 2)))
+    assert (quantised.totals.packed, quantised.totals.parameters) == (1, 6)
+    assert "1 packed weight of quantised layers not counted" in str(quantised)
+
+
 def test_memory_that_separate_parameters_share_is_counted_once_and_totals_agree_with_the_groups() -> None:
     net = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
     net[1].weight = nn.Parameter(net[0].weight.data)
