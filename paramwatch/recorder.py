@@ -143,7 +143,9 @@ class Recorder:
         # what is folded is not on a device
         if step.wanted and (step.folded is not None or not captured()):
             started = self._clock.start()
-            see_gradients(step, optimizer, self._raw, self._full, evaluation)
+            # another thread may be clipping
+            with self.lock:
+                see_gradients(step, optimizer, self._raw, self._full, evaluation)
             if self.splits is not None:
                 step.uses = self.splits.used(step.names, evaluation, awaited) or step.uses
             self._clock.stop(started)
