@@ -5,13 +5,30 @@ Between `store`, which knows what is written and when, and one `arrowfile` after
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from paramwatch.arrowfile import ArrowWriter
 from paramwatch.folder import Folder, WithSpare
 from paramwatch.guard import logger
+
+_TIME = "%Y%m%dT%H%M%S-%f"
+
+
+def session_after(folder: Folder) -> str:
+    """The name of a session that starts now: its time and its process.
+
+    It sorts after those that are there, also where the clock is behind theirs: later sessions replace what earlier ones hold.
+    """
+    start = datetime.now(UTC)
+    for name in folder.names():
+        # not every file needs to be ours
+        with suppress(ValueError, OverflowError):
+            start = max(start, datetime.strptime(f"{name.rpartition('-')[0]}+0000", f"{_TIME}%z") + timedelta(microseconds=1))
+    return f"{start:{_TIME}}-{os.getpid()}"
 
 
 class _Piece(NamedTuple):

@@ -8,11 +8,9 @@ as a whole) and one `<session>.<name>.arrow` for each of the long `streams`. Nei
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
@@ -24,7 +22,7 @@ from paramwatch.columns import PARTS
 from paramwatch.contents import Contents as Contents
 from paramwatch.contents import read as read
 from paramwatch.epoch import FULL_RATE, SAME
-from paramwatch.files import Files
+from paramwatch.files import Files, session_after
 from paramwatch.folder import DiskFolder as DiskFolder
 from paramwatch.folder import Folder as Folder
 from paramwatch.folder import MemoryFolder as MemoryFolder
@@ -62,8 +60,7 @@ class Store(BatchSink):
     Args:
         folder: Where to; nothing is made in it before records are written.
         max_bytes: What the first 2^20 steps of the session may take, with the latest steps and the long streams.
-        session: Names the session's files and orders it among others; by default the time it starts (UTC), and the process. Where the
-            clock is behind that of a session before it, the name of that one comes in place of the time.
+        session: Names the session's files and orders it among others; by default as `session_after` the others names it.
         long: The names of those long streams that take much.
 
     Raises:
@@ -71,7 +68,7 @@ class Store(BatchSink):
     """
 
     def __init__(self, folder: Folder, *, max_bytes: int, session: str | None = None, long: Collection[str] = ()) -> None:
-        self.session = session or f"{max(f'{datetime.now(UTC):%Y%m%dT%H%M%S-%f}', _latest_session(folder))}-{os.getpid()}"
+        self.session = session or session_after(folder)
         self.schedule: Schedule | None = None
         self._files = Files(folder, self.session, self._stay_small)
         self._max_bytes = max_bytes
@@ -282,10 +279,6 @@ class _Waiting:
     def taken(self) -> list[Batch]:
         batches, self.batches, self.steps = self.batches, [], 0
         return batches
-
-
-def _latest_session(folder: Folder) -> str:
-    return max((name.partition(".")[0] for name in folder.names() if name.endswith(".rows")), default="")
 
 
 def _held(max_bytes: float) -> float:
