@@ -17,9 +17,13 @@ RESUMED = "torch_dynamo_resume_in_"
 """Starts the name of a function that goes on where a compiled one was left: a second frame of the same call."""
 
 
-def caller() -> FrameType | None:
-    """The nearest frame that is neither ours nor dynamo's: the one that runs the step."""
-    frame: FrameType | None = sys._getframe(1)
+def caller(ours: int = 1) -> FrameType | None:
+    """The nearest frame that is neither ours nor dynamo's: the one that runs the step.
+
+    Args:
+        ours: How many of the nearest are ours for certain, the one that calls this among them.
+    """
+    frame: FrameType | None = sys._getframe(ours + 1)
     while frame is not None and (frame.f_code.co_filename.startswith(_OURS) or _DYNAMO in frame.f_code.co_filename):
         frame = frame.f_back
     return frame

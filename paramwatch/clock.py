@@ -103,16 +103,28 @@ class Clock:
             started: When it began.
             to: Takes everything since one was given the last time.
         """
-        ns = started
-        if not isinstance(ns, int):
-            ns, event = ns
+        if not isinstance(started, int):
+            event = started[1]
             if event is not None and self._events is not None and (end := self._events.record()) is not None:
                 self._spans.append((self._events, event, end))
-        self._host_ns += perf_counter_ns() - ns
+        self.count(self.since(started))
         if to is not None:
             to.host_us, self._host_ns = to.host_us + self._host_ns / 1000, 0
             if self._spans:
                 to.spans, self._spans = [*to.spans, *self._spans], []
+
+    def since(self, started: Started) -> int:
+        """Nanoseconds of the training thread."""
+        return perf_counter_ns() - (started if isinstance(started, int) else started[0])
+
+    def count(self, ns: int) -> None:
+        """So many nanoseconds were taken as well."""
+        self._host_ns += ns
+
+    @property
+    def on_host(self) -> bool:
+        """Whether no device is asked."""
+        return self._events is None
 
     def look(self) -> None:
         """Where the rows are now, of which another inventory may say something else."""

@@ -21,6 +21,7 @@ class Handover:
     def connect(self, recorder: Recorder, worker: Worker) -> None:
         """Say where rounds come from, and who takes them."""
         self._recorder, self._worker = recorder, worker
+        worker.ask = self._ask
 
     def take(self, closed: Round) -> None:
         """Take a round, let what is on a device travel, and hand over what is ready.
@@ -38,6 +39,14 @@ class Handover:
             self.give(wait=False)
         else:
             self._worker.submit(closed, self._recorder.updates.mode)
+
+    def _ask(self) -> None:
+        """For the background thread, which waits for nobody: let a streak publish what it holds, unless a step begins or ends just now."""
+        if self._recorder.lock.acquire(blocking=False):
+            try:
+                self._recorder.streaks.give()
+            finally:
+                self._recorder.lock.release()
 
     def give(self, wait: bool) -> None:
         """Hand over what is ready.

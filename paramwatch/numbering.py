@@ -19,7 +19,9 @@ from paramwatch.optimizers import params_of
 
 
 @dataclass
-class _Known:
+class Known:
+    """An optimizer that has stepped."""
+
     optimizer: weakref.ref[Optimizer]
     place: int
     steps: int = 0
@@ -51,7 +53,7 @@ class Rounds:
         self.step = first_step
         self._holds = holds
         self._named = named
-        self._known: dict[int, _Known] = {}
+        self._known: dict[int, Known] = {}
         self._place_of: dict[int, int] = {}
         self._stepped: dict[str, tuple[int, int]] = {}
         self._there: Mapping[int, str] = {}
@@ -76,6 +78,17 @@ class Rounds:
         known = self._known.get(id(optimizer))
         return known.steps if known is not None and known.optimizer() is optimizer else 0
 
+    def known(self, optimizer: Optimizer) -> Known:
+        """What is known of an optimizer that has stepped."""
+        return self._known[id(optimizer)]
+
+    def again(self, known: Known) -> None:
+        """Count a further step of the optimizer that made the last one, and no other in that round: it begins the next one."""
+        self.step += 1
+        known.steps += 1
+        known.latest = self.step
+        self._in_round = self._in_round[-1:]
+
     def take(self, optimizer: Optimizer, held: AbstractSet[int] | None = None) -> int:
         """Count a step of this optimizer, and give its number.
 
@@ -90,7 +103,7 @@ class Rounds:
             number = self.step + again
         else:
             place, number = self._next(optimizer)
-            known = _Known(weakref.ref(optimizer), place)
+            known = Known(weakref.ref(optimizer), place)
             self._forget_what_is_gone()
             self._known[id(optimizer)] = known
             self._places = max(self._places, place + 1)

@@ -54,6 +54,11 @@ class Claims:
         else:
             self._running = [claim for claim in self._running if claim[0]() is not step]
 
+    @property
+    def none(self) -> bool:
+        """Whether nobody is inside a step, and nobody has to fear that someone was."""
+        return not self._running and not self._doubtful
+
     def doubt(self, names: Iterable[str]) -> None:
         """These rows may have been stepped by someone who is not recorded."""
         self._doubtful.update(names)

@@ -75,10 +75,11 @@ class Plan:
         self._grads: Grads | None = None
         self.rooms: list[Room] = []
         """Of steps that are over."""
-        self.block = np.empty((0, KINDS, len(tensors), len(PARTS)))
-        """For the readings of the next steps: [steps, kinds, rows, parts]."""
-        self.taken = self.at = self.slot = self.kind = 0
-        """How many of these have theirs, the address of the next one's, bytes from one to the next, and from one kind to the next."""
+        self.slots: list[tuple[Array, int, int]] = []
+        """For the readings of the next steps, the next one last: a block [steps, kinds, rows, parts], a step there, the address."""
+        self._shape = KINDS, len(tensors), len(PARTS)
+        self.kind = 8 * len(tensors) * len(PARTS)
+        """Bytes from one kind of a step to the next."""
         at = {key: i for i, key in enumerate(self.ids)}
         positions = [at[id(tensor)] for tensor in tensors]
         self._all = positions == list(range(len(params)))
@@ -142,13 +143,14 @@ class Plan:
         """Whether a gradient can be measured here."""
         return native.takes(tensor)
 
-    def next_block(self) -> None:
-        """All of this one is taken."""
-        shape = self.block.shape[1:]
-        steps = max(1, min(_STEPS, _STEPS_BYTES // (8 * shape[0] * shape[1] * shape[2])))
-        self.block, self.taken = np.full((steps, *shape), np.nan), 0
-        self.at = self.block.__array_interface__["data"][0]
-        self.slot, self.kind = self.block.strides[:2]
+    def slot(self) -> tuple[Array, int, int]:
+        """The next one."""
+        if not self.slots:
+            steps = max(1, min(_STEPS, _STEPS_BYTES // (KINDS * self.kind)))
+            block = np.full((steps, *self._shape), np.nan)
+            first = block.__array_interface__["data"][0]
+            self.slots = [(block, i, first + i * KINDS * self.kind) for i in reversed(range(steps))]
+        return self.slots.pop()
 
 
 class Folded:
@@ -163,14 +165,8 @@ class Folded:
 
     def __init__(self, plan: Plan, room: Room | None) -> None:
         self.plan = plan
-        if plan.taken == len(plan.block):
-            plan.next_block()
-        self.block, self.position = plan.block, plan.taken
-        """[steps, kinds, rows, parts], and which step this is."""
-        self.at = plan.at
-        """The address of its readings, kind by kind."""
-        plan.taken += 1
-        plan.at += plan.slot
+        self.block, self.position, self.at = plan.slot()
+        """[steps, kinds, rows, parts], which step this is, and the address of its readings, kind by kind."""
         self.grads: Grads | None = None
         self.rates: list[float] = []
         """For each group of the optimizer, NaN where it has none."""

@@ -24,12 +24,14 @@ from paramwatch.measure import Kept, captured, measure, prepare, read_scalars
 from paramwatch.measure.capture import capturing
 from paramwatch.measure.histograms import histograms
 from paramwatch.numbering import Rounds
+from paramwatch.opened import OpenRound
 from paramwatch.optimizers import params_of, trains
 from paramwatch.others import Others
-from paramwatch.outside import Claims, Outside
+from paramwatch.outside import Claims
 from paramwatch.plan import Plan, Plans
 from paramwatch.raw import RawGradients
 from paramwatch.rounds import Measured, OptimizerStep, Round
+from paramwatch.streak import Streaks, Token
 from paramwatch.updates import UpdateMode, Updates
 from paramwatch.uses.splits import Splits
 
@@ -73,25 +75,22 @@ class Recorder:
         # an optimizer may step in another thread (inside backward, on a GPU's autograd thread)
         self.lock = threading.RLock()
         self.foreign_steps = self.steps_entered = self.steps_seen = 0
-        self.context: dict[str, Any] = {}
-        self.backwards = 0
-        self.raw = raw
-        self.splits = splits
+        self.context, self.backwards = dict[str, Any](), 0
+        self.raw, self.splits = raw, splits
         self.amp_scale: Tensor | None = None
         # asked at each step: whether it is none of the run's (a search for a learning rate)
         self.idle: Callable[[], bool] = bool
         self._live = live
-        self._publish = publish
         self._rounds = Rounds(first_step, live.holds, live.named)
         self._plans = Plans(live, (Plan, DevicePlan))
         self.updates = Updates(update, live, each=every == 1, full=full)
         self._every, self._full, self._histograms = every, full, histograms
         self._raw = RawGradients(live.named)
-        self._open: Round | None = None
         self._others = Others(live, first_step)
+        self._open = OpenRound(live, self._others, publish)
         self._claims = Claims()
-        self._outside = Outside()
         self._clock = Clock(live)
+        self.streaks = Streaks(self._rounds, self._claims, self._clock, publish)
         prepare(live.glance, histograms > 0)
 
     @property
@@ -101,19 +100,22 @@ class Recorder:
 
     # ---- a step, as `steps` tells it ---------------------------------------------------------
 
-    def begin(self, optimizer: Optimizer, at_once: bool = False) -> OptimizerStep | None:
+    def begin(self, optimizer: Optimizer, at_once: bool = False) -> Token | None:
         """Take the rows of this optimizer and their old values; `at_once` its gradients too, if that is quick."""
         started = self._clock.start()
         idle = captured() or self.idle()
         with self.lock:
+            if at_once and not idle and (streak := self.streaks.enter(optimizer, started)) is not None:
+                return streak
             if idle:
+                self.streaks.end()
                 self._claims.doubt(row.name for row in self._live.current.rows)
                 return None
             if (step := self._enter(optimizer, at_once=at_once)) is None:
                 self.foreign_steps += trains(optimizer)
                 if self._live.changed.lost:
                     # nothing of ours may ever step again: there may be no other record to say it with
-                    self._opened(self._rounds.step, time.time())
+                    self._open.at(self._rounds.step, time.time(), self.context)
                     self.close_round()
                 return None
             if step.wanted:
@@ -125,19 +127,22 @@ class Recorder:
             self._clock.stop(started)
             return step
 
-    def begin_inside(self, step: OptimizerStep, optimizer: Optimizer) -> None:
+    def begin_inside(self, token: Token, optimizer: Optimizer) -> None:
         """Add what only the inner optimizer holds."""
         if captured():
             return
         with self.lock, torch.no_grad():
+            step = self.streaks.step_of(token)
             step.unfold()
             held = self._live.held_by(params_of(optimizer), step.number)
             step.optimizers.append(optimizer)
             if more := {name: tensor for name, tensor in held.items() if name not in step.names}:
                 self._add_rows(step, more)
 
-    def gradients(self, step: OptimizerStep, optimizer: Optimizer, evaluation: bool, awaited: bool = False) -> None:
+    def gradients(self, token: Token, optimizer: Optimizer, evaluation: bool, awaited: bool = False) -> None:
         """Measure gradients; the last time wins, and `awaited` says that there may be another."""
+        with self.lock:
+            step = self.streaks.step_of(token)
         if evaluation:
             step.evaluations += 1
         # what is folded is not on a device
@@ -150,9 +155,14 @@ class Recorder:
                 step.uses = self.splits.used(step.names, evaluation, awaited) or step.uses
             self._clock.stop(started)
 
-    def end(self, step: OptimizerStep) -> None:
+    def end(self, token: Token) -> None:
         """Measure the update, count the step, close what is complete."""
         with self.lock:
+            alone = not (self.backwards or self.context or self.amp_scale is not None)
+            if alone and self.streaks.leave(token):
+                self.steps_seen += 1
+                return
+            step = self.streaks.step_of(token)
             # entered before the capture began (`watch.step` around it): counted, and not measured
             step.wanted = step.wanted and (step.folded is not None or not captured())
             # a closure that was never called, and whose gradients were there already
@@ -166,6 +176,7 @@ class Recorder:
         """For who knows what becomes of gradients before their step, and tells of it."""
         with self.guard.contain("measuring gradients before clipping"), self.lock, torch.no_grad():
             started = self._clock.start()
+            self.streaks.end()
             if not captured():
                 tell(self._raw)
             self._clock.stop(started)
@@ -182,13 +193,13 @@ class Recorder:
     def close_round(self) -> None:
         """Publish what was measured of the open round, if anything; the rest of it will be added to the same step."""
         with self.lock:
-            opened, self._open = self._open, None
-            if opened is not None:
-                self._publish(opened)
+            self.streaks.give()
+            self._open.close()
 
     def finish(self) -> None:
         """Close the open round and measure the rows that no optimizer steps one last time."""
         with self.lock, torch.no_grad():
+            self.streaks.end()
             if self.steps_seen:
                 changed = self._live.changed
                 apart = list(changed.apart)
@@ -198,7 +209,7 @@ class Recorder:
                 # what is done to a model after its last step harms no training
                 changed.apart = apart
                 if self._others.measured or changed.apart or changed.lost:
-                    self._opened(self._rounds.step, time.time())
+                    self._open.at(self._rounds.step, time.time(), self.context)
             self.close_round()
             self._plans.forget()
 
@@ -209,6 +220,7 @@ class Recorder:
         ids = tuple(map(id, params))
         if plan is None and self._plans.strangers.know(optimizer, ids):
             return None
+        self.streaks.end()
         number, made = self._rounds.due(optimizer, ids)
         measured, beside = divmod(made, self._every)
         binned = not beside and self._histograms > 0 and measured % self._histograms == 0
@@ -239,34 +251,21 @@ class Recorder:
         self._claims.leave(step)
         number = self._rounds.take(step.optimizers[0], None if step.folded is None else step.folded.plan.held)
         self.steps_seen += 1
-        if self._open is not None and self._open.step != number:
-            self.close_round()
+        self._open.close(but=number)
         self._raw.stepped(step.names, step.tensors)
         if step.wanted:
             self._measure_end(step)
-            opened = self._opened(number, step.time)
+            opened = self._open.at(number, step.time, self.context)
             complete = opened.add(step, skipped, self.backwards)
             self._clock.stop(started, opened.spent)
             if complete:
-                self._open = None
-                self._publish(opened)
+                self._open.close()
+                if self._every == 1 and not (self._histograms or self.splits or self.context or self.backwards or self._raw):
+                    self.streaks.follow(opened, step.optimizers[0], self._others.due)
         if self.splits is not None:
             self.splits.ended(step.names, number, again=self.splits.due(self._rounds.steps_of(step.optimizers[0])))
         self.backwards = 0
         step.tensors, step.before, step.grads, step.optimizers = (), (), None, []
-
-    def _opened(self, number: int, entered: float) -> Round:
-        if self._open is None:
-            self._open = Round(number, entered, self._live.current, dict(self.context), self._outside.changed)
-        else:
-            self._open.inventory = self._live.current
-            self._open.steps.update(self.context)
-        if self._live.changed.apart or self._live.changed.lost:
-            apart, lost = self._live.changed.take()
-            self._open.apart, self._open.lost = [*self._open.apart, *apart], [*self._open.lost, *lost]
-        if self._others.measured:
-            self._open.take(self._others.take())
-        return self._open
 
     def _add_rows(self, step: OptimizerStep, rows: Mapping[str, Tensor], snapshot: bool = True) -> None:
         names, chosen = list(rows), list(rows.values())

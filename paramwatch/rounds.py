@@ -94,7 +94,8 @@ class OptimizerStep:
     @property
     def has_gradients(self) -> bool:
         """Whether they were measured."""
-        return self.used is not None or (self.folded is not None and self.folded.grads is not None)
+        folded = self.folded
+        return self.used is not None if folded is None else folded.grads is not None
 
     def unfold(self) -> None:
         """Make of a step that went the quick way (`plan`), and may go on the general way, what that would have made of it."""

@@ -182,7 +182,7 @@ def _enter(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], 
     if stack.entries:
         drop_left_by_exception()
     hooks_follow = hooks_follow and _others_follow(optimizer)
-    entry = open_entry(optimizer, caller(), _watchers, at_once=not hooks_follow and _closure_of(args, kwargs) is None)
+    entry = open_entry(optimizer, caller(3), _watchers, at_once=not hooks_follow and _closure_of(args, kwargs) is None)
     if not entry.seen:
         stack.entries.pop()
         return None

@@ -75,14 +75,13 @@ class Worker:
         # the collector may hand something over in the middle of anything: neither of these has a lock that could be held then
         self._waiting: deque[Handed | _Request] = deque()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._rung = False
-        self._due = 0
-        self._ended = False
+        self._due, self._rung, self._ended = 0, False, False
+        # asked before the thread looks for rounds
+        self.ask: Callable[[], object] = bool
         self._rounds: list[Handed] = []
         self._pieces: deque[Piece] = deque()
         # how many may wait again before training waits for them once more
-        self._behind = 0
-        self._taken, self._pid = 0, os.getpid()
+        self._behind, self._taken, self._pid = 0, 0, os.getpid()
         self._tick_at = time.monotonic() + TICK_SECONDS
         # held by whoever takes the next piece, or says who may
         self._turn = threading.Lock()
@@ -234,6 +233,7 @@ class Worker:
             with contextlib.suppress(queue.Empty):
                 self._bell.get(timeout=min(PERIOD_SECONDS, max(0.0, self._tick_at - time.monotonic())))
             self._rung = False
+            self.ask()
             # what comes meanwhile waits for the next bell, and for company: many at once cost little more than one
             self._due = len(self._waiting)
             self._behind *= self._due > self._behind
