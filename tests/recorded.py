@@ -91,7 +91,8 @@ def _act(action: str, net: nn.Sequential, optimizers: list[Optimizer], recorder:
         second.add_param_group({"params": list(net[2].parameters())})
     _spoil(action, net)
     if recorder.raw:
-        recorder.raw_gradients([param.grad for param in net[1].parameters() if param.grad is not None])
+        grads = [param.grad for param in net[1].parameters() if param.grad is not None]
+        recorder.before_clipping(lambda raw: raw.clipping(grads, None))
     for optimizer in which:
         if action in ("scaled", "infinite", "skipped"):
             optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(float(action == "infinite"))  # type: ignore[attr-defined]  # as a scaler
