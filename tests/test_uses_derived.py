@@ -206,9 +206,10 @@ ELEMENTS: Used = lambda x, w: (x[:, None] * w).mean(1)  # noqa: E731
 LEFT: Used = lambda x, w: (w @ x.t()).t()  # noqa: E731
 
 SEEN = [
-    *((f"{name} as a weight", made, LINEAR) for name, made in (PLAIN | PRODUCTS).items()),
-    *((f"{name} by elements", made, ELEMENTS) for name, made in PLAIN.items()),
-    ("scaled on the left", PLAIN["scaled"], LEFT),
+    *((f"{name} as a weight", made, LINEAR, False) for name, made in (PLAIN | PRODUCTS).items()),
+    *((f"{name} by elements", made, ELEMENTS, False) for name, made in PLAIN.items()),
+    ("scaled on the left", PLAIN["scaled"], LEFT, False),
+    ("low rank under autocast", PRODUCTS["low rank"], LINEAR, True),
 ]
 
 
@@ -218,19 +219,21 @@ TELLS = pytest.mark.skipif(
 )
 
 
-def used_twice(made: Made, used: Used) -> tuple[paramwatch.Watch, Computed]:
+def used_twice(made: Made, used: Used, cast: bool = False) -> tuple[paramwatch.Watch, Computed]:
     net, twin = Computed(True, made, used), Computed(False, made, used)
     with paramwatch.attach(net, uses=1) as watch:
         for each in (net, twin):
-            each(X).square().mean().backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+                found = each(X)
+            found.float().square().mean().backward()
         torch.optim.SGD(net.parameters(), lr=0.1).step()
     return watch, twin
 
 
 @TELLS
-@pytest.mark.parametrize(("made", "used"), [case[1:] for case in SEEN], ids=[case[0] for case in SEEN])
-def test_uses_of_what_plain_operations_compute_once_are_apart(made: Made, used: Used, caplog: pytest.LogCaptureFixture) -> None:
-    watch, twin = used_twice(made, used)
+@pytest.mark.parametrize(("made", "used", "cast"), [case[1:] for case in SEEN], ids=[case[0] for case in SEEN])
+def test_uses_of_what_plain_operations_compute_once_are_apart(made: Made, used: Used, cast: bool, caplog: pytest.LogCaptureFixture) -> None:
+    watch, twin = used_twice(made, used, cast)
 
     uses = watch.uses()
     for i, pair in enumerate(zip(twin.first, twin.second, strict=True)):
@@ -278,3 +281,27 @@ def test_a_layer_on_learned_inputs_is_used_where_it_is_called(caplog: pytest.Log
     assert list(uses.loc[(0, "layer.weight")].index) == [f"layer@{i}" for i in range(4)]
     assert set(uses.index.get_level_values("parameter")) == {"layer.weight", "layer.bias"}
     assert not caplog.records
+
+
+class Temperature(nn.Module):
+    """A number that is trained, as in CLIP."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.first, self.layer = nn.Parameter(torch.tensor(0.3)), nn.Linear(8, 8)
+        self.second = self.first if tied else nn.Parameter(torch.tensor(0.3))
+        nn.init.eye_(self.layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first.exp()
+        second = first if self.first is self.second else self.second.exp()
+        return torch.cat([first * self.layer(x), second * x.sin()])
+
+
+def test_uses_of_a_single_number_are_apart() -> None:
+    net, twin = Temperature(True), Temperature(False)
+    twin.load_state_dict(net.state_dict())
+    _, watch = trained(net, steps=1, uses=1)
+    twin(X).square().mean().backward()
+
+    assert watch.uses()["use_norm"].tolist() == pytest.approx([float(w.grad.norm()) for w in (twin.first, twin.second)])

@@ -56,7 +56,7 @@ def sample_of(gradient: Tensor, before: Tensor | None, order: Order = (0,)) -> T
 def _sampled(gradient: Tensor, order: Order) -> Tensor:
     x = real(gradient)
     # of complex numbers the two parts are the last dimension
-    x = x.permute(*order, *range(len(order), x.ndim))
+    x = x.permute((*order, *range(len(order), x.ndim)))
     # odd, so that it meets all columns of a matrix
     every = x.numel() // _SAMPLE | 1
     if x.is_contiguous():

@@ -97,8 +97,9 @@ class Derivation:
 
     @staticmethod
     def _as_made(grad: Tensor, node: Node, output: int) -> Tensor:
-        """Between two nodes the engine sums over what was broadcast."""
-        return grad.sum_to_size(node._input_metadata[output].shape)
+        """Between two nodes the engine sums over what was broadcast, and casts as autocast has."""
+        made = node._input_metadata[output]
+        return grad.sum_to_size(made.shape).to(made.dtype)
 
 
 @dataclass(slots=True)
