@@ -24,14 +24,17 @@ USES = {
 }
 
 
+# FSDP2 of torch 2.6 runs on no CPU
+SHARDS = hasattr(torch.cpu.current_stream(), "record_event")
+
+
 def verify_uses() -> None:
     """To be called by each of several processes, which have met."""
     for wrap, backwards in ((shared, 1), (shared, 3), (shared_in_buckets, 1), (sharded, 1), (sharded, 3), (sharded_in_bfloat16, 1)):
-        # FSDP2 of torch 2.6 runs on no CPU
-        if wrap in (shared, shared_in_buckets) or hasattr(torch.cpu.current_stream(), "record_event"):
+        if wrap in (shared, shared_in_buckets) or SHARDS:
             _verify(wrap, backwards)
     for wrap in (shared, sharded):
-        if wrap is shared or hasattr(torch.cpu.current_stream(), "record_event"):
+        if wrap is shared or SHARDS:
             for change, factor, mode in ((None, 1.0, ""), (halve, 0.5, ""), (forget, 0.0, ""), (shift, 1.0, ", changed between")):
                 _verify_changed(wrap, change, factor, mode)
 
