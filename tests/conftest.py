@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from leftover import leftovers
 
 # no test is timed: a machine with other work would fail it
 settings.register_profile("untimed", deadline=None)
@@ -16,6 +19,9 @@ settings.load_profile("untimed")
 
 # several workers share the cores, and so do the processes that tests start; read when torch is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# torch describes all that it compiles, at length, as soon as anybody listens, and pytest listens to each logger that does not propagate
+logging.getLogger("torch.__trace").addHandler = lambda handler: None  # type: ignore[method-assign]  # of this one alone
 
 # a job in the background ignores Ctrl-C, and would pass that on to the tests and the processes that they start
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -26,6 +32,16 @@ GOLDEN = Path(__file__).parent / "golden"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the files under tests/golden anew instead of comparing with them")
     parser.addoption("--screenshots", type=Path, help="keep what the browser shows in this folder, for a human to look at")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def apart() -> Iterator[None]:
+    """A file leaves nothing to the others in its process; its collections do not go through all of torch each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.collect()
+    assert not leftovers()
 
 
 @pytest.fixture(scope="session")

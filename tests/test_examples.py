@@ -17,7 +17,7 @@ import paramwatch
 from paramwatch.tensorboard.address import first_view
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "configs"
+EXAMPLES, CONFIGS = ROOT / "examples", ROOT / "configs"
 PRESETS = ("cheap", "default", "full")
 STEPS_OF_TWO_EPOCHS = 30
 
@@ -39,20 +39,24 @@ def plain_loop(runs: Path) -> str:
 
 @pytest.fixture(scope="module")
 def presets(runs: Path) -> dict[str, paramwatch.Run]:
-    """One run of the command line for each preset."""
-    loaded = {}
+    """One run of the command line for each preset, all in one process: Lightning takes longer to import than to train."""
+    code = f"import runpy, sys\nsys.path.insert(0, {str(EXAMPLES)!r})\n"
     for preset in PRESETS:
         configs = [f"--config={CONFIGS / name}.yaml" for name in ("shared_mlp", preset)]
         changes = ["--trainer.max_epochs=2", f"--trainer.logger.init_args.save_dir={runs}"]
-        output = run_example(runs, "03_lightning_cli.py", "fit", *configs, *changes)
-        loaded[preset] = paramwatch.load(re.search(r"The run was written to (.+)", output)[1])
-    return loaded
+        code += f"sys.argv[1:] = {['fit', *configs, *changes]}\n"
+        code += f"runpy.run_path({str(EXAMPLES / '03_lightning_cli.py')!r}, run_name='__main__')\n"
+    written = re.findall(r"The run was written to (.+)", output_of(runs, "-c", code))
+    return dict(zip(PRESETS, map(paramwatch.load, written), strict=True))
 
 
 def run_example(cwd: Path, script: str, *args: str) -> str:
-    """What an example prints; both its streams must be free of warnings."""
-    command = [sys.executable, ROOT / "examples" / script, *args]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=240, cwd=cwd)
+    return output_of(cwd, str(EXAMPLES / script), *args)
+
+
+def output_of(cwd: Path, *args: str) -> str:
+    """What Python prints; both its streams must be free of warnings."""
+    done = subprocess.run([sys.executable, *args], capture_output=True, text=True, encoding="utf-8", timeout=240, cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert not re.search("Warning|deprecated", done.stdout + done.stderr), done.stdout + done.stderr
     return done.stdout
@@ -161,7 +165,7 @@ def test_the_default_preset_spells_out_the_defaults() -> None:
 
 
 def test_iris_data_are_those_of_fishers_paper() -> None:
-    with open(ROOT / "examples" / "data" / "iris.csv", newline="") as file:
+    with open(EXAMPLES / "data" / "iris.csv", newline="") as file:
         flowers = list(csv.reader(file))[1:]
 
     assert [sum(flower[4] == species for flower in flowers) for species in ("setosa", "versicolor", "virginica")] == [50, 50, 50]

@@ -42,13 +42,10 @@ Plan = dict[str, list[tuple[Callable[[Run], None], Pair]]]
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """One thread for tiny tensors; and whoever collects what is gone looks at nothing older."""
+    """One thread for tiny tensors."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()
     yield
-    gc.unfreeze()
     torch.set_num_threads(threads)
 
 

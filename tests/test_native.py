@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -190,32 +189,43 @@ def test_what_is_not_plain_or_in_one_piece_is_left_to_others(x: Tensor) -> None:
 
 # ---- how it is compiled ---------------------------------------------------------------------
 
-COMPILE = (
-    "import logging; logging.basicConfig(level=20, format='%(message)s'); from paramwatch.measure import native; print(native.available())"
-)
+COMPILE = "from paramwatch.measure import native; print(native.available())"
 
 
-def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, check=True)
+@pytest.fixture
+def no_library(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """This process looks for its library as if for the first time."""
+    caplog.set_level(logging.INFO)
+    compiler.library.cache_clear()
+    yield
+    compiler.library.cache_clear()
 
 
-def test_it_is_compiled_once_also_by_several_processes_at_the_same_time(tmp_path: Path) -> None:
-    environment = os.environ | {"PARAMWATCH_CACHE": str(tmp_path / "cache")}
-    several = [subprocess.Popen([sys.executable, "-c", COMPILE], env=environment, stdout=subprocess.PIPE) for _ in range(2)]
+@pytest.fixture
+def folder(no_library: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where it looks for it: there is none yet."""
+    monkeypatch.setenv("PARAMWATCH_CACHE", str(tmp_path / "cache"))
+    # it is not run
+    monkeypatch.setenv("PARAMWATCH_CXXFLAGS", "-O0")
+    return tmp_path / "cache"
+
+
+def test_it_is_compiled_once_also_by_several_processes_at_the_same_time(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    several = [subprocess.Popen([sys.executable, "-c", COMPILE], stdout=subprocess.PIPE) for _ in range(2)]
     assert [process.communicate()[0].strip() for process in several] == [b"True", b"True"]
-    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".so"]
-    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
-    again = in_a_process(COMPILE, PARAMWATCH_CACHE=str(tmp_path / "cache"))
-    assert (again.stdout.strip(), "compiling" in again.stderr) == ("True", False)
+    assert [file.suffix for file in folder.iterdir()] == [".so"]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert native.available()
+    assert "compiling" not in caplog.text
 
 
-def test_a_folder_that_others_can_write_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o777)
-    done = in_a_process(COMPILE, PARAMWATCH_CACHE=str(tmp_path))
+def test_a_folder_that_others_can_write_is_refused(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
 
-    assert done.stdout.strip() == "False"
-    assert f"others can write {tmp_path}" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert not native.available()
+    assert f"others can write {folder}" in caplog.text
+    assert list(folder.iterdir()) == []
 
 
 REASONS = {
@@ -226,33 +236,25 @@ REASONS = {
 }
 
 
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(("environment", "reason"), REASONS.values(), ids=REASONS)
-def test_without_a_kernel_one_line_says_why(environment: dict[str, str], reason: str, tmp_path: Path) -> None:
-    done = in_a_process(COMPILE, PARAMWATCH_CACHE=str(tmp_path / "cache"), **environment)
+def test_without_a_kernel_one_line_says_why(
+    environment: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
 
-    assert done.stdout.strip() == "False"
-    said = [line for line in done.stderr.splitlines() if "plain PyTorch" in line]
-    assert len(said) == 1
-    assert reason in said[0]
-
-
-@pytest.fixture
-def no_library() -> Iterator[None]:
-    compiler.library.cache_clear()
-    native.available.cache_clear()
-    yield
-    compiler.library.cache_clear()
-    native.available.cache_clear()
+    assert not native.available()
+    (said,) = (line for line in caplog.messages if "plain PyTorch" in line)
+    assert reason in said
 
 
 @pytest.mark.usefixtures("no_library")
 def test_training_is_recorded_without_a_kernel_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
     frames = []
     for switch in ("off", "on"):
         monkeypatch.setenv("PARAMWATCH_KERNEL", switch)
         compiler.library.cache_clear()
-        native.available.cache_clear()
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 1))
         optimizer = torch.optim.Adam(net.parameters())

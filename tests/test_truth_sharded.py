@@ -5,7 +5,8 @@ They are started once, and write down how each part went.
 
 from __future__ import annotations
 
-import contextlib
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -121,12 +122,17 @@ def _child(rank: int, folder: Path) -> None:
     distributed.destroy_process_group()
 
 
+def start(folder: str) -> None:
+    """In a process that has imported all this for both."""
+    torch.multiprocessing.start_processes(_child, (Path(folder),), nprocs=RANKS, start_method="fork")
+
+
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which each process has written how it went."""
     folder = tmp_path_factory.mktemp("ranks")
-    with contextlib.suppress(torch.multiprocessing.ProcessRaisedException):
-        torch.multiprocessing.spawn(_child, (folder,), nprocs=RANKS)
+    code = f"import {__name__} as here; here.start({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False)
     return folder
 
 

@@ -117,19 +117,11 @@ def peak_bytes(doing: Callable[[], object]) -> int:
 def no_garbage() -> Iterator[None]:
     """What an earlier model had is not given back meanwhile."""
     gc.collect()
-    # which takes longer than all else where all of torch is gone through each time
-    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unfreeze() -> Iterator[None]:
-    yield
-    gc.unfreeze()
 
 
 def bytes_of(doing: Callable[[], object]) -> tuple[int, int]:

@@ -307,26 +307,30 @@ def test_close_may_be_called_again_and_flush_after_it() -> None:
     assert len(sink.records) == 3
 
 
-ENDS = {
-    "as_it_is": "",
-    "with_an_error": "raise SystemError('mine')",
-    "without_the_models": "del one, two",
-}
+ENDS = {"with_an_error": "raise SystemError('mine')", "without_the_models": "del one, two", "as_it_is": ""}
 
 
-@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_what_was_seen_is_written_when_the_interpreter_exits(end: str, tmp_path: Path) -> None:
-    body = """
-        one, two = mlp(0), mlp(1)
-        for i, net in enumerate((one, two)):
-            paramwatch.attach(net, f"{sys.argv[1]}/{i}")
-            train(net, steps=50)
-        del net
+def test_what_was_seen_is_written_when_the_interpreter_exits(tmp_path: Path) -> None:
+    """The last end is that of the interpreter itself, the others are those of its children."""
+    body = f"""
+        for name, end in {ENDS}.items():
+            if end and (child := os.fork()):
+                os.waitpid(child, 0)
+                continue
+            one, two = mlp(0), mlp(1)
+            for i, net in enumerate((one, two)):
+                paramwatch.attach(net, f"{{sys.argv[1]}}/{{name}}/{{i}}")
+                train(net, steps=50)
+            del net
+            exec(end)
+            sys.exit()
         """
-    said = script(textwrap.dedent(body) + end, tmp_path)
+    said = script(body, tmp_path)
 
-    assert [len(paramwatch.load(tmp_path / name).steps) for name in "01"] == [50, 50], said
-    assert said.count("50 optimizer steps of Sequential seen") == 2
+    for name in ENDS:
+        assert [len(paramwatch.load(tmp_path / name / net).steps) for net in "01"] == [50, 50], said
+    assert said.count("50 optimizer steps of Sequential seen") == 2 * len(ENDS)
+    assert said.count("SystemError: mine") == 1
     assert "paramwatch failed" not in said
 
 

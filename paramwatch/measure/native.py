@@ -36,7 +36,6 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _PARTS = len(PARTS)
 
 
-@cache
 def available() -> bool:
     """Whether there is a kernel. The first call may compile it."""
     return library() is not None
