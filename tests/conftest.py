@@ -44,6 +44,17 @@ def apart() -> Iterator[None]:
     assert not leftovers()
 
 
+@pytest.fixture
+def nothing_open() -> Iterator[None]:
+    """What was attached in a test ends with it, and what is said of models that are gone belongs to it."""
+    from paramwatch import attached, worker
+
+    yield
+    for watch in tuple(attached.opened):
+        watch.close()
+    worker.wait_for_all()
+
+
 @pytest.fixture(scope="session")
 def screenshots(request: pytest.FixtureRequest) -> Path | None:
     """Where to keep what the browser shows; None for nowhere."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,7 @@ from paramwatch import Record, attached, worker
 from paramwatch.absence import Tally
 from paramwatch.testing import ListSink
 
-
-@pytest.fixture(autouse=True)
-def nothing_open() -> Iterator[None]:
-    yield
-    for watch in tuple(attached.opened):
-        watch.close()
-    worker.wait_for_all()
+pytestmark = pytest.mark.usefixtures("nothing_open")
 
 
 class Net(nn.Module):

@@ -7,7 +7,7 @@ import io
 import logging
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad
 
 import paramwatch
-from paramwatch import assemble, attached, inventory, measure, recorder, rules, steps, updates, worker
+from paramwatch import assemble, inventory, measure, recorder, rules, steps, updates, worker
 from paramwatch.store import Store
 from paramwatch.testing import ListSink
+
+pytestmark = pytest.mark.usefixtures("nothing_open")
 
 Loop = Callable[[nn.Module], list[float]]
 """Trains a model, and gives the loss of each step."""
@@ -30,13 +32,6 @@ Loop = Callable[[nn.Module], list[float]]
 
 Step = Callable[..., None]
 """Makes a step, and calls something during it."""
-
-
-@pytest.fixture(autouse=True)
-def nothing_open() -> Iterator[None]:
-    yield
-    for watch in tuple(attached.opened):
-        watch.close()
 
 
 # ---- the loops ------------------------------------------------------------------------------

@@ -20,18 +20,13 @@ from torch.nn.modules import module as torch_modules
 from used_models import CASES, Case, LanguageModel, shared_mlp
 
 import paramwatch
-from paramwatch import ParamWatchError, Watch, attached
+from paramwatch import ParamWatchError, Watch
 from paramwatch.uses import gram as naive
 from paramwatch.uses import watched
 
+pytestmark = pytest.mark.usefixtures("nothing_open")
+
 X = torch.randn(16, 4, generator=torch.manual_seed(0))
-
-
-@pytest.fixture(autouse=True)
-def others_are_closed() -> None:
-    """What earlier tests have attached, and failed to close."""
-    for watch in tuple(attached.opened):
-        watch.close()
 
 
 def global_hooks() -> int:

@@ -12,7 +12,7 @@ import textwrap
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,7 @@ from paramwatch.testing import ListSink
 TESTS = Path(__file__).parent
 
 
-@pytest.fixture(autouse=True)
-def nothing_open() -> Iterator[None]:
-    yield
-    for watch in tuple(attached.opened):
-        watch.close()
-    # what they say of models that are gone belongs to this test
-    worker.wait_for_all()
+pytestmark = pytest.mark.usefixtures("nothing_open")
 
 
 def train(net: nn.Module, steps: int = 3, first: int = 0) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from recorded import fresh, one_by_one, rounds_of
 from torch import nn
 
 import paramwatch
-from paramwatch import Record, attached, worker
+from paramwatch import Record, worker
 from paramwatch.batch import Batch, BatchSink
 from paramwatch.guard import Guard
 from paramwatch.record import Finding, Sink
@@ -23,13 +23,7 @@ from paramwatch.rules import RULES
 from paramwatch.testing import ListSink
 from paramwatch.worker import Worker
 
-
-@pytest.fixture(autouse=True)
-def nothing_open() -> Iterator[None]:
-    yield
-    for watch in tuple(attached.opened):
-        watch.close()
-    worker.wait_for_all()
+pytestmark = pytest.mark.usefixtures("nothing_open")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from paramwatch.guard import logger
 
 SOURCE = Path(__file__).with_name("kernel.cc")
 _UNITS = (SOURCE, *(SOURCE.with_name(f"{name}.cc") for name in ("histogram", "products", "structure")))
-_SOURCES = (*_UNITS, SOURCE.with_name("elements.h"), SOURCE.with_name("lanes.h"), SOURCE.with_name("sums.h"))
+_SOURCES = (*_UNITS, *(SOURCE.with_name(f"{name}.h") for name in ("elements", "lanes", "sums", "threads")))
 
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno")
 """Followed by those of `$PARAMWATCH_CXXFLAGS`, for sanitizers."""

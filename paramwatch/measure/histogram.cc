@@ -7,11 +7,10 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "elements.h"
+#include "threads.h"
 
 namespace {
 
@@ -140,11 +139,5 @@ extern "C" void paramwatch_histograms(const int64_t* table, int64_t rows, double
   const auto take = [&] {
     for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < jobs.size();) work(jobs[i], scale);
   };
-  std::vector<std::thread> others;
-  try {
-    for (int64_t i = 1; i < most; i++) others.emplace_back(take);
-  } catch (const std::system_error&) {  // no more threads to be had: those there are take all
-  }
-  take();
-  for (std::thread& other : others) other.join();
+  in_threads(most, take);
 }

@@ -9,8 +9,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #if defined(__AVX2__)
@@ -20,6 +18,7 @@
 #include "elements.h"
 #include "lanes.h"
 #include "sums.h"
+#include "threads.h"
 
 namespace {
 
@@ -208,13 +207,7 @@ void do_all(std::vector<Job>& jobs, bool itself, int64_t threads) {
       work(*job.row, job.start, end_of(*job.row, job.start), job.past, itself, job.found, job.after);
     }
   };
-  std::vector<std::thread> others;
-  try {
-    for (int64_t i = 1; i < threads; i++) others.emplace_back(take);
-  } catch (const std::system_error&) {  // no more threads to be had: those there are take all
-  }
-  take();
-  for (std::thread& other : others) other.join();
+  in_threads(threads, take);
 }
 
 }  // namespace

@@ -9,12 +9,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "elements.h"
 #include "lanes.h"
+#include "threads.h"
 
 namespace {
 
@@ -124,13 +123,7 @@ extern "C" void paramwatch_products(const int64_t* table, int64_t k, int64_t n, 
     std::vector<double> room(size * of.block);
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) work(of, i * CHUNK, room, &sums[i * pairs]);
   };
-  std::vector<std::thread> more;
-  try {
-    for (int64_t i = 1; i < std::min(threads, n * size / WORTH_A_THREAD); i++) more.emplace_back(take);
-  } catch (const std::system_error&) {  // no more threads to be had: those there are take all
-  }
-  take();
-  for (std::thread& other : more) other.join();
+  in_threads(std::min(threads, n * size / WORTH_A_THREAD), take);
 
   std::fill(products, products + size * size, NAN);
   int64_t pair = 0;
