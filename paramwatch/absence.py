@@ -15,6 +15,7 @@ import numpy as np
 from paramwatch.batch import Batch, BatchSink
 from paramwatch.block import Block
 from paramwatch.columns import ABSENT, Array
+from paramwatch.lettering import shortened
 from paramwatch.record import GRAD_STATES, Inventory, Record
 
 SHOWN = 3
@@ -189,4 +190,4 @@ def _and_others(labels: Iterable[str], more: int) -> str:
 
 
 def _printable(name: str) -> str:
-    return name if name.isprintable() else repr(name)
+    return shortened(name if name.isprintable() else repr(name), 80)

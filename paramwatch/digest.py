@@ -16,7 +16,7 @@ import pandas as pd
 from paramwatch.absence import counted
 from paramwatch.columns import Array
 from paramwatch.grid import Grid, number
-from paramwatch.lettering import sized
+from paramwatch.lettering import shortened, sized
 from paramwatch.run import Run
 from paramwatch.series import latest
 from paramwatch.span import sparkline
@@ -87,7 +87,7 @@ def watched(reading: Reading) -> Section:
     size = f"{counted(len(rows), 'row')} ({names:,} names)" if names > len(rows) else counted(len(rows), "row")
     elements, held = int(rows["numel"].sum()), int(rows["bytes"].sum())
     held -= sum(tie.bytes_saved for tie in reading.run.ties if tie.kind == "storage")
-    said = [f"{model}: {size}, {counted(elements, 'element')}, {trained:,} of them trained, {sized(held)}"]
+    said = [f"{shortened(model, 80)}: {size}, {counted(elements, 'element')}, {trained:,} of them trained, {sized(held)}"]
     data: dict[str, Any] = {
         "path": str(reading.run.path),
         "model": model,

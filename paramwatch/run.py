@@ -18,7 +18,7 @@ from paramwatch.absence import Absence, Tally, counted
 from paramwatch.epoch import NoSteps
 from paramwatch.folder import DiskFolder, Folder, MemoryFolder
 from paramwatch.guard import ParamWatchError
-from paramwatch.lettering import visible
+from paramwatch.lettering import shortened, visible
 from paramwatch.notebook import Ties, run_html
 from paramwatch.record import Inventory
 from paramwatch.store import Contents, read
@@ -183,7 +183,7 @@ class Run:
         rows, names, frozen = len(absence.inventory.rows), len(absence.inventory.names), len(absence.frozen)
         more = ", ".join([f"{names:,} names"] * (names > rows) + [f"{frozen:,} frozen"] * (frozen > 0))
         span = f" ({first} to {last})" if steps > 1 else ""
-        said = [absence.inventory.model, counted(rows, "row") + (f" ({more})" if more else "")]
+        said = [shortened(absence.inventory.model, 80), counted(rows, "row") + (f" ({more})" if more else "")]
         said += [f"{counted(steps, 'step')}{span}" if steps else "no steps yet"]
         said += [f"{absence.skipped:,} skipped ({absence.skipped_steps()})"] * (absence.skipped > 0)
         # what came after a failure of ours nobody knows

@@ -51,7 +51,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
     names = [*HOSTILE, "m" * 1_000_000 + "\x1b[31m"]
     findings = [Finding(1, "rule\x1b[2J", name, f"look at {name}") for name in names]
     tied = {HOSTILE[0]: [HOSTILE[5]], names[-1]: [HOSTILE[6]]}
-    return write(tmp_path_factory.mktemp("hostile"), names, range(3), findings=findings, tied=tied, model="<b>\x1b[31mNet")
+    return write(
+        tmp_path_factory.mktemp("hostile"), names, range(3), findings=findings, tied=tied, model="<b>\x1b[31mNet" + "t" * 1_000_000
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -116,8 +118,9 @@ def test_a_narrow_terminal_has_room_for_numbers_and_a_pipe_for_all_columns(
     assert printed(capsys, "show", run.path, "grad_norm").split("\n")[0].endswith("change  not finite")
 
 
-def test_a_finding_about_a_name_of_a_megabyte_is_a_short_line(hostile: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert max(map(len, printed(capsys, "findings", hostile.path).splitlines())) <= 1000
+def test_what_is_said_of_names_of_a_megabyte_are_short_lines(hostile: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("findings", "summary"):
+        assert max(map(len, printed(capsys, command, hostile.path).splitlines())) <= 1000
 
 
 def test_a_bar_goes_on_while_nobody_says_how_far_it_is() -> None:

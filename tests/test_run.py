@@ -1,5 +1,6 @@
 """Runs are found where they were written, and read the same from disk as from memory."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,9 +120,10 @@ def test_it_prints_what_it_holds(log_dir: Path) -> None:
     write(folder, 1, first=7)
     assert repr(InMemory(folder)) == "<InMemory in memory: Sequential, 3 rows (4 names), 1 step>"
     store = Store(hostile := MemoryFolder(), max_bytes=10**9)
-    store.write(random_record(0, inventory("a", model="Net\x1b[2J\n")))
+    store.write(random_record(0, inventory("a", model="Net\x1b[2J\n" + "x" * 1_000_000)))
     store.close()
-    assert repr(InMemory(hostile)) == r"<InMemory in memory: Net\x1b[2J\n, 1 row, 1 step>"
+    assert re.fullmatch(r"<InMemory in memory: Net\\x1b\[2J\\nx+…x+, 1 row, 1 step>", shown := repr(InMemory(hostile)))
+    assert len(shown) < 150
 
 
 def test_before_the_first_step_everything_can_be_asked() -> None:
