@@ -242,7 +242,7 @@ def _totals(module: nn.Module, rows: Sequence[_Row], ties: Sequence[TieGroup]) -
         buffer_elements=sum(buffer.numel() for buffer in buffers),
         buffer_bytes=bytes_together([*parameters, *buffers]) - held if buffers else 0,
         lazy=sum(row.shape is None for row in rows),
-        packed=sum(type(held) is torch.ScriptObject for each in module.modules() for held in vars(each).values()),
+        packed=sum([*map(type, vars(each).values())].count(torch.ScriptObject) for each in module.modules()),
     )
 
 
