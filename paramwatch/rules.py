@@ -94,8 +94,9 @@ class UnattributedUse:
         if whole := [row for row in new if not record.uses[row].uses]:
             message = (
                 f"no use of {_listed(whole, 3)} was found in the autograd graph, so the gradient is not split. That is so where the "
-                "forward pass is compiled, scripted, functional (torch.func.functional_call) or run in other threads (nn.DataParallel), "
-                "where the backward pass is compiled (compiled autograd), where gradients come from torch.autograd.grad, or the loss not "
+                "forward pass is compiled, scripted, functional (torch.func.functional_call), run in other threads (nn.DataParallel) or "
+                "recomputed by a checkpoint with use_reentrant=True in which no module is called, where the "
+                "backward pass is compiled (compiled autograd), where gradients come from torch.autograd.grad, or the loss not "
                 "from what the model returned: watch.root(loss) before backward looks from there; "
                 "torch.compiler.set_stance('force_eager') from before the step before ends (for a compiled backward pass: while it "
                 "runs) lets a compiled step be split"
@@ -123,8 +124,9 @@ _CAUSES = {
         "after the last one"
     ),
     "": (
-        "it is used between the outputs of the model and the loss, which watch.root(loss) before backward finds, a gradient hook has "
-        "changed it, or it comes from a backward pass in which the parameter had a single use"
+        "it is used between the outputs of the model and the loss, which watch.root(loss) before backward finds, or where no use can be "
+        "told (torch.func.vmap, a checkpoint with use_reentrant=True in which no module is called), a gradient hook has changed it, or it "
+        "comes from a backward pass in which the parameter had a single use"
     ),
 }
 """Of what is unattributed, by what the mode says."""

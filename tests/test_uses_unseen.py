@@ -327,6 +327,49 @@ def by_hand(net: nn.Module) -> Tensor:
     return F.linear(h, net[2].weight, net[2].bias).square().mean()
 
 
+def with_tensors_of_its_own(net: nn.Module) -> Tensor:
+    fast = {name: parameter.detach().clone().requires_grad_() for name, parameter in net.named_parameters()}
+    return 5 * torch.func.functional_call(net, fast, 2 * X).square().mean()
+
+
+def with_a_swapped_parameter(net: nn.Module) -> Tensor:
+    own = net[2].weight
+    net[2].weight = net[4].weight = nn.Parameter(2 * own.detach())
+    loss = net(X).square().mean()
+    net[2].weight = net[4].weight = own
+    return loss
+
+
+def probed(net: nn.Module) -> Tensor:
+    """Gradients of each sample, looked at beside the training."""
+    own = {name: parameter.detach() for name, parameter in net.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(net, parameters, (x,)).square().mean()
+
+    torch.func.vmap(torch.func.grad(loss), (None, 0))(own, X)
+    return torch.zeros(())
+
+
+@pytest.mark.parametrize("other", [with_tensors_of_its_own, with_a_swapped_parameter, probed])
+@pytest.mark.parametrize("first", [False, True])
+def test_tensors_of_someone_s_own_in_the_place_of_parameters_contribute_nothing(other: Forward, first: bool) -> None:
+    def both(net: nn.Module) -> Tensor:
+        loss = other(net) if first else net(X).square().mean()
+        return loss + (net(X).square().mean() if first else other(net))
+
+    frames = []
+    for forward in (lambda net: net(X).square().mean(), both):
+        torch.manual_seed(0)
+        net = mlp()
+        net[4] = nn.Linear(8, 8)
+        net[4].weight, net[4].bias = net[2].weight, net[2].bias
+        frames.append(train(net, forward, steps=1, include=["2.weight"]).uses().to_numpy())
+
+    assert len(frames[0]) == 2
+    assert (frames[0] == frames[1]).all()
+
+
 @pytest.mark.parametrize("forward", [with_other_parameters, traced, replicated, by_hand])
 def test_what_no_use_was_seen_of_is_named_once_with_what_may_be_the_cause(forward: Forward, caplog: pytest.LogCaptureFixture) -> None:
     net = mlp()

@@ -152,7 +152,8 @@ class Watched:
     def adopt(self, module: nn.Module) -> None:
         """A sharded parameter (FSDP2) has a whole one in its place while its module runs: it stands for the same row."""
         for key, row in self._held_by.get(id(module), ()):
-            here = held_under(module, key)
+            # what is in the place of any other parameter is someone's own and has a gradient of its own (`functional_call`)
+            here = held_under(module, key) if hasattr(row.tensor, "to_local") else None
             if here is not None and id(here) not in self._of:
                 self._of[id(here)] = row
                 self._stand_ins.append(here)
