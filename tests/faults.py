@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import paramwatch
 from paramwatch.testing import ListSink
+from paramwatch.worker import Worker
 
 HERE = str(Path(paramwatch.__file__).parent / "_").rstrip("_")
 PASSES = 2
@@ -25,7 +26,11 @@ Pair = tuple[CodeType, CodeType]
 
 
 class Injector:
-    """A trace function: notes what is entered, or makes one function fail. It is asked in all threads, from `arm` to `disarm`."""
+    """A trace function: notes what is entered, or makes one function fail, from `arm` to `disarm`.
+
+    It is asked in all threads to note, and where the function can fail otherwise: in the background thread, which has one entry point, or
+    in all others. To be asked takes longer than what is asked about.
+    """
 
     def __init__(self, failing: Pair | None = None, error: type[BaseException] = RuntimeError) -> None:
         self.entered: dict[Pair, int] = {}
@@ -34,14 +39,17 @@ class Injector:
         self._error = error
         self._armed = False
         self._other: Any = None
+        self.asks_thread = failing is None or failing[0] is Worker._run.__code__
+        self._asks_others = failing is None or not self.asks_thread
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
         code = frame.f_code
-        if not self._armed or not code.co_filename.startswith(HERE):
+        if not self._armed:
             return
         if self._failing is None:
-            entry, depth = _entry(frame)
-            self.entered[entry, code] = min(depth, self.entered.get((entry, code), depth))
+            if code.co_filename.startswith(HERE):
+                entry, depth = _entry(frame)
+                self.entered[entry, code] = min(depth, self.entered.get((entry, code), depth))
         elif code is self._failing[1] and _entry(frame)[0] is self._failing[0]:
             self.fired += 1
             raise self._error(f"injected into {code.co_qualname}")
@@ -51,10 +59,11 @@ class Injector:
         if not self._armed:
             self._other = sys.gettrace()
         self._armed = True
-        sys.settrace(self)
+        if self._asks_others:
+            sys.settrace(self)
 
     def disarm(self) -> None:
-        if self._armed:
+        if self._armed and self._asks_others:
             sys.settrace(self._other)
         self._armed = False
 
@@ -86,7 +95,8 @@ class Run:
 
     def attach(self, **options: Any) -> None:
         if self._injector is not None:
-            threading.settrace(self._injector)
+            if self._injector.asks_thread:
+                threading.settrace(self._injector)
             try:
                 self.watch = paramwatch.attach(self.net, **options)
             finally:
