@@ -14,7 +14,7 @@ from paramwatch.batch import Batch
 from paramwatch.record import Inventory
 from paramwatch.rounds import Round
 
-MOST = 256
+MOST = 512
 """Rounds in a batch."""
 MOST_BYTES = 4_000_000
 """Of readings in a batch, as many as a processor's caches hold: more at once would be no quicker."""

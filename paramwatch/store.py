@@ -33,7 +33,7 @@ from paramwatch.record import Finding, Inventory, Record
 from paramwatch.schedule import Schedule
 from paramwatch.streams import Lines
 
-BATCH_STEPS, BATCH_BYTES, BATCH_SECONDS = 256, 8_000_000, 5.0
+BATCH_STEPS, BATCH_BYTES, BATCH_SECONDS = 512, 8_000_000, 5.0
 """A batch is written when it holds that much, as it is on disk, or is that old: a step written alone costs many times its share."""
 
 MEMORY_BYTES = 256_000_000

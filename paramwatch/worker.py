@@ -37,7 +37,7 @@ PERIOD_SECONDS = 0.5
 MANY, MANY_BYTES = MOST, 16_000_000
 """Rounds, and their bytes, for which it is woken."""
 
-FULL, FULL_BYTES = 16 * MANY, 16 * MANY_BYTES
+FULL, FULL_BYTES = 8 * MANY, 16 * MANY_BYTES
 """Rounds, and their bytes, that may wait. Then training waits: the thread gets no turn otherwise, and memory would fill without end."""
 
 STUCK_SECONDS = 1.0

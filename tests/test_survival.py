@@ -175,6 +175,7 @@ def columns_looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_what_all_steps_have_in_common_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "BATCH_STEPS", 256)
     (epoch,) = read(stored(noisy(256 * 3 + 1, 40))).epochs
     looked_at = columns_looked_at(monkeypatch)
     block = epoch.block([("grad", "nan"), ("grad", "rms")], per_row=("lr",), keys=())
