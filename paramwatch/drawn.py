@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from paramwatch.columns import Array
-from paramwatch.formulas import variance_between, variance_within
+from paramwatch.formulas import Gain, variance_between, variance_within
 
 Kind: TypeAlias = Literal["constant", "uniform", "normal", "truncated", "two-sided"]
 
@@ -77,6 +77,35 @@ class Tests(NamedTuple):
 
 
 NO_TESTS = Tests()
+
+
+class Answers(NamedTuple):
+    """What was found out before about elements; None where that is still to be done."""
+
+    ascending: Array | None = None
+    """The elements."""
+    some: Array | None = None
+    """Those that are not zero, laid evenly where they are rounded."""
+    why: str = ""
+    """What they do that no smooth law does."""
+    tests: Tests = NO_TESTS
+    """Of `some`."""
+    even_zeros: bool | None = None
+    """Whether each column has as many zeros."""
+
+
+NOTHING = Answers()
+
+
+class Rows(NamedTuple):
+    """What was found out before about the rows of a matrix; None where that is still to be done."""
+
+    orthogonal: Gain | Literal[False] | None = None
+    """What they, or the columns if those are fewer, are multiplied by if they are orthogonal, False if they are not."""
+    may_repeat: bool | None = None
+    """Whether of the first, the middle and the last two are the same."""
+    uneven: bool | None = None
+    """Whether they, or the columns, are of different scales."""
 
 
 class Numbers(NamedTuple):

@@ -35,6 +35,9 @@ _FEW, _OF_MANY = 64, 1024
 _AT_HAND = 1 << 15
 """Elements looked at to see whether rows are orthogonal, at most."""
 
+_TOLD_APART = 16
+"""Elements of a row without which its scale is not compared: the mean of fewer squares is not nearly normal."""
+
 _GAINS = (math.sqrt(2), math.sqrt(2 / 1.0001), 5 / 3, 3 / 4)
 """Of `torch.nn.init.calculate_gain`, beside those of one digit: ReLU, leaky ReLU, tanh, SELU."""
 
@@ -250,6 +253,24 @@ def may_be_orthogonal(two: Array, grain: float) -> Array:
     with np.errstate(all="ignore"):
         near, length = _near(two.shape[-1], grain), _inner(first, first)
         found: Array = (np.abs(_inner(first, second)) <= near * length) & (np.abs(_inner(second, second) - length) <= 4 * near * length)
+    return found
+
+
+def differ_in_scale(matrices: Array) -> Array:
+    """Whether rows, or columns, of matrices [..., row, element] are of different scales; those of one law seem so in 1 case of 10,000.
+
+    The mean squares of n numbers of a law differ by its variance of squares over n: so many standard numbers, squared, are chi-square.
+    """
+    found = np.zeros(matrices.shape[:-2], bool)
+    # of what is not finite nothing is asked
+    with np.errstate(all="ignore"):
+        squares = matrices - matrices.mean((-2, -1), keepdims=True)
+        squares *= squares
+        for axis in (-1, -2):
+            n, lines = squares.shape[axis], squares.mean(axis)
+            if n >= _TOLD_APART and lines.shape[-1] > 1:
+                k = lines.shape[-1] - 1
+                found |= lines.var(-1) * n * (k + 1) > squares.var((-2, -1)) * k * (1 - 2 / (9 * k) + 4 * math.sqrt(2 / (9 * k))) ** 3
     return found
 
 

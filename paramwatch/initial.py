@@ -10,14 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 from paramwatch.columns import Array
-from paramwatch.drawn import NO_TESTS, Kind, Law, Numbers, Tests
+from paramwatch.drawn import Answers, Kind, Law, Numbers, Rows
 from paramwatch.fitting import agrees, named
-from paramwatch.formulas import Gain, gain_of_row, gain_of_rows, spread
+from paramwatch.formulas import chosen_rows, differ_in_scale, gain_of_row, gain_of_rows, spread
 from paramwatch.laws import law_of, two_sided
 from paramwatch.standards import DEFAULT, Standard
 from paramwatch.vouched import NOT_ASKED, Vouched, vouched
@@ -56,31 +56,13 @@ Lines: TypeAlias = Callable[[Sequence[int]], Array]
 """Gives some rows of a tensor as a matrix, or columns, in float64."""
 
 
-class Answers(NamedTuple):
-    """What was found out before about elements; None where that is still to be done."""
-
-    ascending: Array | None = None
-    """The elements."""
-    some: Array | None = None
-    """Those that are not zero, laid evenly where they are rounded."""
-    why: str = ""
-    """What they do that no smooth law does."""
-    tests: Tests = NO_TESTS
-    """Of `some`."""
-    even_zeros: bool | None = None
-    """Whether each column has as many zeros."""
-
-
-NOTHING = Answers()
-
-
 class Source(Protocol):
     """Gives what is asked of a tensor's elements: `sampling.Source`."""
 
     @property
     def answers(self) -> Answers: ...
     @property
-    def orthogonal(self) -> Gain | Literal[False] | None: ...
+    def rows(self) -> Rows: ...
     def ascending(self) -> Array: ...
     def lines(self) -> tuple[Lines | None, int | None]: ...
     def column_zeros(self) -> Array | None: ...
@@ -175,7 +157,7 @@ def _orthogonal(seen: Seen) -> _Rows | None:
     if len(seen.shape) < 2 or seen.zeros > seen.numbers.n / 2:
         return None
     fewer, length = sorted((seen.shape[0], math.prod(seen.shape[1:])))
-    found = seen.source.orthogonal
+    found = seen.source.rows.orthogonal
     if found is None:
         lines, held = seen.source.lines()
         if lines is None:
@@ -254,6 +236,8 @@ def _of_law(seen: Seen) -> Look:
     laws = law_of(x.beside(some, tests), bound_known) if len(some) >= ENOUGH // 2 else []
     if not laws:
         return Look(UNLIKE + standing_apart(elements), "unlike", math.nan)
+    if not seen.zeros and _differ_in_scale(seen):
+        return Look(f"{UNLIKE}: rows or columns of different scales", "unlike", math.nan)
     told, stds = list[str](), list[float]()
     for law in laws:
         known = bounds if law.kind == "uniform" else _named(seen, _NORMAL) if law.kind == "normal" else ()
@@ -265,6 +249,17 @@ def _of_law(seen: Seen) -> Look:
     far = vouched(x, laws[0]) if alone else NOT_ASKED
     text = " or ".join(told) + (far.words(any(bound.name for bound in bounds)) if alone else "")
     return Look(text, " or ".join([law.kind for law in laws]), stds[0], far)
+
+
+def _differ_in_scale(seen: Seen) -> bool:
+    """Whether all that is drawn at once is not of one scale: layers that were fused, rows that were scaled."""
+    if seen.source.rows.uneven is not None:
+        return seen.source.rows.uneven
+    if len(seen.shape) < 2:
+        return False
+    lines, held = seen.source.lines()
+    fewer, length = sorted((seen.shape[0], math.prod(seen.shape[1:])))
+    return lines is not None and bool(differ_in_scale(lines(chosen_rows(held or fewer, length))))
 
 
 def _small(seen: Seen) -> Look:

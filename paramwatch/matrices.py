@@ -7,24 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from paramwatch.columns import Array
-from paramwatch.formulas import Gain, chosen_rows, gains_of_rows, may_be_orthogonal
+from paramwatch.drawn import Rows
+from paramwatch.formulas import chosen_rows, differ_in_scale, gains_of_rows, may_be_orthogonal
 from paramwatch.sidebyside import Shape, at_once, side_by_side
-
-
-class Rows(NamedTuple):
-    """What is known of the rows of a tensor."""
-
-    orthogonal: Gain | Literal[False] | None = None
-    """As `Source.orthogonal`."""
-    may_repeat: bool | None = None
-    """Whether of the first, the middle and the last two are the same."""
 
 
 @torch.no_grad()
@@ -33,18 +24,19 @@ def rows_of(tensors: Sequence[Tensor | None], by_shape: Mapping[Shape, Sequence[
     found = [Rows()] * len(tensors)
     matrices = {shape: which for shape, which in by_shape.items() if len(shape[0]) > 1 and min(_sides(shape[0])) > 1}
     # the first and the last are asked of all matrices at once whose rows have one length
-    ends: dict[tuple[int, torch.dtype], list[tuple[int, bool, Array]]] = {}
+    ends: dict[tuple[int, torch.dtype], list[tuple[int, Rows, Array]]] = {}
     for (shape, dtype, _), which in matrices.items():
         for group in at_once(which, shape.numel()):
             block = _laid(tensors, group)
             rows = _fewer(block)
             two = rows[:, :: rows.shape[1] - 1].astype(np.float64)
-            ends.setdefault((rows.shape[2], dtype), []).extend(zip(group, _may_repeat(block).tolist(), two, strict=True))
+            known = [Rows(False, *each) for each in zip(_may_repeat(block).tolist(), differ_in_scale(block).tolist(), strict=True)]
+            ends.setdefault((rows.shape[2], dtype), []).extend(zip(group, known, two, strict=True))
     near: set[int] = set()
     for (_, dtype), each in ends.items():
         may_be = may_be_orthogonal(np.stack([two for _, _, two in each]), torch.finfo(dtype).eps).tolist()
-        for (i, repeats, _), may in zip(each, may_be, strict=True):
-            found[i] = Rows(False, repeats)
+        for (i, known_of_it, _), may in zip(each, may_be, strict=True):
+            found[i] = known_of_it
             if may:
                 near.add(i)
     for (shape, dtype, _), which in matrices.items():

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from paramwatch.columns import ABSENT, STATISTICS, Array, getter
-from paramwatch.drawn import Law, Numbers
+from paramwatch.drawn import NOTHING, Answers, Law, Numbers, Rows
 from paramwatch.guard import ParamWatchError
 from paramwatch.hazards import Hazard, Read, hazards
-from paramwatch.initial import NOTHING, Answers, Look, Seen, look
+from paramwatch.initial import Look, Seen, look
 from paramwatch.measure import is_supported, measure
 from paramwatch.measure.naive import ORDER
 from paramwatch.memory import bytes_of, bytes_together
@@ -204,7 +204,7 @@ def _judge(
     assert x is not None
     if bad:
         return Look("unlike any standard one (NaN or infinite elements)", "unlike", math.nan)
-    source = Source(here, shape, looked_at, sights.limits.judged, answers, sights.rows[i].orthogonal if here.shape == shape else None)
+    source = Source(here, shape, looked_at, sights.limits.judged, answers, sights.rows[i] if here.shape == shape else Rows())
     verdict = look(Seen(shape, x, zeros, source, default, padding))
     return verdict._replace(text=f"local shard: {verdict.text}") if here.numel() < row.numel else verdict
 

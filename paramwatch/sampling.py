@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from paramwatch.columns import Array
-from paramwatch.formulas import Gain
-from paramwatch.initial import Answers, Lines
+from paramwatch.drawn import Answers, Rows
+from paramwatch.initial import Lines
 from paramwatch.measure import SAMPLE, sample
 from paramwatch.measure.naive import ORDER, as_reals
 from paramwatch.measure.native import available, takes
@@ -157,8 +157,8 @@ class Source(NamedTuple):
     most: int
     """How many elements the shape of its distribution is judged on."""
     answers: Answers
-    orthogonal: Gain | Literal[False] | None
-    """What is known of its rows (columns, if fewer); None where that is still to be found out."""
+    rows: Rows
+    """What is known of its rows."""
 
     def ascending(self) -> Array:
         """A sample of the elements, all of them if they are few, in float64."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from paramwatch.columns import Array
-from paramwatch.drawn import Law, Lopsided, Numbers, Tests
+from paramwatch.drawn import Answers, Law, Lopsided, Numbers, Tests
 from paramwatch.formulas import few_values, have_tied_ends, spread
-from paramwatch.initial import ENOUGH, NO_CHANCE, Answers
+from paramwatch.initial import ENOUGH, NO_CHANCE
 from paramwatch.laws import BOX, Asked, asked, falls, is_clear
 from paramwatch.matrices import rows_of
 from paramwatch.sampling import READABLE, Limits, Whole, looked

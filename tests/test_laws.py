@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import runpy
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from verdicts import looks
 
 import paramwatch
 from paramwatch import vouched
@@ -267,3 +269,27 @@ def test_the_widest_fall_of_a_density_is_that_of_all_slopes_and_curves() -> None
         falls = np.where(slope >= 2 * curve, 2 * slope, (slope + 2 * curve) ** 2 / 4 / curve)
 
     assert falls.max() <= vouched._WIDEST <= falls.max() + 0.01
+
+
+def blocks(w: Tensor) -> None:
+    w.normal_(std=0.02)[: len(w) // 3].mul_(0.5)
+
+
+def scaled_rows(w: Tensor) -> None:
+    w.uniform_(-1, 1).mul_(torch.rand(len(w), 1) + 0.5)
+
+
+def scaled_columns(w: Tensor) -> None:
+    w.normal_().mul_(torch.rand(w.shape[1]) + 0.5)
+
+
+def a_product_added(w: Tensor) -> None:
+    w.normal_(std=0.02).add_(0.012 * torch.randn(len(w), 1) * torch.randn(w.shape[1]))
+
+
+@pytest.mark.parametrize("fill", [blocks, scaled_rows, scaled_columns, a_product_added])
+@pytest.mark.parametrize(("shape", "draws"), [((64, 48), 40), ((300, 200), 3)])
+def test_what_is_not_of_one_scale_is_named_after_no_law(fill: Callable[[Tensor], object], shape: tuple[int, int], draws: int) -> None:
+    found = looks(lambda: nn.Linear(*shape, bias=False), lambda w: fill(w.data), draws)
+
+    assert all(text.startswith("unlike") for text in found)
