@@ -18,8 +18,7 @@ from paramwatch.uselines import splits_of
 _ASK = (
     "no gradient was split by use in this run. attach(net, uses=N), or ParamWatch(uses=N) in Lightning, splits those of tied parameters at "
     "steps 0, N, 2N, ...; uses_of='*' also those of parameters that are used several times in one backward pass. If that was asked for, "
-    "no gradient came, the model used none of them twice in a pass (of a penalty beside it watch.root(loss) tells), or the log says what "
-    "was in the way"
+    "no gradient came, the model used each of them once in a pass and nothing else did, or the log says what was in the way"
 )
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -383,6 +384,19 @@ def test_what_no_use_was_seen_of_is_named_once_with_what_may_be_the_cause(forwar
         assert word in sentence(caplog)
     assert_unattributed(watch, "none", "2.weight", "2.bias")
     assert list(watch.findings["rule"]) == ["unattributed_use"]
+
+
+def test_a_single_use_is_told_where_something_else_adds_to_its_gradient_and_nowhere_else(caplog: pytest.LogCaptureFixture) -> None:
+    def losses(net: nn.Module) -> list[Tensor]:
+        return [net(X).square().mean(), net[0].weight.square().sum()]
+
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    expected = [float(torch.autograd.grad(loss, net[0].weight)[0].norm()) for loss in losses(net)]
+    uses = train(net, lambda net: torch.stack(losses(net)).sum(), steps=1, uses_of="*").uses()
+
+    assert list(uses.index) == [(0, "0.weight", "0"), (0, "0.weight", "(unattributed)")]
+    np.testing.assert_allclose(uses["use_norm"], expected, rtol=1e-5)
+    assert "watch.root(loss)" in sentence(caplog)
 
 
 @pytest.mark.parametrize("named", [False, True])

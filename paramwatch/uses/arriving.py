@@ -15,6 +15,7 @@ from torch import Tensor
 from paramwatch.uses.between import sample_of
 from paramwatch.uses.gram import Order, add, dense, diagonal, flat, gram, order_of, side_by_side, square, workspace
 from paramwatch.uses.sites import Site, forward_order
+from paramwatch.uses.ways import memory_of
 
 Mode = Literal["full", "stream", "norms"]
 
@@ -149,6 +150,10 @@ class Arriving:
             return found
         *vectors, last = side_by_side([*map(dense, self.grads), *([] if left is None else [dense(left)]), dense(total)])
         return gram(vectors[: len(self.grads)], last, None if left is None else vectors[-1])
+
+    def is_all(self, total: Tensor) -> bool:
+        """Whether a single contribution is what is delivered itself: what lies elsewhere may be the sum with something of no use."""
+        return self.mode != "full" or memory_of(self.grads[0]) == memory_of(total)
 
     def missing(self, total: Tensor) -> Tensor:
         """By how much of what is delivered, as far as a sample tells, no use accounts for it, beyond rounding; float64 []."""

@@ -39,8 +39,7 @@ class Contributions:
         self.narrows = 0
         """How many of them are added before they are cast: where that is all of them `narrow` is called with their sum."""
         self._before = (0, 0)
-        self._numel, self._order = tensor.numel(), order_of(tensor)
-        self._size = self._numel * tensor.element_size()
+        self._numel, self._order, self._size = tensor.numel(), order_of(tensor), tensor.numel() * tensor.element_size()
         self._budget = budget
         self.always = always
         self.recomputed = False
@@ -133,7 +132,8 @@ class Contributions:
             self.seen = True
             self._budget.give_back(arrived.size)
         recomputed = self.recomputed or (arrived is not None and arrived.recomputed_by is not None)
-        if arrived is None or (len(arrived.sites) < 2 and not (self.always or recomputed or self._held)):
+        single = arrived is not None and len(arrived.sites) < 2 and not (self.always or recomputed or self._held)
+        if arrived is None or (single and arrived.is_all(total)):
             self._add_unseen(total, now, factor)
             return
         arrived.sort()
@@ -176,7 +176,8 @@ class Contributions:
         if not more:
             self._drop()
         if self._done is not None:
-            self._done = replace(self._done, notes=self._notes | self._changed_later(used))
+            single = len(self._done.names) == 1 and not (self.always or self.recomputed)
+            self._done = replace(self._done, single=single, notes=self._notes | self._changed_later(used))
         return self._done
 
     def settled(self, gradient: Tensor | None) -> None:
@@ -216,8 +217,7 @@ class Contributions:
             self.forget()
             return 1.0
         if isinstance(change.rest, Tensor) or change.rest != 0:
-            rest = change.rest if isinstance(change.rest, Tensor) else torch.tensor(change.rest, dtype=torch.float64)
-            self._notes[CHANGED] = self._notes.get(CHANGED, 0) + rest
+            self._notes[CHANGED] = self._notes.get(CHANGED, 0) + torch.as_tensor(change.rest, dtype=torch.float64)
         return change.factor
 
     def _change(self, now: Tensor, known: bool) -> Change:

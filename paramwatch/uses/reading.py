@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paramwatch.agreement import is_explained
 from paramwatch.columns import Array
 from paramwatch.measure import Reading
 from paramwatch.record import Split
@@ -33,6 +34,8 @@ class Sums:
     """Of the type in which the contributions were added."""
     products: Tensor
     """`gram` of the contributions, still on its device."""
+    single: bool = False
+    """Whether it is a single use, told only where it is not all of the gradient."""
     notes: Mapping[str, Tensor] = field(default_factory=dict)
     """What the mode says as well unless the number, float64 [] on its device, is 0."""
 
@@ -42,7 +45,7 @@ class SplitReading:
 
     def __init__(self, rows: Sequence[tuple[str, Sums]]) -> None:
         # the tensors themselves are not kept
-        self._rows = [(name, sums.names, sums.mode, sums.eps, list(sums.notes)) for name, sums in rows]
+        self._rows = [(name, sums.names, sums.mode, sums.eps, sums.single, list(sums.notes)) for name, sums in rows]
         self._backwards = [None if isinstance(sums.backwards, Tensor) else sums.backwards for _, sums in rows]
         self.reading = _reading([x for _, sums in rows for x in _tensors_of(sums)])
 
@@ -53,7 +56,7 @@ class SplitReading:
             grad_norm: Gives the norm of a row's gradient as the optimizer used it.
         """
         numbers, found = iter(self.reading.numpy().tolist()), {}
-        for (row, names, mode, eps, labels), known in zip(self._rows, self._backwards, strict=True):
+        for (row, names, mode, eps, single, labels), known in zip(self._rows, self._backwards, strict=True):
             k = len(names)
             products = np.array(list(itertools.islice(numbers, (k + 2) ** 2))).reshape(k + 2, k + 2)
             backwards = next(numbers) if known is None else known
@@ -61,7 +64,8 @@ class SplitReading:
             mode = ", ".join([mode, *(label for label in labels if next(numbers) != 0)])
             if known is None:
                 names, products = _without_zeroed(names, products)
-            if (split := _split(row, names, mode, backwards, eps, products, grad_norm)) is not None:
+            split = _split(row, names, mode, backwards, eps, products, grad_norm)
+            if split is not None and not (single and is_explained(split)):
                 found[row] = split
         return found
 

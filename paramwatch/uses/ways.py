@@ -158,11 +158,11 @@ def is_lent(mine: Tensor, slot: int, way: Way, grad_inputs: Sequence[Tensor | No
     """
     # a computation may hand on to several parameters what it is given
     given = grad_inputs if any(isinstance(step, Derivation) for step in way) else (*grad_inputs[:slot], *grad_inputs[slot + 1 :])
-    memory = _memory_of(mine)
-    return memory is not None and any(memory == _memory_of(other) for other in (*given, *grad_outputs) if other is not None)
+    memory = memory_of(mine)
+    return memory is not None and any(memory == memory_of(other) for other in (*given, *grad_outputs) if other is not None)
 
 
-def _memory_of(tensor: Tensor) -> int | None:
+def memory_of(tensor: Tensor) -> int | None:
     """Where it is; None where there is no one place."""
     return tensor.untyped_storage().data_ptr() if type(tensor) is Tensor and tensor.layout is torch.strided else None
 
