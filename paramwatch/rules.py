@@ -94,9 +94,9 @@ class UnattributedUse:
         if whole := [row for row in new if not record.uses[row].uses]:
             message = (
                 f"no use of {_listed(whole, 3)} was found in the autograd graph, so the gradient is not split. That is so where the "
-                "forward pass is compiled, scripted, functional (torch.func.functional_call), run in other threads (nn.DataParallel) or "
-                "recomputed by a checkpoint with use_reentrant=True in which no module is called, where the "
-                "backward pass is compiled (compiled autograd), where gradients come from torch.autograd.grad, or the loss not "
+                "forward pass is compiled, scripted, functional (torch.func.functional_call) or with other parameters in their places, run "
+                "in other threads (nn.DataParallel) or recomputed by a checkpoint with use_reentrant=True in which no module is called, "
+                "where the backward pass is compiled (compiled autograd), where gradients come from torch.autograd.grad, or the loss not "
                 "from what the model returned: watch.root(loss) before backward looks from there; "
                 "torch.compiler.set_stance('force_eager') from before the step before ends (for a compiled backward pass: while it "
                 "runs) lets a compiled step be split"

@@ -153,7 +153,7 @@ class Arriving:
 
     def is_all(self, total: Tensor) -> bool:
         """Whether a single contribution is what is delivered itself: what lies elsewhere may be the sum with something of no use."""
-        return self.mode != "full" or memory_of(self.grads[0]) == memory_of(total)
+        return not self.grads or memory_of(self.grads[0]) == memory_of(total)
 
     def missing(self, total: Tensor) -> Tensor:
         """By how much of what is delivered, as far as a sample tells, no use accounts for it, beyond rounding; float64 []."""

@@ -86,6 +86,8 @@ class Splits:
         found: list[tuple[str, Sums]] = []
         with self.guard.contain("multiplying the contributions of uses"), torch.no_grad():
             for row in self._armed.watched.still_open(names):
+                if self._armed.watched.was_swapped(row):
+                    row.found.forget()
                 sums = row.found.sums(row.tensor.grad, awaited or evaluation) or self._unseen(row)
                 if sums is not None:
                     row.passes = row.found.backwards

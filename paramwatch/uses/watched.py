@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,7 +91,7 @@ class Watched:
         before, self.rows = self.rows, {}
         self._of: dict[int, WatchedRow] = {}
         self._held_by: dict[int, list[tuple[str, WatchedRow]]] = {}
-        self._stand_ins: list[Tensor] = []
+        self._stand_ins: list[tuple[WatchedRow, weakref.ref[nn.Module], str, Tensor]] = []
         self._frozen: list[Tensor] = []
         tensors = self._live.tensors(self.number)
         # a row that nobody owns yet may be another optimizer's, until there was a whole round
@@ -150,13 +151,21 @@ class Watched:
         return row if row is not None and row.open else None
 
     def adopt(self, module: nn.Module) -> None:
-        """A sharded parameter (FSDP2) has a whole one in its place while its module runs: it stands for the same row."""
+        """A sharded parameter (FSDP2) has a whole one in its place while its module runs: it stands for the same row, as a new one does."""
         for key, row in self._held_by.get(id(module), ()):
-            # what is in the place of any other parameter is someone's own and has a gradient of its own (`functional_call`)
-            here = held_under(module, key) if hasattr(row.tensor, "to_local") else None
-            if here is not None and id(here) not in self._of:
+            here = held_under(module, key)
+            # a plain tensor in its place (`functional_call`) is someone's own
+            if isinstance(here, nn.Parameter) and id(here) not in self._of:
                 self._of[id(here)] = row
-                self._stand_ins.append(here)
+                self._stand_ins.append((row, weakref.ref(module), key, here))
+
+    def was_swapped(self, row: WatchedRow) -> bool:
+        """Whether another parameter was in the place of a row for a while: then what has come of it was added to what is the row's own."""
+        # one that is sharded comes back when its module has run
+        if hasattr(row.tensor, "to_local"):
+            return False
+        mine = [(there(), key, here) for whose, there, key, here in self._stand_ins if whose is row]
+        return any(module is None or held_under(module, key) is not here for module, key, here in mine)
 
     def stepped(self, names: Collection[str], again: bool) -> None:
         """These rows have stepped.
