@@ -67,17 +67,7 @@ def while_accumulating(lab: Lab) -> None:
 
 
 def of_one_buffer(lab: Lab) -> None:
-    net = mlp()
-    optimizer = sgd(net)
-    _in_one_buffer(list(net.parameters()))
-    lab.attach(net)
-    for i in range(3):
-        optimizer.zero_grad(set_to_none=False)
-        loss_of(net, i).backward()
-        lab.raw()
-        clip_grad_norm_(net.parameters(), LOW)
-        with lab.by_update(optimizer):
-            optimizer.step()
+    _trained_in_one_buffer(lab, lambda net: clip_grad_norm_(net.parameters(), LOW))
 
 
 def _clip_what_it_holds(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -203,16 +193,23 @@ def each_micro_batch_is_clipped(lab: Lab) -> None:
 
 
 def of_one_buffer_layer_by_layer(lab: Lab) -> None:
+    def clip(net: nn.Sequential) -> None:
+        for layer in (net[0], net[2]):
+            clip_grad_value_(layer.parameters(), LOW)
+
+    _trained_in_one_buffer(lab, clip)
+
+
+def _trained_in_one_buffer(lab: Lab, clip: Callable[[nn.Sequential], object]) -> None:
     net = mlp()
-    optimizer, layers = sgd(net), (net[0], net[2])
+    optimizer = sgd(net)
     _in_one_buffer(list(net.parameters()))
     lab.attach(net)
     for i in range(3):
         optimizer.zero_grad(set_to_none=False)
         loss_of(net, i).backward()
         lab.raw()
-        for layer in layers:
-            clip_grad_value_(layer.parameters(), LOW)
+        clip(net)
         with lab.by_update(optimizer):
             optimizer.step()
 
