@@ -101,6 +101,25 @@ def test_extreme_numbers_are_measured_as_specified(x: Tensor) -> None:
     assert_right(native.parts_of([x])[0], x)
 
 
+@pytest.fixture
+def flushed() -> Iterator[None]:
+    """The CPU takes subnormal numbers for zeros, as some ask torch for."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU cannot")
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.usefixtures("flushed")
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 2e-6), (torch.bfloat16, 1e-39), (torch.float32, 1e-40)], ids=str)
+def test_where_subnormal_numbers_are_zeros_only_those_are_that_the_specification_takes_for_some(dtype: torch.dtype, size: float) -> None:
+    torch.set_flush_denormal(False)
+    x = (noise(BLOCK + 7) * size).to(dtype)
+    torch.set_flush_denormal(True)
+
+    assert_right(native.parts_of([x])[0], x)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_where_a_tensor_lies_changes_no_bit(dtype: torch.dtype) -> None:
     x = noise(5000, dtype)

@@ -15,21 +15,15 @@ enum Type : int64_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
 constexpr int64_t SIZE[] = {4, 8, 2, 2};
 
 float from_half(uint16_t half) {
-  const uint32_t sign = uint32_t(half & 0x8000) << 16, rest = half & 0x7fff;
+  const uint32_t rest = half & 0x7fff, more = 112u << 23;  // so much larger the exponent is in float32
+  uint32_t bits = (rest << 13) + more;
   float x;
-  if (rest >= 0x7c00) {  // infinite, or no number
-    const uint32_t bits = sign | 0x7f800000 | (rest & 0x3ff) << 13;
-    std::memcpy(&x, &bits, sizeof x);
-    return x;
-  }
-  const uint32_t shifted = rest << 13;  // 2^112 corrects the exponent, of subnormal numbers as well
-  std::memcpy(&x, &shifted, sizeof x);
-  x *= 0x1p112f;
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  bits |= sign;
+  if (rest >= 0x7c00) bits += more;  // infinite, or no number
+  if (rest < 0x0400) bits += 1u << 23;
   std::memcpy(&x, &bits, sizeof x);
-  return x;
+  // what is subnormal stands behind the one of 2^-14 until now: no step meets a subnormal float32, which the CPU may be told to flush
+  if (rest < 0x0400) x -= 0x1p-14f;
+  return half & 0x8000 ? -x : x;
 }
 
 // Elements as float32, which holds all of the three types exactly: where they are, or in `room`.

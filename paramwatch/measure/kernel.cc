@@ -67,7 +67,7 @@ template <class Source> void read_any(const Source& source, int start, int end, 
       continue;
     }
     const double apart = double(x) - sums.pivot;
-    sums.finite += 1, sums.first += apart, sums.second += apart * apart, sums.zero += size == 0;
+    sums.finite += 1, sums.first += apart, sums.second += apart * apart, sums.zero += x == 0;
     if (x < sums.least) sums.least = x;
     if (x > sums.most) sums.most = x;
   }
