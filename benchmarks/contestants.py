@@ -8,7 +8,6 @@ Each contestant trains a model of its own with the same steps; a package that is
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -19,8 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from reporting import arguments, report
 from torch import nn
-from workloads import Hooks, Workload, step_hooks, step_of, take_turns, workloads
+from workloads import TESTS, Hooks, Workload, step_hooks, step_of, take_turns, workloads
 
 import paramwatch
 
@@ -161,21 +161,22 @@ def results(work: Workload, rounds: int) -> dict[str, str]:
     return cells | {name: f"{costs[name].wall:.2f} x, {costs[name].more_us:,.0f} µs" for name in steps if name != "bare"}
 
 
-def table(rounds: int | None = None) -> list[str]:
+def table(rounds: int | None = None, tiny: bool = False) -> list[str]:
     """Ratio of wall times to the bare step, and microseconds of CPU more; as Markdown."""
     torch.set_num_threads(1)
     there = [package for package in dict.fromkeys(package for package, _ in CONTESTANTS.values()) if importlib.util.find_spec(package)]
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in there)
-    columns = {work.name: results(work, rounds or (40 if work.block > 1 else 5)) for work in workloads()}
+    columns = {work.name: results(work, 1 if tiny else rounds or (40 if work.block > 1 else 5)) for work in workloads(tiny)}
     lines = [f"{versions}.", "", f"| each step | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(column[name] for column in columns.values())} |" for name in CONTESTANTS]
     return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int)
-    print("\n".join(table(parser.parse_args().rounds)))
+    options = parser.parse_args()
+    report(TESTS, options, lambda: table(options.rounds, options.tiny))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ a few switches between threads, and loses less, since most of it is spent outsid
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import tempfile
@@ -30,6 +29,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from reporting import arguments, report
 from torch import nn
 
 from paramwatch import steps
@@ -40,6 +40,8 @@ from paramwatch.recorder import Recorder
 from paramwatch.rounds import Round
 from paramwatch.tensorboard.events import EventFile
 from paramwatch.worker import Worker
+
+TESTS = ("test_events.py", "test_worker.py")
 
 STEP_MS = 10.0
 """A step of the pure Python loop, about: what a training step of 300 tensors takes at the very least."""
@@ -120,13 +122,13 @@ class Stretch:
     """Of the background thread, a step."""
 
 
-def stretch(worker: Worker, rounds: Iterator[Round], n: int) -> Stretch:
+def stretch(worker: Worker, rounds: Iterator[Round], n: int, steps: int) -> Stretch:
     """Some steps, until all of them are written."""
     clock: list[float] = []
     worker.call(lambda: clock.append(time.thread_time()))
     handing, turns, caught_up = [], 0, threading.Event()
     start, waited = time.perf_counter(), waited_for_a_processor()
-    for _ in range(STRETCH):
+    for _ in range(steps):
         for _ in range(TURNS):
             turn(n)
         turns += TURNS
@@ -139,10 +141,10 @@ def stretch(worker: Worker, rounds: Iterator[Round], n: int) -> Stretch:
         turn(n)
         turns += 1
     took = time.perf_counter() - start - (waited_for_a_processor() - waited)
-    return Stretch(turns, took, statistics.median(handing) * 1e6, (clock[1] - clock[0]) / STRETCH * 1e6)
+    return Stretch(turns, took, statistics.median(handing) * 1e6, (clock[1] - clock[0]) / steps * 1e6)
 
 
-def compare(rows: int, pairs: int) -> str:
+def compare(rows: int, pairs: int, steps: int) -> str:
     """A line of the table."""
     n = 10_000
     start = time.perf_counter()
@@ -155,7 +157,7 @@ def compare(rows: int, pairs: int) -> str:
         measured = []
         for i in range(pairs):
             order = workers if i % 2 else workers[::-1]
-            both = {worker: stretch(worker, feeds[worker], n) for worker in order}
+            both = {worker: stretch(worker, feeds[worker], n, steps) for worker in order}
             measured.append((both[bare], both[beside]))
         for worker in workers:
             worker.stop(wait=True)
@@ -173,13 +175,15 @@ def compare(rows: int, pairs: int) -> str:
         f"{handing:.1f}",
         f"{more[0]:.0f}",
         f"{statistics.mean(more):.0f} ({statistics.mean(more) / STEP_MS / 10:.1f} %)",
-        f"{size / STRETCH / pairs:,.0f}",
+        f"{size / steps / pairs:,.0f}",
     )
     return f"| {' | '.join(cells)} |"
 
 
-def table(pairs: int = 60) -> list[str]:
+def table(pairs: int = 60, tiny: bool = False) -> list[str]:
+    """The table, as Markdown."""
     torch.set_num_threads(1)
+    pairs, steps = (1, 2) if tiny else (pairs, STRETCH)
     header = (
         *(
             "rows",
@@ -190,19 +194,20 @@ def table(pairs: int = 60) -> list[str]:
         *("background thread more, µs a step of the first stretch", "of all (of the time of a step)", "bytes a step"),
     )
     return [
-        f"TensorBoard {version('tensorboard')}; steps of {STEP_MS:.0f} ms of pure Python, {pairs} pairs of {STRETCH} steps.",
+        f"TensorBoard {version('tensorboard')}; steps of {STEP_MS:.0f} ms of pure Python, {pairs} pairs of {steps} steps.",
         "Aims: 97 % of the speed, 300 µs of the training thread.",
         "",
         f"| {' | '.join(header)} |",
         "|---" * len(header) + "|",
-        *(compare(rows, pairs) for rows in (8, 300, 1500)),
+        *(compare(rows, pairs, steps) for rows in ((8,) if tiny else (8, 300, 1500))),
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--pairs", type=int, default=60, help="pairs of stretches")
-    print("\n".join(table(parser.parse_args().pairs)))
+    options = parser.parse_args()
+    report(TESTS, options, lambda: table(options.pairs, options.tiny))
 
 
 if __name__ == "__main__":

@@ -8,17 +8,18 @@ each time that they have to be read or written: twice for a copy, once for a mea
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from reporting import arguments, report
 from torch import Tensor
 
 from paramwatch.measure import gpu, trusted
 from paramwatch.measure.naive import as_reals, parts
+
+TESTS = ("test_gpu.py", "test_gpu_device.py") if torch.cuda.is_available() else ()
 
 LARGE = 512 << 20
 """Bytes of a large tensor: ten times what a cache holds."""
@@ -41,10 +42,11 @@ def seconds(run: Callable[[], object], ahead: int = AHEAD) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def compare(contestants: dict[str, tuple[int, Callable[[], object]]], rounds: int) -> None:
+def compare(tensors: str, contestants: dict[str, tuple[int, Callable[[], object]]], rounds: int) -> Iterator[str]:
     """A line for each: milliseconds, GB/s, and GB/s over those of the first.
 
     Args:
+        tensors: What is moved.
         contestants: By name: how many bytes it moves, and what it does.
         rounds: How often each is timed.
     """
@@ -57,7 +59,7 @@ def compare(contestants: dict[str, tuple[int, Callable[[], object]]], rounds: in
         rates = [size / each[name] for each in times]
         ratio = statistics.median(rate / (contestants[first][0] / each[first]) for rate, each in zip(rates, times, strict=True))
         took = statistics.median(each[name] for each in times)
-        print(f"  {name:34} {took * 1e3:9.3f} ms {statistics.median(rates) / 1e9:7.0f} GB/s {ratio:6.2f}")
+        yield f"| {tensors} | {name} | {took * 1e3:.3f} | {statistics.median(rates) / 1e9:,.0f} | {ratio:.2f} |"
 
 
 def check(tensors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
@@ -70,12 +72,13 @@ def check(tensors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
         torch.testing.assert_close(update[i], parts(new - old), rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-def large(dtype: torch.dtype, rounds: int) -> None:
+def large(dtype: torch.dtype, rounds: int) -> Iterator[str]:
+    """One tensor."""
     x = torch.randn(LARGE // dtype.itemsize, device="cuda").to(dtype)
     y, old, grad = torch.empty_like(x), x * 0.99, x * 0.5
     check([x], [old])
-    print(f"one tensor of 512 MiB, {dtype}")
-    compare(
+    yield from compare(
+        f"512 MiB of {_name(dtype)}",
         {
             "copy on the device": (2 * LARGE, lambda: y.copy_(x)),
             "measure": (LARGE, lambda: gpu.measure([x])),
@@ -88,7 +91,7 @@ def large(dtype: torch.dtype, rounds: int) -> None:
     )
 
 
-def small(rounds: int) -> None:
+def small(rounds: int) -> str:
     """What a tensor costs by itself: on the host, until the call returns, and on the device."""
     tensors, others = ([torch.randn(64, device="cuda") for _ in range(SMALL)] for _ in range(2))
     check(tensors, others)
@@ -99,12 +102,11 @@ def small(rounds: int) -> None:
         gpu.measure(tensors)
         host.append(time.perf_counter() - start)
         device.append(seconds(lambda: gpu.measure(tensors), 10 * AHEAD))
-    print(f"{SMALL} tensors of 64 elements")
-    print(f"  on the host   {statistics.median(host) / SMALL * 1e6:6.3f} us a tensor, the call {statistics.median(host) * 1e3:.2f} ms")
-    print(f"  on the device {statistics.median(device) / SMALL * 1e6:6.3f} us a tensor, the call {statistics.median(device) * 1e3:.2f} ms")
+    each = (f"{statistics.median(spent) / SMALL * 1e6:.3f} µs each on the {where}" for where, spent in (("host", host), ("device", device)))
+    return f"{SMALL:,} tensors of 64 elements: {', '.join(each)}."
 
 
-def gpt2(dtype: torch.dtype, rounds: int) -> None:
+def gpt2(dtype: torch.dtype, rounds: int) -> Iterator[str]:
     """Everything that a step of a model with the shapes of GPT-2 asks for."""
     width = 768
     block = [(width,)] * 4 + [
@@ -123,14 +125,14 @@ def gpt2(dtype: torch.dtype, rounds: int) -> None:
     moved = [x * 0.999 for x in weights]
     check(moved, weights)
     size = sum(x.nbytes for x in weights)
-    print(f"a model of {sum(x.numel() for x in weights) / 1e6:.0f} M parameters in {len(weights)} tensors, {dtype}")
 
     def everything() -> None:
         gpu.measure(weights, copies)
         gpu.measure(grads)
         gpu.measure_update(moved, copies)
 
-    compare(
+    yield from compare(
+        f"GPT-2, {sum(x.numel() for x in weights) / 1e6:.0f} M elements in {len(weights)} tensors of {_name(dtype)}",
         {
             "copy on the device": (2 * size, lambda: torch._foreach_copy_(copies, weights)),
             "parameters, with a copy": (2 * size, lambda: gpu.measure(weights, copies)),
@@ -142,24 +144,32 @@ def gpt2(dtype: torch.dtype, rounds: int) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30)
-    rounds = parser.parse_args().rounds
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def table(rounds: int = 30, tiny: bool = False) -> list[str] | None:
+    """The table, as Markdown; None where there is no GPU."""
+    rounds = 1 if tiny else rounds
     if not torch.cuda.is_available():
-        print("not run: no GPU")
-        return
+        return None
     device = torch.device("cuda", torch.cuda.current_device())
     if not trusted.works(device, torch.float32):
-        sys.exit("not run: the kernels cannot be used here")
+        return ["Not run: the kernels cannot be used here (the reason is in the log)."]
     import triton
 
-    print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, triton {triton.__version__}")
+    lines = [f"{torch.cuda.get_device_name(device)}, triton {triton.__version__}.", ""]
+    lines += ["| tensors | what | ms | GB/s | x copy |", "|---|---|---|---|---|"]
     for dtype in (torch.float32, torch.bfloat16):
-        large(dtype, rounds)
-    small(rounds)
-    for dtype in (torch.float32, torch.bfloat16):
-        gpt2(dtype, rounds)
+        lines += [*large(dtype, rounds), *gpt2(dtype, rounds)]
+    return [*lines, "", small(rounds)]
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    options = parser.parse_args()
+    report(TESTS, options, lambda: table(options.rounds, options.tiny))
 
 
 if __name__ == "__main__":

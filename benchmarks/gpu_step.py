@@ -8,7 +8,6 @@ the bare one is timed twice, and what is less than the distance of `bare again` 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -16,10 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from reporting import arguments, report
 from torch.nn import functional
 from workloads import GPT
 
 import paramwatch
+
+TESTS = ("test_ring.py", "test_deviceplan.py", "test_gpu.py", "test_gpu_watched.py") if torch.cuda.is_available() else ()
 
 AIM = "1 %"
 
@@ -107,16 +109,15 @@ def table(rounds: int | None = None, tiny: bool = False) -> list[str] | None:
         "",
         "| model | bare step, ms | watched / bare | bare again | `overhead_us` | of the step | `overhead_host_us` | aim |",
         "|---|---|---|---|---|---|---|---|",
-        *(row(size, device, rounds or 15) for size in (TINY if tiny else SIZES)),
+        *(row(size, device, 1 if tiny else rounds or 15) for size in (TINY if tiny else SIZES)),
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--tiny", action="store_true", help="a small model, on a CPU if need be: only to see that this file runs")
     options = parser.parse_args()
-    print("\n".join(table(options.rounds, options.tiny) or ["not run: no GPU"]))
+    report(TESTS, options, lambda: table(options.rounds, options.tiny))
 
 
 if __name__ == "__main__":

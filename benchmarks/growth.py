@@ -7,19 +7,21 @@ Time is CPU time of the whole process, the background thread included, more than
 
 from __future__ import annotations
 
-import argparse
 import gc
 import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable
 
 import torch
+from reporting import arguments, report
 from torch import nn
+from workloads import TESTS
 
 import paramwatch
 
-ROWS = (10, 100, 1000, 5000, 15_000)
+ROWS, STEPS = (10, 100, 1000, 5000, 15_000), (1000, 10_000, 100_000)
 
 
 def model(rows: int) -> nn.Module:
@@ -40,13 +42,13 @@ def with_gradients(net: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(net.parameters(), lr=1e-6)
 
 
-def by_rows() -> list[str]:
+def by_rows(sizes: Iterable[int], most: int) -> list[str]:
     lines = [
         "| rows | bare step, µs | CPU more, µs | of it, on the training thread | µs a row on the training thread |",
         "|---|---|---|---|---|",
     ]
-    for rows in ROWS:
-        steps = max(3, 3000 // rows)
+    for rows in sizes:
+        steps = max(3, most // rows)
         net = model(rows)
         optimizers = with_gradients(model(rows)), with_gradients(net)
         with tempfile.TemporaryDirectory() as folder, paramwatch.attach(net, folder, update="exact") as watch:
@@ -59,13 +61,13 @@ def by_rows() -> list[str]:
     return lines
 
 
-def by_steps(most: int) -> list[str]:
+def by_steps(lengths: Iterable[int]) -> list[str]:
     lines = ["| steps | `overhead_us` of the last tenth | memory, MiB |", "|---|---|---|"]
     net = model(6)
     optimizer = with_gradients(net)
     with tempfile.TemporaryDirectory() as folder, paramwatch.attach(net, folder, update="exact") as watch:
         done = 0
-        for steps in [each for each in (1000, 10_000, 100_000) if each <= most]:
+        for steps in lengths:
             while done < steps:
                 optimizer.step()
                 done += 1
@@ -77,16 +79,19 @@ def by_steps(most: int) -> list[str]:
     return lines
 
 
-def table(most: int = 100_000) -> list[str]:
+def table(most: int = STEPS[-1], tiny: bool = False) -> list[str]:
     """Both tables, as Markdown; memory is the largest of the process so far."""
     torch.set_num_threads(1)
-    return [*by_rows(), "", *by_steps(most)]
+    if tiny:
+        return [*by_rows((10,), 30), "", *by_steps((20,))]
+    return [*by_rows(ROWS, 3000), "", *by_steps(steps for steps in STEPS if steps <= most)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=100_000)
-    print("\n".join(table(parser.parse_args().steps)))
+    parser = arguments(__doc__)
+    parser.add_argument("--steps", type=int, default=STEPS[-1], help="the longest run")
+    options = parser.parse_args()
+    report(TESTS, options, lambda: table(options.steps, options.tiny))
 
 
 if __name__ == "__main__":

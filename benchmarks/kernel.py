@@ -1,22 +1,26 @@
-"""The compiled CPU kernel against `numpy.dot`, which reads as fast as memory allows, and the naive loop: python benchmarks/kernel.py.
+"""The compiled CPU kernel against `numpy.dot`, which reads as fast as memory allows, and the naive loop.
+
+python benchmarks/kernel.py [--rounds N] [--mebibytes N]
 
 Interleaved in one process; medians, and medians of paired ratios.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from reporting import arguments, report
 from torch import Tensor
 
 from paramwatch.columns import PARTS
 from paramwatch.measure import native
 from paramwatch.measure.forms import Forms
+
+TESTS = ("test_native.py", "test_measure.py")
 
 THREADS = 1
 
@@ -33,8 +37,9 @@ def naive(x: Tensor) -> list[float]:
     return [*bad, x.mean().item(), x.std(correction=0).item(), x.norm().item(), x.min().item(), x.max().item()]
 
 
-def table(rounds: int = 9, mebibytes: int = 512) -> list[str]:
+def table(rounds: int = 9, mebibytes: int = 512, tiny: bool = False) -> list[str]:
     """The table, as Markdown."""
+    rounds, mebibytes = (1, 1) if tiny else (rounds, mebibytes)
     if not native.available():
         return ["Not run: there is no compiled kernel (its reason is in the log)."]
     torch.set_num_threads(THREADS)
@@ -80,11 +85,11 @@ def small_tensors(rounds: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="of each contestant")
     parser.add_argument("--mebibytes", type=int, default=512)
     options = parser.parse_args()
-    print("\n".join(table(options.rounds, options.mebibytes)))
+    report(TESTS, options, lambda: table(options.rounds, options.mebibytes, options.tiny))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ All take turns in one process; `bare again` is the control, and shows what diffe
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import tempfile
 from collections.abc import Iterator
 
 import torch
-from workloads import Workload, step_hooks, step_of, take_turns, workloads
+from reporting import arguments, report
+from workloads import TESTS, Workload, step_hooks, step_of, take_turns, workloads
 
 import paramwatch
 
@@ -40,7 +40,7 @@ def rows_of(work: Workload, rounds: int) -> Iterator[str]:
     )
 
 
-def table(rounds: int | None = None) -> list[str]:
+def table(rounds: int | None = None, tiny: bool = False) -> list[str]:
     """The table, as Markdown."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -50,15 +50,16 @@ def table(rounds: int | None = None) -> list[str]:
     ]
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
-        for work in workloads():
-            lines += rows_of(work, rounds or (200 if work.block > 1 else 15))
+        for work in workloads(tiny):
+            lines += rows_of(work, 1 if tiny else rounds or (200 if work.block > 1 else 15))
     return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, help="of each contestant; by default 200 for the MLP and 15 for the large models")
-    print("\n".join(table(parser.parse_args().rounds)))
+    options = parser.parse_args()
+    report(TESTS, options, lambda: table(options.rounds, options.tiny))
 
 
 if __name__ == "__main__":

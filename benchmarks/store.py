@@ -1,4 +1,6 @@
-"""What the store costs: python benchmarks/store.py [--steps N]. Prints Markdown tables.
+"""What the store costs.
+
+python benchmarks/store.py [--steps N]
 
 In the background: the processor time in which the store takes a step, compresses it and writes it, and the bytes of a value. On the
 training thread: from when a round is closed until the background thread has it. Nothing is copied there; what measuring takes is in
@@ -7,23 +9,23 @@ training thread: from when a round is closed until the background thread has it.
 
 from __future__ import annotations
 
-import argparse
 import os
-import platform
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from math import ceil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import torch
+from reporting import arguments, report
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from records import inventory
@@ -31,8 +33,14 @@ from records import inventory
 import paramwatch
 from paramwatch.batch import Batch
 from paramwatch.columns import PARTS
+from paramwatch.handover import Handover
 from paramwatch.record import Changes, Inventory
-from paramwatch.store import DiskFolder, MemoryFolder, Store
+from paramwatch.store import BATCH_BYTES, BATCH_STEPS, DiskFolder, MemoryFolder, Store
+
+TESTS = ("test_store.py", "test_batching.py", "test_worker.py")
+
+SIZES = ((6, 4096), (150, 2048), (1500, 512), (11_250, 64), (15_000, 48))
+"""Rows and steps. 11,250 rows have as many values as 15,000 rows of 12 numbers for two tensors each."""
 
 NUMEL = (589_824, 768, 589_824, 768, 589_824, 768, 589_824, 768, 2_359_296, 3072, 2_359_296, 768)
 """Elements of the rows: what a block of a transformer has, again and again."""
@@ -61,14 +69,15 @@ def writing(rows: int, steps: int) -> tuple[float, float]:
         store.write(noisy(net, 0, 1).record(0))
         # the first batch of a process takes a second of imports
         store.flush()
-        # as many steps as are written at once
-        together = -(-store._kept_steps.most // size) * size
+        # about as many steps as are written at once
+        together = ceil(min(BATCH_STEPS, ceil(BATCH_BYTES / (4 * rows * len(net.layout)))) / size) * size
         for first in range(1, max(steps, 8 * together), together):
             # noise anew: what is the same again would compress
             given = [noisy(net, each, size) for each in range(first, first + together, size)]
             start = time.thread_time()
             for each in given:
                 store.write_batch(each)
+            store.flush()
             spent.append((time.thread_time() - start) / together * 1e3)
         store.close()
         taken, written = sum(file.stat().st_size for file in Path(folder).iterdir()), len(spent) * together + 1
@@ -82,10 +91,8 @@ def handing_over(rows: int, steps: int = 12) -> float:
     for param in net:
         param.grad = torch.ones(1)
     optimizer, spent = torch.optim.SGD(net.parameters(), lr=0.1), list[float]()
-    with tempfile.TemporaryDirectory() as folder, paramwatch.attach(net, folder) as watch:
-        # a step by itself, or many that followed each other
-        for owner in (watch.recorder._open, watch.recorder.streaks):
-            owner._publish = _timed(owner._publish, spent)
+    timed = mock.patch.object(Handover, "take", _timed(Handover.take, spent))
+    with timed, tempfile.TemporaryDirectory() as folder, paramwatch.attach(net, folder):
         for _ in range(steps):
             optimizer.step()
     return sum(spent) / steps * 1e3
@@ -119,19 +126,26 @@ def _resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
+def table(steps: int = 1_000_000, tiny: bool = False) -> Iterator[str]:
+    """The table, as Markdown, and a line on memory."""
+    yield f"pyarrow {pa.__version__}; every value noise, {len(inventory('a').layout)} values a row."
+    yield ""
+    yield "| rows | values a step | background ms a step | training thread ms a step | bytes a value |"
+    yield "|---|---|---|---|---|"
+    for rows, count in ((6, 1),) if tiny else SIZES:
+        (spent, taken), handed = writing(rows, count), handing_over(rows)
+        yield f"| {rows:,} | {rows * len(inventory('a').layout):,} | {spent:.3f} | {handed:.4f} | {taken:.2f} |"
+    steps = 512 if tiny else steps
+    early, late = growth(steps)
+    yield ""
+    yield f"{steps:,} steps of 8 rows in memory, 64 MB: {early:.0f} MB resident after a tenth of them, {late:.0f} MB at the end."
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--steps", type=int, default=1_000_000, help="of the long run in memory")
     options = parser.parse_args()
-    print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ", end="")
-    print(f"numpy {np.__version__}, pyarrow {pa.__version__}; every value noise, {len(inventory('a').layout)} values a row\n")
-    print("| rows | values a step | background ms a step | training thread ms a step | bytes a value |\n|---|---|---|---|---|")
-    # 11,250 rows have as many values as 15,000 rows of 12 numbers for two tensors each
-    for rows, steps in ((6, 4096), (150, 2048), (1500, 512), (11_250, 64), (15_000, 48)):
-        (spent, taken), handed = writing(rows, steps), handing_over(rows)
-        print(f"| {rows:,} | {rows * len(inventory('a').layout):,} | {spent:.3f} | {handed:.4f} | {taken:.2f} |")
-    early, late = growth(options.steps)
-    print(f"\n{options.steps:,} steps of 8 rows in memory, 64 MB: {early:.0f} MB resident after a tenth of them, {late:.0f} MB at the end")
+    report(TESTS, options, lambda: table(options.steps, options.tiny))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,23 @@
-"""`paramwatch.summary` on 15,000 rows, processor and wall time, as a table: python benchmarks/summary_rows.py."""
+"""`paramwatch.summary` on 15,000 rows: processor and wall time.
+
+python benchmarks/summary_rows.py
+"""
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import cycle
 
 import torch
+from reporting import arguments, report
 from torch import Tensor, nn
 from torch.nn import init
 
 import paramwatch
+
+TESTS = ("test_initial.py", "test_overview.py")
 
 LAYERS, TIMES = 7500, 5
 
@@ -48,35 +51,43 @@ IN_TURN = cycle([fill for name, fill in FILLS.items() if not name.endswith("bflo
 FILLS["each of these in turn"] = lambda w: next(IN_TURN)(w)
 
 
-def main() -> None:
-    versions = f"paramwatch {paramwatch.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
-    print(f"{datetime.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), {versions}; {LAYERS:,} layers of two rows each\n")
-    print("| layer | weights | processor, best | processor, median | wall, best | wall, median |")
-    print("|---|---|---|---|---|---|")
+def table(tiny: bool = False) -> Iterator[str]:
+    """The table, as Markdown."""
+    layers, widths, times = (2, (8,), 1) if tiny else (LAYERS, (8, 16, 32, 64), TIMES)
+    yield f"{layers:,} layers of two rows each."
+    yield ""
+    yield "| layer | weights | processor, best | processor, median | wall, best | wall, median |"
+    yield "|---|---|---|---|---|---|"
     for name, fill in FILLS.items():
-        for width in (8, 16, 32, 64):
-            net = net_of(width, fill)
-            cpu, wall = times(net.to(torch.bfloat16) if name.endswith("bfloat16") else net)
-            cells = [f"{of(spent):.2f} s" for spent in (cpu, wall) for of in (min, statistics.median)]
-            print(f"| Linear({width}, {width}) | {name} | {' | '.join(cells)} |", flush=True)
+        for width in widths:
+            net = net_of(layers, width, fill)
+            cpu, wall = spent(net.to(torch.bfloat16) if name.endswith("bfloat16") else net, times)
+            cells = [f"{of(seconds):.2f} s" for seconds in (cpu, wall) for of in (min, statistics.median)]
+            yield f"| Linear({width}, {width}) | {name} | {' | '.join(cells)} |"
 
 
-def net_of(width: int, fill: Callable[[Tensor], object]) -> nn.Module:
+def net_of(layers: int, width: int, fill: Callable[[Tensor], object]) -> nn.Module:
     torch.manual_seed(0)
-    net = nn.ModuleList(nn.Linear(width, width) for _ in range(LAYERS))
+    net = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
     for layer in net:
         fill(layer.weight)
     return net
 
 
-def times(net: nn.Module) -> tuple[list[float], list[float]]:
+def spent(net: nn.Module, times: int) -> tuple[list[float], list[float]]:
+    """Seconds, of the processor and on the wall."""
     cpu, wall = [], []
-    for _ in range(TIMES):
+    for _ in range(times):
         processor, start = time.process_time(), time.perf_counter()
         paramwatch.summary(net)
         cpu.append(time.process_time() - processor)
         wall.append(time.perf_counter() - start)
     return cpu, wall
+
+
+def main() -> None:
+    options = arguments(__doc__).parse_args()
+    report(TESTS, options, lambda: table(options.tiny))
 
 
 if __name__ == "__main__":

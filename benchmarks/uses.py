@@ -14,12 +14,13 @@ of the bytes of the largest shared parameter. Nothing else is watched (`update="
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
+from reporting import arguments, report
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules import module as torch_modules
@@ -30,6 +31,8 @@ from workloads import GPT, Step, Workload, costs_of, rounds_of, step_of
 import paramwatch
 from paramwatch.uses import watched
 
+TESTS = ("test_uses.py", "test_uses_cost.py")
+
 SPLIT_AIMS = {"GPT with tied head": "1.10", "12-fold shared block": "1.3"}
 """Of the ratio to the step that is watched and not split."""
 
@@ -37,14 +40,15 @@ CONTESTANTS: dict[str, int | None] = {"bare": None, "watched": 0, "between": 10*
 """By name: the `uses` it is watched with."""
 
 
-def shared_blocks() -> nn.Module:
-    """A small ALBERT: one block, used twelve times, with a tied head."""
-    net = GPT(layers=1, width=192)
-    net.layers = nn.Sequential(*[net.layers[0]] * 12)
+def shared_blocks(times: int = 12, width: int = 192) -> nn.Module:
+    """A small ALBERT: one block, used several times, with a tied head."""
+    net = GPT(layers=1, width=width)
+    net.layers = nn.Sequential(*[net.layers[0]] * times)
     return net
 
 
-def works() -> list[Workload]:
+def works(tiny: bool = False) -> list[Workload]:
+    """If `tiny`, the smaller one, smaller still."""
     text = torch.randint(8192, (4, 129), generator=torch.Generator().manual_seed(0))
 
     def loss(net: nn.Module) -> torch.Tensor:
@@ -53,7 +57,8 @@ def works() -> list[Workload]:
     def adamw(net: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(net.parameters(), lr=1e-4)
 
-    return [Workload("GPT with tied head", GPT, adamw, loss, 1), Workload("12-fold shared block", shared_blocks, adamw, loss, 1)]
+    works = [Workload("GPT with tied head", GPT, adamw, loss, 1), Workload("12-fold shared block", shared_blocks, adamw, loss, 1)]
+    return [replace(works[1], make=lambda: shared_blocks(times=2, width=12))] if tiny else works
 
 
 # ---- time -----------------------------------------------------------------------------------
@@ -86,13 +91,13 @@ def time_of(work: Workload, rounds: int) -> str:
     )
 
 
-def times(rounds: int) -> Iterator[str]:
+def times(rounds: int, tiny: bool) -> Iterator[str]:
     yield (
         "| model | bare step, µs | watched / bare | split / bare | split / watched, wall | CPU | CPU more, µs | aim "
         "| between / watched | bare again / bare |"
     )
     yield "|---|---|---|---|---|---|---|---|---|---|"
-    for work in works():
+    for work in works(tiny):
         yield time_of(work, rounds)
 
 
@@ -207,15 +212,14 @@ def peaks(make: Callable[[], nn.Module], loss: Callable[[nn.Module], torch.Tenso
     return *(f"{peak / unit:.2f}" for peak in cells), ", ".join(f"`{mode}`" for mode in modes)
 
 
-def memory() -> Iterator[str]:
+def memory(tiny: bool) -> Iterator[str]:
     yield "| model | budget beyond autograd's own | plain | split, first step | split, later steps | mode |"
     yield "|---|---|---|---|---|---|"
-    gpt = works()[0]
-    head = GPT().head.weight.nbytes
+    gpt, head, unit = works()[0], GPT().head.weight.nbytes, 4 * 1024**2
     cases = [("GPT with tied head, K = 2", gpt.make, gpt.loss, None, head), ("the same", gpt.make, gpt.loss, 0.0, head)]
     for times, allowed in ((2, None), (2, 0.0), (12, None), (12, 1.0), (12, 0.0)):
-        cases.append((f"one layer used {times} times", *repeated(times), allowed, 4 * 1024**2))
-    for name, make, loss, allowed, unit in cases:
+        cases.append((f"one layer used {times} times", *repeated(times), allowed, unit))
+    for name, make, loss, allowed, unit in cases[2:3] if tiny else cases:
         cells = peaks(make, loss, allowed, unit)
         yield f"| {name} | {'256 MB or 2 %' if allowed is None else f'{allowed:.0f}'} | {' | '.join(cells)} |"
 
@@ -223,23 +227,23 @@ def memory() -> Iterator[str]:
 # ---- both -----------------------------------------------------------------------------------
 
 
-def table(rounds: int = 15, only: str = "") -> list[str]:
+def table(rounds: int = 15, only: str = "", tiny: bool = False) -> list[str]:
     """Both tables, as Markdown."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        lines = [] if only == "memory" else [*times(rounds), ""]
-        return lines if only == "time" else [*lines, "Peak of a step in units of the shared parameter:", "", *memory()]
+        lines = [] if only == "memory" else [*times(1 if tiny else rounds, tiny), ""]
+        return lines if only == "time" else [*lines, "Peak of a step in units of the shared parameter:", "", *memory(tiny)]
     finally:
         torch.set_num_threads(threads)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="of each contestant")
     parser.add_argument("--only", choices=("time", "memory"), default="")
     options = parser.parse_args()
-    print("\n".join(table(options.rounds, options.only)))
+    report(TESTS, options, lambda: table(options.rounds, options.only, options.tiny))
 
 
 if __name__ == "__main__":

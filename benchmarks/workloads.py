@@ -11,7 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.optim.optimizer as torch_optimizer
@@ -22,6 +22,12 @@ Step = Callable[[], None]
 
 Hooks = list[dict[int, Callable[..., object]]]
 """As in `_REGISTRIES`."""
+
+TESTS = (
+    *("test_native.py", "test_measure.py", "test_plan.py", "test_streak.py", "test_batching.py"),
+    *("test_truth_plain.py", "test_truth_closures.py"),
+)
+"""Of a step that is watched."""
 
 _REGISTRIES = (torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks)
 
@@ -104,8 +110,8 @@ class GPT(nn.Module):
         return seen
 
 
-def workloads() -> list[Workload]:
-    """The three of the tables, from small to large."""
+def workloads(tiny: bool = False) -> list[Workload]:
+    """The three of the tables, from small to large; if `tiny`, two steps of the smallest."""
     noise = torch.Generator().manual_seed(0)
     x, images = torch.randn(64, 4, generator=noise), torch.randn(32, 3, 32, 32, generator=noise)
     classes, text = torch.randint(10, (32,), generator=noise), torch.randint(8192, (4, 129), generator=noise)
@@ -119,11 +125,12 @@ def workloads() -> list[Workload]:
     def adamw(net: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(net.parameters(), lr=1e-4)
 
-    return [
+    works = [
         Workload("shared MLP", shared_mlp, sgd, lambda net: net(x).square().mean(), 50),
         Workload("CNN, ResNet-18 layout", cnn, momentum, lambda net: functional.cross_entropy(net(images), classes), 1),
         Workload("GPT", GPT, adamw, lambda net: functional.cross_entropy(net(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten()), 1),
     ]
+    return [replace(works[0], block=2)] if tiny else works
 
 
 def step_of(work: Workload, net: nn.Module, optimizer: torch.optim.Optimizer, after: Callable[[], object] | None = None) -> Step:
