@@ -54,20 +54,30 @@ def sampled(tensors: Sequence[Tensor], most: int) -> tuple[Sequence[Tensor], Seq
 
 
 def side_by_side(tensors: Sequence[Tensor], most: int | None = None) -> Array:
-    """The elements of each tensor, or so many of them, in a row of their own; in float32 where NumPy does not know their dtype."""
+    """The elements of each tensor, or so many of them, in a row of their own; those of a coarse dtype in float32."""
     first = tensors[0]
-    if not first.is_cpu or first.dtype not in READABLE:
-        # as many elements may come in several shapes
+    if not first.is_cpu:
         flat = torch.stack([x.detach().reshape(-1) for x in tensors])
         flat = flat if most is None else _picked(flat, most)
         found: Array = flat.to(flat.dtype if flat.dtype in READABLE else torch.float32).cpu().numpy()
         return found
     # NumPy's copy keeps to one thread: for so few elements at a time the others are in the way
-    each = [x.detach().reshape(-1).numpy() for x in tensors]
+    coarse = first.dtype is torch.bfloat16
+    each = [(x.view(torch.int16) if coarse else x).numpy() for x in (x.detach().reshape(-1) for x in tensors)]
     if most is not None:
         stream = stream_of(first.device)
+        # as many elements may come in several shapes
         each = [x if len(x) <= most else x.take(positions(len(x), most, first.device, stream).numpy()) for x in each]
-    return np.concatenate(each).reshape(len(each), -1)
+    return _readable(np.concatenate(each)).reshape(len(each), -1)
+
+
+def _readable(flat: Array) -> Array:
+    """In float32 where that is exact and the dtype is coarser: the bits of a bfloat16 are the upper half of it."""
+    if flat.dtype == np.int16:
+        bits: Array = flat.astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
+    return flat.astype(np.float32) if flat.dtype == np.float16 else flat
 
 
 def _picked(flat: Tensor, most: int) -> Tensor:

@@ -21,7 +21,7 @@ from paramwatch.formulas import few_values, have_tied_ends, spread
 from paramwatch.initial import ENOUGH, NO_CHANCE
 from paramwatch.laws import BOX, Asked, asked, falls, is_clear
 from paramwatch.matrices import rows_of
-from paramwatch.sampling import READABLE, Limits, Whole, looked
+from paramwatch.sampling import Limits, Whole, looked
 from paramwatch.shapes import are_between, are_cut, are_normal, are_two_sided, are_uniform
 from paramwatch.sidebyside import alike, at_once, sampled, side_by_side
 from paramwatch.wording import not_smooth
@@ -91,7 +91,7 @@ class Sights:
         for (shape, dtype, device), which in self._by_shape.items():
             numel, most = shape.numel(), self.limits.judged
             # torch picks from tensors of one shape
-            length = min(numel, most) if dtype in READABLE and device.type == "cpu" else numel
+            length = min(numel, most) if device.type == "cpu" else numel
             wanted = [i for i in which if usable[i] and not self._settled(i)]
             sampled = [i for i in wanted if zeros[i] and (numel > most or self.wholes[i] is not None)]
             nonzero = {i: length - int(zeros[i]) for i in wanted} | self._nonzero(sampled, length)
