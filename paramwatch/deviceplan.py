@@ -150,7 +150,7 @@ class FoldedOnDevice(Folded):
     __slots__ = ("_copies", "_found", "_numbers", "_stream", "on_way")
 
     plan: DevicePlan
-    scales = True
+    scales = on_device = True
 
     def __init__(self, plan: DevicePlan, numbers: Tensor, copies: Tensor | None) -> None:
         super().__init__(plan, None)

@@ -162,6 +162,8 @@ class Folded:
     """What the block waits for, where the numbers were not written into it at once."""
     scales = False
     """Whether gradients that carry a scale can be measured here."""
+    on_device = False
+    """Whether measuring queues work."""
 
     def __init__(self, plan: Plan, room: Room | None) -> None:
         self.plan = plan

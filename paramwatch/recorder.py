@@ -145,8 +145,7 @@ class Recorder:
             step = self.streaks.step_of(token)
         if evaluation:
             step.evaluations += 1
-        # what is folded is not on a device
-        if step.wanted and (step.folded is not None or not captured()):
+        if step.wanted and not _is_captured(step):
             started = self._clock.start()
             # another thread may be clipping
             with self.lock:
@@ -164,7 +163,7 @@ class Recorder:
                 return
             step = self.streaks.step_of(token)
             # entered before the capture began (`watch.step` around it): counted, and not measured
-            step.wanted = step.wanted and (step.folded is not None or not captured())
+            step.wanted = step.wanted and not _is_captured(step)
             # a closure that was never called, and whose gradients were there already
             if step.wanted and not step.has_gradients:
                 self.gradients(step, step.optimizers[0], evaluation=False)
@@ -291,3 +290,8 @@ class Recorder:
         take_raw(step, self.raw)
         with torch.no_grad():
             self.updates.end(step)
+
+
+def _is_captured(step: OptimizerStep) -> bool:
+    """Whether what is measured of a step now would become a part of a CUDA graph."""
+    return (step.folded is None or step.folded.on_device) and captured()

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import paramwatch
 from paramwatch import deviceplan
 from paramwatch.deviceplan import DevicePlan, FoldedOnDevice, Located
-from paramwatch.measure import tables
+from paramwatch.measure import capture, tables
 from paramwatch.plan import ENTERED
 from paramwatch.testing import ListSink
 
@@ -122,6 +122,32 @@ def test_only_the_table_of_what_has_moved_is_sent_again(launched: list[str], sen
         optimizer.step()
 
     assert sent == [5]  # that one was known
+
+
+@pytest.mark.parametrize("begun", ["before the gradients", "after them"])
+def test_what_was_entered_before_a_graph_is_captured_queues_nothing_into_it(
+    launched: list[str], monkeypatch: pytest.MonkeyPatch, begun: str
+) -> None:
+    net, optimizer = model(3)
+    sink = ListSink()
+    with paramwatch.attach(net, update="exact", sinks=[sink]) as watch:
+        for _ in range(SETTLED):
+            optimizer.step()
+        token = watch.recorder.begin(optimizer)
+        assert token is not None
+        if begun == "after them":
+            watch.recorder.gradients(token, optimizer, evaluation=False)
+        monkeypatch.setattr(capture, "capturing", lambda: True)
+        launched.clear()
+        with Count() as count:
+            if begun == "before the gradients":
+                watch.recorder.gradients(token, optimizer, evaluation=True)
+            watch.recorder.end(token)
+        monkeypatch.setattr(capture, "capturing", bool)
+        assert (launched, count.names) == ([], [])
+        optimizer.step()
+
+    assert [record.step for record in sink.records] == [*range(SETTLED), SETTLED + 1]
 
 
 def test_a_row_whose_memory_was_taken_away_is_not_read(launched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 Where there is no Triton, or no GPU that it compiles for, tensors on a GPU are measured in plain torch. Where there is, the kernels measure
 some small tensors first, for each device and type of elements, and must say of them what the specification says. That happens when a model
-is attached, before it is trained; a model that comes to a GPU later is met at its first step there.
+is attached, before it is trained; one that comes to a GPU later, or is attached while a CUDA graph is captured, is met at its first step
+there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from paramwatch.bins import BINS, positions
 from paramwatch.columns import PARTS, Array
 from paramwatch.guard import logger
-from paramwatch.measure import gpu
+from paramwatch.measure import capture, gpu
 from paramwatch.measure.naive import ORDER, as_reals, parts
 from paramwatch.measure.native import TYPES
 
@@ -50,7 +51,7 @@ def prepare(tensors: Callable[[], Iterable[Tensor]], histograms: bool) -> None:
     """Compile and try what these tensors will need. May take some seconds on a GPU that was not seen before."""
     for kind in sorted({tensor.device.type for tensor in tensors()}.difference(("cpu", "cuda", "meta"))):
         _say_plain(kind)
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized() or capture.capturing():
         return
     for device, dtype in dict.fromkeys((tensor.device, tensor.dtype) for tensor in tensors() if tensor.is_cuda and tensor.dtype in TYPES):
         if works(device, dtype) and histograms:

@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from paramwatch.guard import Guard
 from paramwatch.inventory import LiveInventory
+from paramwatch.measure import capture
 from paramwatch.rows import module_names
 from paramwatch.uses.calls import Call, Calls, Names
 from paramwatch.uses.graph import outputs_of, uses_below, waist_of
@@ -53,22 +54,18 @@ class Armed:
         guard: Guard,
         say: Callable[[str], None],
     ) -> None:
-        self.watched, self.several = watched, several
-        self.blind = blind
+        self.watched, self.several, self.blind = watched, several, blind
         self.over = blind
         """Nothing is gathered any more."""
         self._model, self._live, self._guard, self._say = model, live, guard, say
         found = model()
         self._names = Names([] if found is None else module_names(found))
-        self._looked = False
-        """Whether the model was looked at once more, before its first call."""
+        self._looked = False  # once more at the model, before its first call
         # marks what it has put on nodes: a graph may outlive it
         self._serial = next(_serials)
-        self._on_nodes: list[Any] = []
-        self._calls: dict[int, Calls] = {}
-        self._turns = itertools.count()
+        self._on_nodes, self._handles = list[Any](), list[Any]()
+        self._calls, self._turns = dict[int, Calls](), itertools.count()
         self._runs = Runs()
-        self._handles: list[Any] = []
 
     def install(self) -> None:
         """Begin; what fails half-way can still be removed."""
@@ -86,13 +83,19 @@ class Armed:
 
     def root(self, loss: Tensor) -> None:
         """Look for uses between the outputs of the model and the loss as well."""
+        if self._stands_back():
+            return
         calls = self._calls.get(threading.get_ident()) or Calls(self._names, self._turns)
         self._plan(calls, [loss.grad_fn], 0, calls.site)
+
+    def _stands_back(self) -> bool:
+        # what is queued while a CUDA graph is captured would be done at each replay
+        return self.over or capture.capturing()
 
     # ---- the forward pass ------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or self.over:
+        if torch.compiler.is_compiling() or self._stands_back():
             return
         with self._guard.contain("noting a module call"):
             if runs_compiled(module):
@@ -120,7 +123,7 @@ class Armed:
                 calls.enter(module, names)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or self.over:
+        if torch.compiler.is_compiling() or self._stands_back():
             return
         with self._guard.contain("looking for uses in the autograd graph"):
             if self._names.of(module) is None:
@@ -219,7 +222,7 @@ class Armed:
 
     def _taking(self, jobs: Sequence[tuple[WatchedRow, Site, int, Way]]) -> Callable[[Any, Any], None]:
         def take(grad_inputs: Sequence[Tensor | None], grad_outputs: Any) -> None:
-            if torch.compiler.is_compiling() or self.over:
+            if torch.compiler.is_compiling() or self._stands_back():
                 return
             # most passes make no graph, and entering this takes longer than all of the rest
             with self._guard.contain("taking what a use contributes"), torch.no_grad() if torch.is_grad_enabled() else nullcontext():
@@ -244,7 +247,7 @@ class Armed:
         row.found.narrows = n
 
         def summed(grad_outputs: Sequence[Tensor | None]) -> None:
-            if torch.compiler.is_compiling() or self.over or grad_outputs[0] is None or not row.open:
+            if torch.compiler.is_compiling() or self._stands_back() or grad_outputs[0] is None or not row.open:
                 return
             with self._guard.contain("multiplying what uses contribute before it is cast"), torch.no_grad():
                 task = torch._C._current_graph_task_id()
@@ -281,7 +284,7 @@ class Armed:
             if torch.compiler.is_compiling():
                 return
             total = grad_outputs[0]
-            if self.over or total is None or not row.open:
+            if self._stands_back() or total is None or not row.open:
                 return
             makes_graph = torch.is_grad_enabled()
             with self._guard.contain("adding up what uses contribute"), torch.no_grad():

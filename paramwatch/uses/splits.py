@@ -128,7 +128,7 @@ class Splits:
 
     def root(self, loss: Tensor) -> None:
         """Look for uses between the outputs of the model and the loss as well."""
-        if self._armed is not None and not self._armed.over and loss.grad_fn is not None:
+        if self._armed is not None and loss.grad_fn is not None:
             self._armed.root(loss)
 
     # ---- pieces ------------------------------------------------------------------------------------
