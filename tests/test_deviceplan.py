@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dispatched import Dispatched
 from planned import WAYS, as_if_on_a_gpu, failing, trained
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import paramwatch
 from paramwatch import deviceplan
@@ -34,16 +34,6 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 SETTLED = 11
 """Steps after which some go the quick way in a row: at powers of two the model is read anew, and the next step makes a plan."""
-
-
-class Count(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 class Still(torch.optim.Optimizer):
@@ -81,12 +71,12 @@ def test_what_a_step_queues_does_not_depend_on_the_number_of_rows(launched: list
                 optimizer.step()
             launched.clear()
             sent.clear()
-            with Count() as count:
+            with Dispatched() as dispatched:
                 optimizer.step()
-            found.append((count.names, [*launched], [*sent]))
+            found.append((dispatched.names, [*launched], [*sent]))
 
     assert found[0] == found[1]
-    dispatched, launches, tables_sent = found[0]
+    _, launches, tables_sent = found[0]
     assert len(dispatched) <= 14
     assert launches == ["measure_chunks", "fold"] * 2 + ["measure_updates", "fold"]
     assert tables_sent == []
@@ -99,12 +89,12 @@ def test_a_step_that_is_scaled_queues_as_little(launched: list[str]) -> None:
         with paramwatch.attach(net, update="exact"):
             for _ in range(SETTLED + 1):
                 optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)  # type: ignore[attr-defined]  # as a scaler
-                with Count() as count:
+                with Dispatched() as dispatched:
                     optimizer.step()
-            found.append(count.names)
+            found.append(dispatched.names)
 
     assert found[0] == found[1]
-    assert len(found[0]) <= 28
+    assert len(dispatched) <= 28
 
 
 def test_only_the_table_of_what_has_moved_is_sent_again(launched: list[str], sent: list[int]) -> None:

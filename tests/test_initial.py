@@ -279,6 +279,9 @@ def test_defaults_of_modules_are_known(make: Layer, expected: dict[str, str]) ->
 
 COARSE = [torch.float16, torch.bfloat16]
 
+DRAWS_ZEROS = bool((torch.empty(4096, dtype=torch.bfloat16).normal_(generator=torch.Generator().manual_seed(0)) == 0).any())
+"""Whether `normal_` of this torch draws exact zeros in low precision, as 2.6 does: some tensors have more than a law explains."""
+
 
 @pytest.mark.parametrize("dtype", COARSE)
 @pytest.mark.parametrize(
@@ -296,13 +299,15 @@ def test_256_elements_that_were_drawn_in_low_precision_are_told_apart_and_their_
 ) -> None:
     found = Counter(frame_of(lambda: nn.Linear(16, 16, dtype=dtype), fill, 1000)["family"])
 
-    assert sum(n for said, n in found.items() if family in said.split(" or ")) >= 998, found
+    told = sum(n for said, n in found.items() if family in said.split(" or "))
+    assert told >= (980 if family == "normal" and DRAWS_ZEROS else 998), found
 
 
 def test_zeros_that_are_more_than_low_precision_draws_are_still_a_mixture() -> None:
     found = looks(lambda: nn.Linear(16, 16, dtype=torch.bfloat16), lambda w: init.sparse_(w, 0.1), 20)
 
-    assert all(text.startswith("12 % zeros in each column, else ") for text in found), Counter(found)
+    beside = r"1[2-4] % zeros( in each column)?" if DRAWS_ZEROS else "12 % zeros in each column"
+    assert all(re.match(f"{beside}, else ", text) for text in found), Counter(found)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 39), (1, 300)], ids=str)

@@ -11,6 +11,7 @@ from torch import Tensor, distributed, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import init
 from truth import reals
+from uses_on_ranks import SHARDS
 from verdicts import holding
 
 from paramwatch import summary
@@ -191,6 +192,7 @@ def test_sharded_layers_are_recognised_as_if_they_were_not(n: int, mesh: object)
     assert frame.drop(columns=["module_type", "aliases"]).equals(plain.drop(columns=["module_type", "aliases"]))
 
 
+@pytest.mark.skipif(not SHARDS, reason="this torch shards on no CPU")
 def test_the_gradient_of_a_sharded_layer_is_that_of_its_shard(mesh: object) -> None:
     from torch.distributed.fsdp import fully_shard
 

@@ -9,9 +9,9 @@ from types import FrameType
 import pandas as pd
 import pytest
 import torch
+from dispatched import Dispatched
 from torch import Tensor, nn
 from torch.nn import init
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from paramwatch import sampling, summary
 
@@ -90,20 +90,10 @@ def test_of_a_sample_the_same_is_seen(fill: Callable[[Tensor], object], monkeypa
     assert together["exact"].all() == (fill is broken) or not together["exact"][0]
 
 
-class Counted(TorchDispatchMode):
-    """Counts the operations of torch."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
 def operations(net: nn.Module) -> int:
-    with Counted() as counted:
+    with Dispatched() as dispatched:
         summary(net)
-    return counted.count
+    return len(dispatched)
 
 
 def calls(net: nn.Module) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._dynamo.convert_frame import FRAME_COMPILE_COUNTER
 from torch._dynamo.utils import counters
 from torch.optim import Optimizer
+from torch.utils.weak import WeakIdRef
 
 import paramwatch
 from paramwatch import untraced
@@ -154,7 +155,8 @@ class Compiler:
         traced = self._frames[-1] - self._frames[0], self._frames[-1] - self._frames[-2]
         # the compiler's own that nothing holds any more go whenever garbage is collected
         gc.collect()
-        weakrefs = [weakref.getweakrefcount(param) for param in net.parameters()]
+        # torch 2.6 keeps its tables of tensors for each frame it traced, and traces one less where it gives up a frame sooner
+        weakrefs = [sum(not isinstance(ref, WeakIdRef) for ref in weakref.getweakrefs(param)) for param in net.parameters()]
         return Compiled(self._graphs, Counter(counters["graph_break"]), traced, weakrefs)
 
 
@@ -209,14 +211,13 @@ def adam(net: nn.Module) -> Optimizer:
     return torch.optim.Adam(net.parameters(), lr=LR)
 
 
-def assert_the_same(watched: Compiled, bare: Compiled) -> None:
-    """Attached before the first pass, nothing is compiled or broken on top."""
+def assert_the_same(watched: Compiled, bare: Compiled, uncounted: int = 0) -> None:
+    """Attached before the first pass, nothing is compiled or broken on top; of frames, dynamo gave up so many before it counted them."""
     assert watched.graphs == bare.graphs
     assert watched.weakrefs == bare.weakrefs
-    assert watched.traced[0] <= bare.traced[0]
-    assert watched.traced[1] == 0
-    assert of_others(watched.breaks) <= of_others(bare.breaks)
-    assert watched.breaks.total() <= bare.breaks.total()
+    assert watched.traced == (bare.traced[0] - uncounted, 0)
+    assert of_others(watched.breaks) == of_others(bare.breaks)
+    assert watched.breaks.total() == bare.breaks.total() - uncounted
 
 
 COMPILED = {made.__name__: made for made in (the_model, the_step, the_bound_step, a_step_with_a_closure, the_whole_pass)}
@@ -225,7 +226,8 @@ COMPILED = {made.__name__: made for made in (the_model, the_step, the_bound_step
 @pytest.mark.parametrize("compiling", COMPILED.values(), ids=COMPILED)
 def test_the_books_agree_and_the_graphs_are_the_same_watched_or_not(compiling: Compiling) -> None:
     bare, watched = verify_compiled(compiling)
-    assert_the_same(watched, bare)
+    # a closure is given by a hook that is called: dynamo gives up torch's function around `step` in the loop over hooks
+    assert_the_same(watched, bare, uncounted=int(compiling is a_step_with_a_closure))
 
 
 def test_the_graphs_of_adam_are_the_same_watched_or_not() -> None:

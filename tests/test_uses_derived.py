@@ -298,6 +298,7 @@ class Temperature(nn.Module):
         return torch.cat([first * self.layer(x), second * x.sin()])
 
 
+@TELLS
 def test_uses_of_a_single_number_are_apart() -> None:
     net, twin = Temperature(True), Temperature(False)
     twin.load_state_dict(net.state_dict())
