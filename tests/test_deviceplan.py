@@ -129,12 +129,12 @@ def test_what_was_entered_before_a_graph_is_captured_queues_nothing_into_it(
             watch.recorder.gradients(token, optimizer, evaluation=False)
         monkeypatch.setattr(capture, "capturing", lambda: True)
         launched.clear()
-        with Count() as count:
+        with Dispatched() as dispatched:
             if begun == "before the gradients":
                 watch.recorder.gradients(token, optimizer, evaluation=True)
             watch.recorder.end(token)
         monkeypatch.setattr(capture, "capturing", bool)
-        assert (launched, count.names) == ([], [])
+        assert (launched, dispatched.names) == ([], [])
         optimizer.step()
 
     assert [record.step for record in sink.records] == [*range(SETTLED), SETTLED + 1]
