@@ -458,6 +458,21 @@ def test_the_same_bits_run_to_run_and_for_any_number_of_threads() -> None:
         np.testing.assert_array_equal(run, runs[0])
 
 
+@pytest.mark.parametrize("step", [1, 2], ids=["in one piece", "strided"])
+@pytest.mark.parametrize("n", [5, 300, 70_000, 300_000])
+def test_the_sign_of_a_zero_does_not_depend_on_which_is_seen_first(n: int, step: int) -> None:
+    """A sum of threads, or of lanes, meets them in another order: an extreme of 0 is 0.0 for all of them."""
+    zeros = torch.where(torch.arange(n * step) % 3 == 0, -0.0, 0.0)
+    tensors = [x[::step] for x in (zeros + 0, -zeros, zeros.abs().neg(), noise(n * step).abs() * zeros, -noise(n * step).abs() - zeros)]
+    tensors[-1][n // 2] = -0.0
+    found = measure(tensors).numpy()[:, EXTREMES]
+    moved = measure_update(tensors, Kept([torch.zeros_like(x) for x in tensors])).numpy()[:, EXTREMES]
+
+    assert not np.signbit(found[found == 0]).any()
+    assert not np.signbit(moved[moved == 0]).any()
+    assert (found[:, 1] == 0).all()
+
+
 def test_no_random_number_is_drawn() -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     everything()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -252,6 +253,7 @@ REASONS = {
     "a broken one": ({"CXX": "false"}, "false"),
     "it cannot compile": ({"PARAMWATCH_CXXFLAGS": "-no-such-flag"}, "could not compile the kernel"),
     "switched off": ({"PARAMWATCH_KERNEL": "off"}, "PARAMWATCH_KERNEL=off"),
+    "the folder cannot be made": ({"PARAMWATCH_CACHE": "/dev/null/cache"}, "/dev/null/cache"),
 }
 
 
@@ -266,6 +268,23 @@ def test_without_a_kernel_one_line_says_why(
     assert not native.available()
     (said,) = (line for line in caplog.messages if "plain PyTorch" in line)
     assert reason in said
+
+
+@pytest.mark.usefixtures("no_library")
+def test_a_user_without_a_home_has_no_kernel(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """As in a container that is run as a number nobody knows."""
+    for name in ("HOME", "XDG_CACHE_HOME", "PARAMWATCH_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+
+    assert not native.available()
+    assert "name a folder in PARAMWATCH_CACHE" in caplog.text
+
+
+def test_what_follows_the_compiler_in_cxx_is_given_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "env c++ -Wall")
+    assert native.available()
+    assert [file.suffix for file in folder.iterdir()] == [".so"]
 
 
 @pytest.mark.usefixtures("no_library")

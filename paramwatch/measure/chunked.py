@@ -80,7 +80,7 @@ def _chunk(x: Tensor, old: Tensor | None, room: Tensor) -> Array:
         if math.isfinite(second):
             spread = math.sqrt(max(second - first * first, 0.0))
             size = math.sqrt(max(second + 2 * pivot * first + pivot * pivot, 0.0))
-            return np.array([CHUNK, 0, 0, 0, CHUNK - nonzero, pivot + first, spread, size, low, high, math.nan])
+            return np.array([CHUNK, 0, 0, 0, CHUNK - nonzero, pivot + first, spread, size, low + 0.0, high + 0.0, math.nan])
         if pivot:
             room.copy_(x)
     return parts(room.view(-1)).numpy()

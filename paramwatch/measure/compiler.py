@@ -55,8 +55,16 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("PARAMWATCH_CACHE"):
         return Path(chosen)
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "paramwatch"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paramwatch"
+        return _home() / "Library" / "Caches" / "paramwatch"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "paramwatch"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        # as in a container that is run as a number nobody knows
+        raise NoKernel("this user has no home folder to keep it in; name a folder in PARAMWATCH_CACHE") from error
 
 
 def _compiled() -> Path:
@@ -69,13 +77,14 @@ def _compiled() -> Path:
     return ready
 
 
-def _compiler() -> str:
+def _compiler() -> list[str]:
+    """The command, which may be of several words: `ccache g++`."""
     if sys.platform == "win32":
         raise NoKernel("there is no kernel for Windows yet")
     if os.environ.get("PARAMWATCH_KERNEL") == "off":
         raise NoKernel("PARAMWATCH_KERNEL=off")
-    named = os.environ.get("CXX", "").split()
-    found = next((path for name in (*named[:1], "c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    commands = (os.environ.get("CXX", "").split(), ["c++"], ["g++"], ["clang++"])
+    found = next(([path, *command[1:]] for command in commands if command and (path := shutil.which(command[0]))), None)
     if found is None:
         raise NoKernel("no C++ compiler was found; install g++ or clang++, or name one in CXX")
     return found
@@ -85,12 +94,12 @@ def _flags() -> tuple[str, ...]:
     return (*FLAGS, *os.environ.get("PARAMWATCH_CXXFLAGS", "").split())
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: Sequence[str]) -> str:
     """Of everything the library depends on: source, flags, compiler and CPU."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_PATIENCE).stdout
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=_PATIENCE).stdout
     said = hashlib.sha256()
     sources = [source.read_bytes() for source in _SOURCES]
-    for fact in (*sources, repr(_flags()).encode(), compiler.encode(), version, platform.machine().encode(), _cpu()):
+    for fact in (*sources, repr(_flags()).encode(), repr(compiler).encode(), version, platform.machine().encode(), _cpu()):
         said.update(len(fact).to_bytes(8, "little") + fact)
     return said.hexdigest()[:20]
 
@@ -112,22 +121,22 @@ def _private(folder: Path) -> Path:
     return folder
 
 
-def _compile(compiler: str, ready: Path) -> None:
+def _compile(compiler: Sequence[str], ready: Path) -> None:
     handle, made = tempfile.mkstemp(dir=ready.parent, suffix=".so")
     os.close(handle)
     try:
         said = ""
         for cpu in (*([flag] for flag in _FOR_THIS_CPU), ()):
-            done = _run([compiler, *_flags(), *cpu, *map(str, _UNITS), "-o", made])
+            done = _run([*compiler, *_flags(), *cpu, *map(str, _UNITS), "-o", made])
             if done.returncode == 0:
                 os.replace(made, ready)
                 return
             said = done.stderr
-        raise NoKernel(f"{compiler} could not compile the kernel: {said.strip()[:500]}")
+        raise NoKernel(f"{' '.join(compiler)} could not compile the kernel: {said.strip()[:500]}")
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(made)
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, check=False)

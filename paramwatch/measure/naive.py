@@ -104,7 +104,8 @@ def parts(x: Tensor, dot: Tensor | None = None) -> Tensor:
         "max": high,
         "dot": lost if dot is None else _sum(torch.where(finite & torch.isfinite(dot), x * dot, 0.0)),
     }
-    return torch.stack([found[part].to(torch.float64) for part in ORDER])
+    # an extreme of 0 has no sign: it would be that of the zero which is met first, and threads meet them in another order
+    return torch.stack([found[part].to(torch.float64) for part in ORDER]) + 0.0
 
 
 def histogram(x: Tensor) -> Tensor:

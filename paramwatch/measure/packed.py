@@ -81,7 +81,7 @@ def packed_parts(x: Array, sizes: Sequence[int]) -> Array:
             high = np.maximum.reduceat(np.where(finite, x, -np.inf), starts)
             x, n = np.where(finite, x, 0.0), total(finite)
             low, high = np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
-        column["min"][:], column["max"][:] = low, high
+        column["min"][:], column["max"][:] = low + 0.0, high + 0.0
         column["mean"][:] = total(x) / n
         apart = x - np.repeat(column["mean"], sizes)
         if finite is not None:

@@ -36,8 +36,9 @@ struct Found {
     parts[MEAN] = any ? mean : NAN;
     parts[STD] = any ? std::sqrt(apart / finite) : NAN;
     parts[RMS] = any ? std::sqrt(squares / finite) : NAN;
-    parts[MIN] = any ? least : NAN;
-    parts[MAX] = any ? most : NAN;
+    // an extreme of 0 has no sign: lanes meet the zeros in another order than chunks do
+    parts[MIN] = any ? least + 0.0 : NAN;
+    parts[MAX] = any ? most + 0.0 : NAN;
     parts[DOT] = with_dot ? dot : NAN;
   }
 };
