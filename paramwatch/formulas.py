@@ -1,7 +1,6 @@
 """The formulas behind `laws` and `initial`, in arrays and floats.
 
-How even numbers are, how often they repeat, a normal law's shares, what a cut does to its variance and likelihood, and how orthogonal rows
-are.
+A normal law's shares, what a cut does to its variance and likelihood, how orthogonal rows are, and whether they are of one scale.
 """
 
 from __future__ import annotations
@@ -10,27 +9,16 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, TypeAlias
+from itertools import groupby
+from typing import TypeAlias
 
 import numpy as np
 
 from paramwatch.columns import Array
+from paramwatch.ragged import Ragged
 
 Gain: TypeAlias = tuple[float, float]
 """What orthogonal rows of one length are multiplied by, and how often random rows are as much so."""
-
-_FULLY_KNOWN = 8.2
-"""The Anderson-Darling statistic of a law without estimated parameters exceeds this in 1 case of 10,000."""
-
-_UNEVEN = 29.9
-"""Pearson's chi-square of eight equal parts exceeds this in 1 case of 10,000: it sees a hole in the middle."""
-
-COARSE = 1e-4
-"""Dtypes of a coarser grain (float16, bfloat16) repeat their values, and torch may draw in their precision, too."""
-
-_FEW, _OF_MANY = 64, 1024
-"""Values that a smooth law does not keep to over so many elements, even in bfloat16."""
-
 
 _AT_HAND = 1 << 15
 """Elements looked at to see whether rows are orthogonal, at most."""
@@ -40,98 +28,6 @@ _TOLD_APART = 16
 
 _GAINS = (math.sqrt(2), math.sqrt(2 / 1.0001), 5 / 3, 3 / 4)
 """Of `torch.nn.init.calculate_gain`, beside those of one digit: ReLU, leaky ReLU, tanh, SELU."""
-
-
-def is_even(u: Array, grain: float) -> Array:
-    """Whether values that ascend along the last axis are uniform on (0, 1), with nothing estimated."""
-    m = u.shape[-1]
-    up_to = np.array([row.searchsorted(_EIGHTHS) for row in u.reshape(-1, m)]).reshape(*u.shape[:-1], 7)
-    squares = (np.diff(up_to, axis=-1, prepend=0, append=m) ** 2).sum(-1)
-    even: Array = (8 * squares / m - m <= _UNEVEN) & (anderson_darling(u, grain) <= _FULLY_KNOWN)
-    return even
-
-
-def are_far_off(u: Array, m: int) -> Array:
-    """Whether of m such values the first and each `STRIDE`-th after it are where they are in 3 of 100 million cases (Kolmogorov)."""
-    off = u - ((np.arange(u.shape[-1]) * STRIDE + 0.5) / m).astype(u.dtype)
-    far: Array = np.abs(off, out=off).max(-1) > 3 / math.sqrt(m)
-    return far
-
-
-def anderson_darling(u: Array, grain: float) -> Array:
-    """A squared, of values that ascend along the last axis and should be uniform on (0, 1)."""
-    m, least = u.shape[-1], max(grain / 4, 2 * float(np.finfo(u.dtype).eps))
-    u = np.clip(u, least, 1 - least)
-    # one logarithm of the product for a pair of logarithms
-    products = 1 - u[..., ::-1]
-    products *= u
-    found: Array = -m - np.log(products, out=products) @ _odd(m, u.dtype) / m
-    return found
-
-
-@lru_cache(maxsize=64)
-def _odd(m: int, dtype: np.dtype[Any]) -> Array:
-    return np.arange(1.0, 2 * m, 2).astype(dtype)
-
-
-def spread(ascending: Array, grain: float) -> Array:
-    """Equal values of a coarse dtype laid evenly over the interval that rounds to them: tests of a smooth law expect no repetitions.
-
-    Args:
-        ascending: Along the last axis.
-        grain: Of the dtype; others than coarse ones come back as they are.
-    """
-    if grain < COARSE:
-        return ascending
-    flat = ascending.reshape(-1)
-    opens = np.arange(len(flat)) % ascending.shape[-1] == 0
-    starts = np.flatnonzero(opens | np.concatenate(([True], flat[1:] != flat[:-1])))
-    values, counts, opens = flat[starts], np.diff(starts, append=len(flat)), opens[starts]
-    middles = (values[1:] + values[:-1]) / 2
-    low = np.where(opens, values, np.concatenate((values[:1], middles)))
-    high = np.where(np.append(opens[1:], True), values, np.concatenate((middles, values[-1:])))
-    place = np.arange(len(flat)) - np.repeat(starts, counts)
-    laid: Array = np.repeat(low, counts) + (place + 0.5) / np.repeat(counts, counts) * np.repeat(high - low, counts)
-    return laid.reshape(ascending.shape).astype(ascending.dtype, copy=False)
-
-
-def few_values(ascending: Array, grain: float) -> Array:
-    """How many distinct values there are along the last axis if they are too few for a smooth law in that precision, else 0."""
-    m = ascending.shape[-1]
-    if m < _OF_MANY:
-        return np.zeros(ascending.shape[:-1], int)
-    distinct = 1 + np.count_nonzero(ascending[..., 1:] != ascending[..., :-1], axis=-1)
-    low, high = ascending[..., 0], ascending[..., -1]
-    # numbers of that dtype between the two, at least
-    possible = (high - low) / (grain * np.maximum(high, -low)) if grain else math.inf
-    most = np.minimum(_FEW if grain > COARSE else np.count_nonzero(ascending, axis=-1) // 4, possible / 4)
-    found: Array = np.where(distinct <= most, distinct, 0)
-    return found
-
-
-def have_tied_ends(ascending: Array, grain: float) -> Array:
-    """Whether more elements along the last axis are equal to the least or to the greatest than rounding to a grain explains."""
-    m, most = ascending.shape[-1], _usual_ties(ascending.shape[-1], grain)
-    if m <= most + 1:
-        return np.zeros(ascending.shape[:-1], bool)
-    found: Array = (ascending[..., most] == ascending[..., 0]) | (ascending[..., -1 - most] == ascending[..., -1])
-    return found
-
-
-def tied_ends(ascending: Array, grain: float) -> tuple[int, int]:
-    """How many elements are equal to the least one and to the greatest, 0 where that is no more than rounding to a grain explains."""
-    if not have_tied_ends(ascending, grain):
-        return 0, 0
-    most = _usual_ties(len(ascending), grain)
-    at_low = int(np.searchsorted(ascending, ascending[0], "right"))
-    at_high = len(ascending) - int(np.searchsorted(ascending, ascending[-1], "left"))
-    return at_low if at_low > most else 0, at_high if at_high > most else 0
-
-
-def _usual_ties(m: int, grain: float) -> int:
-    # a uniform law drawn in bfloat16 has up to a grain of its elements at a bound: a count that Poisson's law exceeds in 1 case of 100,000
-    usual = m * grain if grain > COARSE else 0.0
-    return int(usual + 5 * math.sqrt(usual)) + 3
 
 
 def below(z: Array) -> Array:
@@ -203,7 +99,8 @@ def gain_of_rows(take: Callable[[Sequence[int]], Array], count: int, length: int
         length: Of one of them.
         grain: What the elements are rounded to.
     """
-    if not may_be_orthogonal(take([0, count - 1]), grain):
+    first, last = (Ragged.of([row]) for row in take([0, count - 1]))
+    if not may_be_orthogonal(first, last, grain)[0]:
         return None
     return gains_of_rows(take(chosen_rows(count, length))[None], length, grain)[0]
 
@@ -246,37 +143,63 @@ def _known_gain(value: float, near: float) -> float | None:
     return next((gain for gain in (float(f"{value:.0e}"), *_GAINS) if abs(value / gain - 1) <= near), None)
 
 
-def may_be_orthogonal(two: Array, grain: float) -> Array:
-    """Whether two rows [..., 2, length] are orthogonal and equally long: that tells in nearly all cases that they are not."""
-    first, second = two[..., 0, :].astype(np.float64, copy=False), two[..., 1, :].astype(np.float64, copy=False)
+def may_be_orthogonal(first: Ragged, last: Ragged, grain: float) -> Array:
+    """Whether two rows of a matrix, each, are orthogonal and equally long: that tells in nearly all cases that they are not."""
     # of what is not finite nothing is asked
     with np.errstate(all="ignore"):
-        near, length = _near(two.shape[-1], grain), _inner(first, first)
-        found: Array = (np.abs(_inner(first, second)) <= near * length) & (np.abs(_inner(second, second) - length) <= 4 * near * length)
+        length, both, other = (np.add.reduceat(a.flat * b.flat, a.starts) for a, b in ((first, first), (first, last), (last, last)))
+        near = np.array([_near(width, grain) for width in first.lengths.tolist()]) * length
+        found: Array = (np.abs(both) <= near) & (np.abs(other - length) <= 4 * near)
     return found
 
 
-def differ_in_scale(matrices: Array) -> Array:
-    """Whether rows, or columns, of matrices [..., row, element] are of different scales; those of one law seem so in 1 case of 10,000.
+def differ_in_scale(matrices: Ragged, sides: Array) -> Array:
+    """Whether rows, or columns, of matrices are of different scales; those of one law seem so in 1 case of 10,000.
 
     The mean squares of n numbers of a law differ by its variance of squares over n: so many standard numbers, squared, are chi-square.
+
+    Args:
+        matrices: One in each row, its own rows one after another.
+        sides: Rows and columns of each [matrix, 2].
     """
-    found = np.zeros(matrices.shape[:-2], bool)
+    told: Array = (sides.min(1) > 1) & (sides.max(1) >= _TOLD_APART)
+    if not told.any():
+        return told
+    matrices, sides = matrices.only(told), sides[told]
     # of what is not finite nothing is asked
     with np.errstate(all="ignore"):
-        squares = matrices - matrices.mean((-2, -1), keepdims=True)
-        squares *= squares
-        for axis in (-1, -2):
-            n, lines = squares.shape[axis], squares.mean(axis)
-            if n >= _TOLD_APART and lines.shape[-1] > 1:
-                k = lines.shape[-1] - 1
-                found |= lines.var(-1) * n * (k + 1) > squares.var((-2, -1)) * k * (1 - 2 / (9 * k) + 4 * math.sqrt(2 / (9 * k))) ** 3
+        off = matrices.flat - matrices.each(matrices.means(matrices.flat))
+        off *= off
+        off -= matrices.each(matrices.means(off))
+        sums = np.add.reduceat(off, _line_starts(sides)), column_sums(off, sides)
+        off *= off
+        spread, found = matrices.means(off), np.zeros(len(sides), bool)
+        for each, count, n in zip(sums, sides.T, sides.T[::-1], strict=True):
+            each *= each
+            # of as many lines, each of n elements, the means of what is about zero
+            varied, k = Ragged(each, count).means(each) / n**2, count - 1
+            most = k * (1 - 2 / (9 * k) + 4 * np.sqrt(2 / (9 * k))) ** 3
+            found |= (n >= _TOLD_APART) & (varied * n * count > spread * most)
+    told[told] = found
+    return told
+
+
+def _line_starts(sides: Array) -> Array:
+    """Where each row of each matrix begins."""
+    rows, columns = sides.T
+    lengths = columns.repeat(rows)
+    found: Array = lengths.cumsum() - lengths
     return found
 
 
-def _inner(a: Array, b: Array) -> Array:
-    found: Array = np.einsum("...i,...i->...", a, b)
-    return found
+def column_sums(elements: Array, sides: Array) -> Array:
+    """Of each matrix, one after another."""
+    sums, start = [], 0
+    for (rows, columns), alike in groupby(sides.tolist()):
+        end = start + rows * columns * len(list(alike))
+        sums.append(elements[start:end].reshape(-1, rows, columns).sum(1).reshape(-1))
+        start = end
+    return np.concatenate(sums)
 
 
 def _near(length: int, grain: float) -> float:
@@ -287,11 +210,6 @@ def _near(length: int, grain: float) -> float:
 _CUTS: list[float] = np.geomspace(0.05, 12.0, 2000).tolist()
 _RATIOS = [-variance_within(cut) / cut**2 for cut in _CUTS]
 """Mean square over squared reach, negative, for each cut: from -1/3 (uniform) on it rises."""
-
-STRIDE = 16
-"""One value of so many tells in most cases that all of them are far from a law."""
-
-_EIGHTHS = np.arange(1, 8) / 8
 
 _SHARES = np.array([math.erfc(-z / math.sqrt(2)) / 2 for z in np.linspace(-9.0, 9.0, 18001)])
 """Of a normal law, below each thousandth from -9 to 9."""

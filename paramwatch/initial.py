@@ -17,8 +17,10 @@ import numpy as np
 from paramwatch.columns import Array
 from paramwatch.drawn import Answers, Kind, Law, Numbers, Rows
 from paramwatch.fitting import agrees, named
-from paramwatch.formulas import chosen_rows, differ_in_scale, gain_of_row, gain_of_rows, spread
+from paramwatch.formulas import chosen_rows, differ_in_scale, gain_of_row, gain_of_rows
 from paramwatch.laws import law_of, two_sided
+from paramwatch.ragged import Ragged
+from paramwatch.repeats import spread
 from paramwatch.standards import DEFAULT, Standard
 from paramwatch.vouched import NOT_ASKED, Vouched, vouched
 from paramwatch.wording import grouped, not_smooth, per_cent, rounded, standing_apart, words
@@ -227,7 +229,7 @@ def _of_law(seen: Seen) -> Look:
         elements = seen.source.ascending()
         some = elements[elements != 0] if seen.zeros else elements
         why = not_smooth(elements, some, x.grain)
-        some = some if why else spread(some, x.grain)
+        some = some if why else spread(Ragged.of([some]), x.grain).flat
     if why:
         return Look(f"{UNLIKE}: {why}", "unlike", math.nan)
     # a named bound that is met to one part in n says more than a slight curve, unless a round one is met as well
@@ -259,7 +261,10 @@ def _differ_in_scale(seen: Seen) -> bool:
         return False
     lines, held = seen.source.lines()
     fewer, length = sorted((seen.shape[0], math.prod(seen.shape[1:])))
-    return lines is not None and bool(differ_in_scale(lines(chosen_rows(held or fewer, length))))
+    if lines is None:
+        return False
+    some = lines(chosen_rows(held or fewer, length))
+    return bool(differ_in_scale(Ragged.of([some.ravel()]), np.array([some.shape]))[0])
 
 
 def _small(seen: Seen) -> Look:

@@ -16,6 +16,7 @@ import numpy as np
 from paramwatch.drawn import Law, Lopsided, Numbers, Sketch
 from paramwatch.formulas import below, cut_of, drawn_within, gain_over_normal, gain_over_uniform, telling, variance_within
 from paramwatch.lopsided import askew, beyond, lopsided, slope
+from paramwatch.ragged import Ragged
 from paramwatch.shapes import LEVEL, SURE, are_between, are_cut, are_normal, are_two_sided, are_uniform
 
 _NATS = -math.log(LEVEL)
@@ -98,7 +99,7 @@ def two_sided(x: Numbers) -> Sequence[Law]:
     """
     assert x.some is not None
     outer = x.reach(0.0)
-    found = bool(are_two_sided(x.some[None], np.array([outer]), x.grain)[0]) if x.tests.two_sided is None else x.tests.two_sided
+    found = bool(are_two_sided(Ragged.of([x.some]), np.array([outer]), x.grain)[0]) if x.tests.two_sided is None else x.tests.two_sided
     return [Law("two-sided", 0.0, outer, float(np.abs(x.some).min()))] if found else []
 
 
@@ -186,7 +187,7 @@ def _uneven(x: Numbers, least: float | None) -> Lopsided | None:
 
 def _are_between(x: Numbers, law: Law) -> bool:
     assert x.some is not None
-    return bool(are_between(x.some[None], np.array([[law.centre], [law.scale], *([end] for end in law.ends or ())]), x.grain)[0])
+    return bool(are_between(Ragged.of([x.some]), np.array([[law.centre], [law.scale], *([end] for end in law.ends or ())]), x.grain)[0])
 
 
 # ---- the shapes -----------------------------------------------------------------------------
@@ -236,14 +237,14 @@ def _is_uniform(x: Numbers) -> bool:
     if x.tests.even is not None:
         return x.tests.even
     assert x.some is not None
-    return bool(are_uniform(x.some[None], np.array([x.low]), np.array([x.high]), x.grain)[0])
+    return bool(are_uniform(Ragged.of([x.some]), np.array([x.low]), np.array([x.high]), x.grain)[0])
 
 
 def _is_normal(x: Numbers) -> bool:
     if x.tests.normal is not None:
         return x.tests.normal
     assert x.some is not None
-    return bool(are_normal(x.some[None], x.grain)[0])
+    return bool(are_normal(Ragged.of([x.some]), x.grain)[0])
 
 
 def _mean(x: Numbers) -> float:
@@ -284,7 +285,7 @@ def _follows(x: Numbers, law: Law) -> bool:
     if x.tests.cut is not None and x.tests.cut[0] == law:
         return x.tests.cut[1]
     assert x.some is not None
-    return bool(are_cut(x.some[None], np.array([law.centre]), np.array([law.scale]), np.array([law.cut]), x.grain)[0])
+    return bool(are_cut(Ragged.of([x.some]), np.array([law.centre]), np.array([law.scale]), np.array([law.cut]), x.grain)[0])
 
 
 def _may_be_cut_at_two(x: Numbers, centre: float) -> bool:

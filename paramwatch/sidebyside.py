@@ -1,11 +1,12 @@
-"""Small tensors that are alike, laid side by side in one array: what reads elements is cheap for many of them at once.
+"""Small tensors of one dtype, laid side by side in one array: what reads elements is cheap for many of them at once.
 
 Below `matrices` and `together`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from paramwatch.columns import Array
 from paramwatch.measure.sampled import positions
 from paramwatch.measure.scaled import stream_of
+from paramwatch.ragged import Ragged
 from paramwatch.rows import is_plain
 from paramwatch.sampling import AS_IT_IS, READABLE, Whole
 
@@ -36,10 +38,16 @@ def alike(tensors: Sequence[Tensor | None]) -> dict[Shape, list[int]]:
     return found
 
 
-def at_once(which: Sequence[int], length: int) -> list[Sequence[int]]:
+def at_once(which: Sequence[int], lengths: Sequence[int]) -> Iterator[Sequence[int]]:
     """So many positions at a time as are laid side by side, with so many elements each."""
-    most = max(_AT_ONCE // length, 1)
-    return [which[i : i + most] for i in range(0, len(which), most)]
+    start = held = 0
+    for i, length in enumerate(lengths):
+        if held + length > _AT_ONCE and i > start:
+            yield which[start:i]
+            start, held = i, 0
+        held += length
+    if held:
+        yield which[start:]
 
 
 @torch.no_grad()
@@ -53,22 +61,23 @@ def sampled(tensors: Sequence[Tensor], most: int) -> tuple[Sequence[Tensor], Seq
     return _picked(flat, most).double().unbind(), [Whole(n, *known, n) for known in zip(low, high, zeros, strict=True)]
 
 
-def side_by_side(tensors: Sequence[Tensor], most: int | None = None) -> Array:
-    """The elements of each tensor, or so many of them, in a row of their own; those of a coarse dtype in float32."""
+def side_by_side(tensors: Sequence[Tensor], most: int | None = None) -> Ragged:
+    """The elements of each tensor of one dtype, or so many of them, in a row of their own; those of a coarse dtype in float32."""
     first = tensors[0]
     if not first.is_cpu:
-        flat = torch.stack([x.detach().reshape(-1) for x in tensors])
-        flat = flat if most is None else _picked(flat, most)
-        found: Array = flat.to(flat.dtype if flat.dtype in READABLE else torch.float32).cpu().numpy()
-        return found
+        alike = [torch.stack([x.detach().reshape(-1) for x in same]) for _, same in groupby(tensors, Tensor.numel)]
+        blocks = alike if most is None else [_picked(flat, most) for flat in alike]
+        flat = torch.cat([block.reshape(-1) for block in blocks])
+        lengths = np.array([block.shape[1] for block in blocks for _ in range(len(block))])
+        return Ragged(flat.to(flat.dtype if flat.dtype in READABLE else torch.float32).cpu().numpy(), lengths)
     # NumPy's copy keeps to one thread: for so few elements at a time the others are in the way
     coarse = first.dtype is torch.bfloat16
     each = [(x.view(torch.int16) if coarse else x).numpy() for x in (x.detach().reshape(-1) for x in tensors)]
     if most is not None:
         stream = stream_of(first.device)
-        # as many elements may come in several shapes
         each = [x if len(x) <= most else x.take(positions(len(x), most, first.device, stream).numpy()) for x in each]
-    return _readable(np.concatenate(each)).reshape(len(each), -1)
+    found = Ragged.of(each)
+    return found.like(_readable(found.flat))
 
 
 def _readable(flat: Array) -> Array:

@@ -11,7 +11,8 @@ from functools import lru_cache
 
 from paramwatch.columns import Array
 from paramwatch.drawn import Law, Numbers
-from paramwatch.formulas import few_values, tied_ends
+from paramwatch.ragged import Ragged
+from paramwatch.repeats import few_values, tied_ends
 from paramwatch.standards import DEFAULT, Standard
 
 _NEAR = 1.5
@@ -65,7 +66,7 @@ def standing_apart(ascending: Array) -> str:
 
 def not_smooth(ascending: Array, nonzero: Array, grain: float, distinct: int | None = None) -> str:
     """What no smooth law does: few values (`distinct`, if known), or many elements at an extreme, beside zeros. "" if they do neither."""
-    distinct = int(few_values(ascending, grain)) if distinct is None else distinct
+    distinct = int(few_values(Ragged.of([ascending]), grain)[0]) if distinct is None else distinct
     if distinct:
         return f"{distinct} distinct values (quantised?)"
     below, above = tied_ends(nonzero, grain)

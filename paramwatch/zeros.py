@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from paramwatch.drawn import Numbers
-from paramwatch.formulas import COARSE
+from paramwatch.repeats import COARSE
 
 _STRAY = 0.01
 """Share of zeros below which they say nothing."""

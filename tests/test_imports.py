@@ -25,14 +25,14 @@ LAYERS = (
     "handover worker outlet batching alike assemble recorder streak opened others uses gradients raw outside updates rounds "
     "numbering plan deviceplan rooms strangers clock inventory sight changes optimizers clipping arguments",
     "tensorboard steps progress traced codespan callstack inherited untraced measure run loading overview sampling together "
-    "sidebyside matrices",
+    "sidebyside matrices answering",
     "notebook frames useframes table initial vouched fitting wording zeros laws lopsided drawn standards hazards branches scale standins "
     "sheet",
     "store files latest contents epoch arrowfile streams histograms uselines agreement format absence block batch cost folder schedule "
     "totals rules ties memory testing shapes lettering png heatmap grid span terminal output usage",
-    "rows formulas",
+    "rows formulas evenness repeats",
     "record merging bins",
-    "columns guard globs ranks",
+    "ragged columns guard globs ranks",
 )
 """From the top: a module imports from its own layer and from those below; the modules of a folder are in its layer."""
 
