@@ -113,7 +113,10 @@ class Plan:
             tensors: The parameters.
             with_grads: Measure their gradients as well; if these cannot be here, only the parameters are.
         """
-        room = self.rooms.pop() if self.rooms else Room(self.sizes, self.types, self.forms.each, self.exact)
+        try:
+            room = self.rooms.pop() if self.rooms else Room(self.sizes, self.types, self.forms.each, self.exact)
+        except MemoryError:
+            return None
         folded = Folded(self, room)
         room.addresses = list(map(_address, tensors))
         if with_grads:

@@ -243,6 +243,8 @@ class Recorder:
             self._add_rows(step, rows, snapshot)
             if self.plans and not self._full and self.updates.mode in ("exact", "off"):
                 self._plans.make(optimizer, rows, self.updates.mode == "exact", self.updates.tells(optimizer))
+            else:
+                self._plans.forget()
         return step
 
     def _count(self, step: OptimizerStep, skipped: bool = False) -> None:

@@ -12,7 +12,7 @@ from paramwatch.guard import logger
 from paramwatch.inventory import LiveInventory
 from paramwatch.measure import Kept, measure, measure_end, measure_sampled_update, read_scalars, sample
 from paramwatch.measure.histograms import update_histograms
-from paramwatch.measure.room import may_copy
+from paramwatch.measure.room import may_copy, ran_out
 from paramwatch.optimizers import learning_rates, moves_between_steps, states
 from paramwatch.rounds import Measured, OptimizerStep
 
@@ -41,7 +41,9 @@ class Updates:
         if self.mode == "exact":
             try:
                 return Kept(tensors, filled=False)
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error):
+                    raise
                 logger.warning("no memory is left for a copy of the parameters: updates are estimated from samples from now on")
                 self.mode = "sampled"
         return [sample(tensor) for tensor in tensors] if self.mode == "sampled" else None

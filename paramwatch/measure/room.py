@@ -31,6 +31,11 @@ def share_of_device(device: torch.device) -> int:
     return int(SHARE_OF_DEVICE * total)
 
 
+def ran_out(error: Exception) -> bool:
+    """Whether there was no memory: torch has a class for that on a GPU, and words on the CPU."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
 def _host_memory() -> tuple[int, int]:
     """Free and total bytes; where the system does not tell what is free, half of all; where it tells nothing, 8 GiB in all."""
     try:
