@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from records import inventory, parts_of, record
 from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.compat.proto import summary_pb2
 
 from paramwatch import bins
 from paramwatch.columns import ABSENT
 from paramwatch.record import Record
+from paramwatch.tensorboard import messages
 from paramwatch.tensorboard.budget import Budget
 from paramwatch.tensorboard.digest import Digest
 from paramwatch.tensorboard.events import MAX_BYTES, EventFile
-from paramwatch.tensorboard.histograms import MOST_BUCKETS, of_elements, of_magnitudes
+from paramwatch.tensorboard.histograms import MOST_BUCKETS, Histograms, of_elements, of_magnitudes
 
 F32 = arrays(np.float32, st.integers(1, 40), elements=st.floats(width=32, allow_subnormal=True))
 
@@ -29,12 +31,23 @@ def counts_of(x: Any) -> np.ndarray[Any, Any]:
     return np.bincount(bins.positions(np.asarray(x)).ravel(), minlength=bins.BINS + 1)[: bins.BINS]
 
 
+def read_back(found: Histograms) -> list[Any]:
+    """The histograms as protobuf reads them, None where there is none; it would write the same bytes."""
+    tag, read = "a tag whose length takes two bytes " * 5, list[Any]()
+    for value in messages.histogram_values([tag] * len(found.sizes), found):
+        summary = summary_pb2.Summary.FromString(value)
+        assert [each.tag for each in summary.value] == [tag] * bool(value)
+        assert summary.SerializeToString() == value
+        read.append(summary.value[0].histo if value else None)
+    return read
+
+
 def histogram_of(x: Any) -> Any:
     parts = {name: float(np.float32(parts_of(x)[name])) for name in ("min", "max", "mean", "rms")}
     # among others: one that has no histogram, and one of another size
     least, greatest, *others = (np.array([2.5, np.nan, parts[name], -9.0]) for name in ("min", "max", "mean", "rms"))
     counts = np.stack([counts_of([2.5]), np.full(bins.BINS, ABSENT), counts_of(x), counts_of([-9.0, -9.0])])
-    one, nothing, found, two = of_elements(counts, least, greatest, *others)
+    one, nothing, found, two = read_back(of_elements(counts, least, greatest, *others))
     assert (one.num, nothing, two.num, list(two.bucket)) == (1, None, 2, [2])
     return found
 
@@ -73,7 +86,7 @@ def test_a_distribution_is_of_the_logarithms_that_there_are(values: np.ndarray[A
     # beside steps with other numbers, and with rows that are left out
     wide = np.append(values, 7.0) * np.ones((3, 1))
     wide[0], wide[2] = 1e9, 0.0
-    _, found, nothing = of_magnitudes(wide, np.arange(len(values) + 1) < len(values) * np.ones((3, 1)))
+    _, found, nothing = read_back(of_magnitudes(wide, np.arange(len(values) + 1) < len(values) * np.ones((3, 1))))
     assert nothing is None
     if not logs.size:
         assert found is None
@@ -82,6 +95,18 @@ def test_a_distribution_is_of_the_logarithms_that_there_are(values: np.ndarray[A
     assert found.num == sum(found.bucket) == logs.size
     assert len(found.bucket) <= MOST_BUCKETS
     assert list(found.bucket) == np.histogram(logs, edges)[0].tolist()
+
+
+@given(arrays(np.float64, st.tuples(st.integers(1, 4), st.just(5)), elements=st.sampled_from([0.0, -0.0, 1.5, -2.0, np.inf, np.nan])))
+def test_a_number_that_is_zero_is_written_as_protobuf_does(numbers: np.ndarray[Any, Any]) -> None:
+    n = len(numbers)
+    found = read_back(Histograms(np.arange(n), numbers, np.arange(n * (n - 1) / 2), np.zeros(n * (n - 1) // 2, np.int64)))
+    assert found[0] is None
+    for i in range(1, n):
+        first, *others = found[i].bucket_limit
+        assert (first, len(others), list(found[i].bucket)) == (i * (i - 1) / 2, i - 1, [0] * i)
+        read = [found[i].min, found[i].max, found[i].num, found[i].sum, found[i].sum_squares]
+        assert np.array(read).tobytes() == numbers[i].tobytes()
 
 
 def binned(step: int, tensors: dict[str, dict[str, Any]], inv: Any) -> Record:

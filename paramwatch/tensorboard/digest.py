@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from tensorboard.compat.proto import summary_pb2
 
 from paramwatch import bins
 from paramwatch.batch import Batch
@@ -113,9 +112,10 @@ class Digest:
         found = of_magnitudes(
             np.concatenate([value for value, _ in lines.values()]), np.concatenate([known & among for _, known in lines.values()])
         )
-        tags = [f"{name}/{DISTRIBUTION}" for name in lines]
-        events = zip(batch.step, batch.time, strict=True)
-        return [messages.histograms(*at, dict(zip(tags, found[i :: len(batch)], strict=True))) for i, at in enumerate(events)]
+        # line by line, and in each step by step
+        n, tags = len(batch), [f"{name}/{DISTRIBUTION}" for name in lines]
+        values = messages.histogram_values([tag for tag in tags for _ in range(n)], found)
+        return [messages.histograms(*at, values[i::n]) for i, at in enumerate(zip(batch.step, batch.time, strict=True))]
 
     def _is_due(self, kind: str, step: int) -> bool:
         """Whether what not every step has is drawn: that goes by how many there were before."""
@@ -124,9 +124,9 @@ class Digest:
             self._numbered[kind] = number + 1, step
         return self.schedules[kind].keeps(self._numbered[kind][0])
 
-    def _histograms(self, batch: Batch, found: Mapping[str, Array]) -> dict[str, summary_pb2.HistogramProto | None]:
-        """Tag -> histogram, of the rows or blocks that have curves: `kind/name`."""
-        out: dict[str, summary_pb2.HistogramProto | None] = {}
+    def _histograms(self, batch: Batch, found: Mapping[str, Array]) -> list[bytes]:
+        """The histograms of the rows or blocks that have curves: `kind/name`."""
+        out: list[bytes] = []
         for kind, counts in found.items():
             axis = batch.inventory.kinds.index(kind)
             parts = {part: array[0, axis] for part, array in batch.values.items()}
@@ -138,5 +138,5 @@ class Digest:
             if (kind, "mean") not in batch.inventory.layout:
                 mean = np.full(len(named), np.nan)
             tags = (f"{kind}/{name}" for name in self.curves.names)
-            out |= dict(zip(tags, of_elements(counts[named], low, high, mean, rms), strict=True))
+            out += messages.histogram_values(tags, of_elements(counts[named], low, high, mean, rms))
         return out

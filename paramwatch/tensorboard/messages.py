@@ -5,13 +5,15 @@ All are of the kinds that torch's writer writes: both loaders of TensorBoard rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto import event_pb2, summary_pb2, types_pb2
 
 from paramwatch.columns import Array
+from paramwatch.tensorboard.histograms import Histograms
 
 _TEXT = summary_pb2.SummaryMetadata(
     plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name="text"),
@@ -19,8 +21,12 @@ _TEXT = summary_pb2.SummaryMetadata(
     data_class=summary_pb2.DATA_CLASS_TENSOR,
 )
 
-_TIME, _STEP = 0x09, 0x10
-"""What stands before these two fields of an event."""
+_TIME, _STEP, _SUMMARY = 0x09, 0x10, 0x2A
+"""What stands before these fields of an event,"""
+_VALUE, _TAG, _HISTOGRAM = 0x0A, 0x0A, 0x2A
+"""before a value in a summary, and these two in a value,"""
+_NUMBERS, _LIMITS, _COUNTS = (0x09, 0x11, 0x19, 0x21, 0x29), 0x32, 0x3A
+"""and before what a histogram has, in the order of `Histograms`."""
 _SIZES = np.array([1 << 7 * i for i in range(9)])
 """The least step numbers that take 1, 2, ... bytes: each holds seven bits, the last ones first, and says whether another follows."""
 
@@ -56,10 +62,47 @@ def event(step: int, time: float, **what: Any) -> bytes:
     return _bytes_of(event_pb2.Event(wall_time=time, step=step, **what))
 
 
-def histograms(step: int, time: float, found: Mapping[str, summary_pb2.HistogramProto | None]) -> bytes:
-    """An event of histograms by their tags; nothing at all where there is none."""
-    values = [summary_pb2.Summary.Value(tag=tag, histo=histogram) for tag, histogram in found.items() if histogram is not None]
-    return event(step, time, summary=summary_pb2.Summary(value=values)) if values else b""
+def histograms(step: int, time: float, values: Iterable[bytes]) -> bytes:
+    """An event of histograms, as `histogram_values` has them; nothing at all where there is none."""
+    summary = b"".join(values)
+    return event(step, time) + _field(_SUMMARY, summary) if summary else b""
+
+
+def histogram_values(tags: Iterable[str], found: Histograms) -> list[bytes]:
+    """Histograms by their tags as fields of a summary, nothing where there is none: as protobuf itself has them, in a tenth of the time."""
+    numbers = np.ascontiguousarray(found.numbers, "<f8")
+    fields = np.empty((*numbers.shape, 9), np.uint8)
+    fields[..., 0], fields[..., 1:] = _NUMBERS, numbers.view(np.uint8).reshape(*numbers.shape, 8)
+    # protobuf leaves a zero out, of which no bit is set
+    written = numbers.view(np.int64) != 0
+    parts = [fields[written].tobytes(), *(each.astype("<f8").tobytes() for each in (found.limits, found.counts))]
+    numbers_end, buckets_end = (9 * written.sum(1)).cumsum().tolist(), (8 * found.sizes).cumsum().tolist()
+    values: list[bytes] = []
+    begin = start = 0
+    for tag, end, stop in zip(tags, numbers_end, buckets_end, strict=True):
+        if stop > start:
+            histogram = parts[0][begin:end] + _field(_LIMITS, parts[1][start:stop]) + _field(_COUNTS, parts[2][start:stop])
+            values.append(_field(_VALUE, _field(_TAG, tag.encode()) + _field(_HISTOGRAM, histogram)))
+        else:
+            values.append(b"")
+        begin, start = end, stop
+    return values
+
+
+def _field(key: int, content: bytes) -> bytes:
+    """A field of a message that holds another, or text, or many numbers."""
+    return _beginning(key, len(content)) + content
+
+
+# most are as long as many others
+@lru_cache(maxsize=1024)
+def _beginning(key: int, size: int) -> bytes:
+    """Of a field: its key, and its length as `_SIZES` says."""
+    begin = [key]
+    while size > 0x7F:
+        begin.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes((*begin, size))
 
 
 def scalars(step: int, time: float, found: Mapping[str, float]) -> bytes:
