@@ -7,27 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from paramwatch.assemble import FOUND_INF, SCALE, described, idle_states, rows_of
+from paramwatch.assemble import FOUND_INF, SCALE, described, hold, idle_states, nothing, rows_of
 from paramwatch.batch import Batch
-from paramwatch.block import null_of
-from paramwatch.columns import PARTS, Array
+from paramwatch.columns import Array
 from paramwatch.measure import Reading
 from paramwatch.outside import Outside
 from paramwatch.plan import ENTERED, LEFT, MOVED, USED, Folded
 from paramwatch.record import GRAD_STATES, UNCHANGED, Changes, Inventory
-from paramwatch.rounds import Measured, OptimizerStep, Round
+from paramwatch.rounds import Measured, OptimizerStep, PlainRound, Round
 
 Handed: TypeAlias = tuple[Round, str]
 """A round, and how its updates were measured."""
 
 _COUNTED = frozenset({"backwards"})
 """What a round may know of its step that others of its form do not."""
-_INTEGERS = slice(0, sum(part.integer for part in PARTS.values()))
-"""Where they are among all parts; the count is the first."""
 _USED, _ZERO, _NONE, _FROZEN = (GRAD_STATES.index(state) for state in ("used", "zero", "none", "frozen"))
 
 
@@ -36,7 +33,7 @@ class Form:
 
     def __init__(self, done: Round) -> None:
         self.inventory = done.inventory
-        self.steps = [_form_of(step, done.inventory) for step in done.optimizer_steps]
+        self.steps = [_form_of(step, done.inventory, i) for i, step in enumerate(done.optimizer_steps)]
         self._stepped = np.zeros(len(done.inventory.rows), dtype=bool)
         for step in self.steps:
             self._stepped[step.here] = True
@@ -44,13 +41,26 @@ class Form:
         # where two optimizers step one row, the later one has the last word, and this is not told here
         self._apart = sum(map(len, held)) == self._stepped.sum()
         self._idle = idle_states(done.inventory)
-        self._keys, self._has_device = done.steps.keys() - _COUNTED, done.spent.device_us is not None
+        self._keys, self._has_device = done.steps.keys() - _COUNTED, done.device_us is not None
+        # of the last streak that is of this form
+        self._common: tuple[object, object] = None, None
 
     def fits(self, done: Round) -> bool:
         """Whether a round is of this form."""
+        if not isinstance(done, PlainRound):
+            return self._fits(done)
+        # what rounds have in common says it of all of them
+        common, grads = self._common
+        if done.common is common and done.folded.grads is grads:
+            return True
+        if fits := self._fits(done):
+            self._common = done.common, done.folded.grads
+        return fits
+
+    def _fits(self, done: Round) -> bool:
         if done.inventory is not self.inventory or done.others or done.apart or done.lost:
             return False
-        if done.steps.keys() - _COUNTED != self._keys or (done.spent.device_us is not None) is not self._has_device:
+        if done.steps.keys() - _COUNTED != self._keys or (done.device_us is not None) is not self._has_device:
             return False
         steps = done.optimizer_steps
         if not self._apart or not 0 < len(steps) == len(self.steps):
@@ -63,23 +73,21 @@ class Form:
     def batch(self, rounds: Sequence[Handed]) -> Batch:
         """Put rounds of this form together."""
         n, inventory = len(rounds), self.inventory
-        values = _nothing(n, inventory)
+        values = nothing(n, inventory)
         lr = np.full((n, len(inventory.rows)), np.nan)
         state = np.repeat(self._idle[None], n, axis=0)
         skipped = np.array([done.skipped for done, _ in rounds])
         scale = np.full(n, np.nan)
         changes = [UNCHANGED] * n
         found: list[dict[str, int]] = [{} for _ in rounds]
-        for i, form in enumerate(self.steps):
-            steps = [done.optimizer_steps[i] for done, _ in rounds]
-            amp = form.amp(steps)
-            if amp is not None:
-                skipped |= amp[:, FOUND_INF] > 0
-                scale = np.where(np.isnan(amp[:, SCALE]), scale, amp[:, SCALE])
-            entered, left = form.fill(values, steps, amp)
-            lr[:, form.here] = form.rates(steps)
-            state[:, form.here] = form.states(steps, values)
-            for which, rows in _changed(form.here, [done for done, _ in rounds], steps, entered, left).items():
+        closed = [done for done, _ in rounds]
+        for form in self.steps:
+            read = form.read(values, closed)
+            if read.amp is not None:
+                skipped |= read.amp[:, FOUND_INF] > 0
+                scale = np.where(np.isnan(read.amp[:, SCALE]), scale, read.amp[:, SCALE])
+            lr[:, form.here], state[:, form.here] = read.rates, read.states
+            for which, rows in _changed(form, closed, read).items():
                 found[which] |= rows
                 changes[which] = Changes(outside=found[which])
         scales = [None if one != one else one for one in scale.tolist()]
@@ -111,13 +119,30 @@ class _Piece:
         return plain and (measured.names is self.names or measured.names == self.names)
 
 
-class _StepForm:
-    """What the steps of one optimizer have in common."""
+class _Read(NamedTuple):
+    """What was read of one optimizer's steps; of rows, those `here`."""
 
-    def __init__(self, step: OptimizerStep, inventory: Inventory) -> None:
-        self._inventory = inventory
+    entered: Array
+    """The rows as the steps found them,"""
+    left: Array | None
+    """and as they left them, where somebody asks."""
+    rates: Array
+    states: Array
+    """What became of the gradients."""
+    amp: Array | None = None
+    """As in `OptimizerStep.amp`, [n, 2]."""
+
+
+class _StepForm:
+    """What the steps of one optimizer have in common.
+
+    Its `number` says which of the optimizers of a round it is.
+    """
+
+    def __init__(self, step: OptimizerStep, inventory: Inventory, number: int) -> None:
+        self._inventory, self.number = inventory, number
         self._names = step.names
-        self.kept, self.here = _places(step.names, inventory)
+        self._kept, self.here = _places(step.names, inventory)
         self._pieces = [_Piece.of(measured, inventory) for measured in step.measured]
         self._left = bool(step.left)
         params = [i for i, measured in enumerate(step.entered) if measured.kind == "param"]
@@ -145,18 +170,11 @@ class _StepForm:
         entered = self._pieces[self._param]
         return entered.fits(left[0]) if self._left and len(left) == 1 else not left and not self._left
 
-    def amp(self, steps: Sequence[OptimizerStep]) -> Array | None:
-        """As in `OptimizerStep.amp`, [n, 2]; None where there is nothing."""
-        return _stacked([step.amp for step in steps if step.amp])
-
-    def rates(self, steps: Sequence[OptimizerStep]) -> Array:
-        """The learning rates of the rows."""
-        return _stacked([step.rates for step in steps if step.rates])[:, self.kept]
-
-    def fill(self, values: Mapping[str, Array], steps: Sequence[OptimizerStep], amp: Array | None) -> tuple[Array, Array | None]:
-        """Put into arrays what was measured, the later over the earlier; gives the rows as they were entered, and left."""
-        measured = [step.measured for step in steps]
-        entered, inf_found = np.empty(0), np.zeros(len(steps), dtype=bool) if amp is None else amp[:, FOUND_INF] > 0
+    def read(self, values: Mapping[str, Array], rounds: Sequence[Round]) -> _Read:
+        """Put into arrays what was measured, the later over the earlier."""
+        steps = [done.optimizer_steps[self.number] for done in rounds]
+        measured, amp = [step.measured for step in steps], _stacked([step.amp for step in steps if step.amp])
+        entered, inf_found = np.empty(0), amp[:, FOUND_INF] > 0
         for i, piece in enumerate(self._pieces):
             if piece.axis is None:
                 continue
@@ -165,27 +183,27 @@ class _StepForm:
                 entered = wide[:, piece.kept]
             if piece.kind == "update" and inf_found.any():
                 wide = np.where(inf_found[:, None, None], np.nan, wide)
-            _hold(values, wide[:, piece.kept], piece.axis, piece.here)
-        left = _stacked([step.left[0].reading for step in steps]) if self._left else None
-        return entered, None if left is None else left[:, self._pieces[self._param or 0].kept]
+            hold(values, wide[:, piece.kept], piece.axis, piece.here)
+        left = _stacked([step.left[0].reading for step in steps])[:, self._pieces[self._param or 0].kept] if self._left else None
+        rates, states = _stacked([step.rates for step in steps if step.rates])[:, self._kept], self._states(steps, values)
+        return _Read(entered, left, rates, states, amp)
 
-    def states(self, steps: Sequence[OptimizerStep], values: Mapping[str, Array]) -> Array:
-        """What became of the gradients of the rows that stepped."""
+    def _states(self, steps: Sequence[OptimizerStep], values: Mapping[str, Array]) -> Array:
         with_gradient = _with_gradient(values, self._inventory, self.here)
         had = _flags([step.had_grad for step in steps])
         if had.all():
             return with_gradient
         required = _flags([step.required_grad for step in steps])
-        states: Array = np.where(had[:, self.kept], with_gradient, np.where(required[:, self.kept], _NONE, _FROZEN))
+        states: Array = np.where(had[:, self._kept], with_gradient, np.where(required[:, self._kept], _NONE, _FROZEN))
         return states
 
 
 class _FoldedForm:
     """The same of steps that went the quick way: their readings lie side by side as they are."""
 
-    def __init__(self, step: OptimizerStep, folded: Folded, inventory: Inventory) -> None:
+    def __init__(self, step: OptimizerStep, folded: Folded, inventory: Inventory, number: int) -> None:
         self._plan, self._grads, self._raw = folded.plan, folded.grads, step.raw_is_used
-        self._inventory = inventory
+        self._inventory, self.number = inventory, number
         self._kept, self.here = _places(folded.plan.names, inventory)
         assert folded.grads is not None
         self._had, self._required = np.array(folded.grads.had), np.array(folded.grads.required)
@@ -196,31 +214,25 @@ class _FoldedForm:
             return False
         return not (step.unsure or step.uses or step.raw or step.amp) and step.raw_is_used is self._raw
 
-    def amp(self, steps: Sequence[OptimizerStep]) -> None:
-        return None
-
-    def rates(self, steps: Sequence[OptimizerStep]) -> Array:
-        rates: Array = np.array([step.folded.rates for step in steps if step.folded], dtype=np.float64)
-        return rates[:, self._plan.group_of[self._kept]]
-
-    def fill(self, values: Mapping[str, Array], steps: Sequence[OptimizerStep], amp: Array | None) -> tuple[Array, Array | None]:
-        wide = _side_by_side([step.folded for step in steps if step.folded])[:, :, self._kept]
+    def read(self, values: Mapping[str, Array], rounds: Sequence[Round]) -> _Read:
+        each = [done.folded if isinstance(done, PlainRound) else done.optimizer_steps[self.number].folded for done in rounds]
+        steps = [folded for folded in each if folded is not None]
+        wide = _side_by_side(steps)[:, :, self._kept]
         # these three come first in every layout
-        _hold(values, wide[:, ENTERED : MOVED + 1], slice(ENTERED, MOVED + 1), self.here)
+        hold(values, wide[:, ENTERED : MOVED + 1], slice(ENTERED, MOVED + 1), self.here)
         if self._raw and "grad_raw" in self._inventory.kinds:
-            _hold(values, wide[:, USED], self._inventory.kinds.index("grad_raw"), self.here)
-        return wide[:, ENTERED], wide[:, LEFT] if self._plan.leaves else None
-
-    def states(self, steps: Sequence[OptimizerStep], values: Mapping[str, Array]) -> Array:
+            hold(values, wide[:, USED], self._inventory.kinds.index("grad_raw"), self.here)
+        rates: Array = np.array([folded.rates for folded in steps], dtype=np.float64)[:, self._plan.group_of[self._kept]]
         had, required = self._had[self._kept], self._required[self._kept]
-        with_gradient = _with_gradient(values, self._inventory, self.here)
-        return with_gradient if had.all() else np.where(had, with_gradient, np.where(required, _NONE, _FROZEN))
+        states = _with_gradient(values, self._inventory, self.here)
+        states = states if had.all() else np.where(had, states, np.where(required, _NONE, _FROZEN))
+        return _Read(wide[:, ENTERED], wide[:, LEFT] if self._plan.leaves else None, rates, states)
 
 
-def _form_of(step: OptimizerStep, inventory: Inventory) -> _StepForm | _FoldedForm:
+def _form_of(step: OptimizerStep, inventory: Inventory, number: int) -> _StepForm | _FoldedForm:
     if step.folded is None:
-        return _StepForm(step, inventory)
-    return _FoldedForm(step, step.folded, inventory)
+        return _StepForm(step, inventory, number)
+    return _FoldedForm(step, step.folded, inventory, number)
 
 
 def _side_by_side(steps: Sequence[Folded]) -> Array:
@@ -243,14 +255,12 @@ def _with_gradient(values: Mapping[str, Array], inventory: Inventory, here: Arra
     return states
 
 
-def _changed(
-    here: Array | slice, rounds: Sequence[Round], steps: Sequence[OptimizerStep], entered: Array, left: Array | None
-) -> dict[int, Mapping[str, int]]:
-    """What `Round.changed` says of each of the rounds in which it says something; `entered` and `left` are of the rows `here`."""
+def _changed(form: _StepForm | _FoldedForm, rounds: Sequence[Round], read: _Read) -> dict[int, Mapping[str, int]]:
+    """What `Round.changed` says of each of the rounds in which it says something."""
     outside = getattr(rounds[0].changed, "__self__", None)
-    if isinstance(outside, Outside) and outside.unchanged(rounds[0].inventory, here, entered, left, rounds[-1].step):
+    if isinstance(outside, Outside) and outside.unchanged(rounds[0].inventory, form.here, read.entered, read.left, rounds[-1].step):
         return {}
-    asked = ((i, done.changed(step, done.step)) for i, (done, step) in enumerate(zip(rounds, steps, strict=True)))
+    asked = ((i, done.changed(done.optimizer_steps[form.number], done.step)) for i, done in enumerate(rounds))
     return {i: found for i, found in asked if found}
 
 
@@ -277,22 +287,3 @@ def _flags(lists: Sequence[Sequence[bool]]) -> Array:
     """Whether, bool [n, m], or [1, m] where all are the same."""
     first, *others = lists
     return np.array([first] if all(other == first for other in others) else lists, dtype=bool)
-
-
-def _nothing(n: int, inventory: Inventory) -> dict[str, Array]:
-    """Parts as they are kept, where nothing is measured."""
-    shape = n, len(inventory.kinds), len(inventory.rows)
-    return {name: np.full(shape, null_of(name), part.dtype) for name, part in PARTS.items()}
-
-
-def _hold(values: Mapping[str, Array], wide: Array, axis: int | slice, here: Array | slice) -> None:
-    """float64 as measured, [n, rows, parts] (of several kinds [n, kinds, rows, parts]) -> parts as they are kept."""
-    unknown = np.isnan(wide[..., _INTEGERS])
-    absent = unknown[..., 0] if unknown.any() else None
-    with np.errstate(over="ignore", under="ignore"):
-        for i, (name, part) in enumerate(PARTS.items()):
-            column = wide[..., i]
-            if absent is not None:
-                lost = unknown[..., i] | absent if part.integer else absent
-                column = np.where(lost, null_of(name), column)
-            values[name][:, axis, here] = column

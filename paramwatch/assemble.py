@@ -18,6 +18,8 @@ SCALE, FOUND_INF = 0, 1
 """Where they are in `OptimizerStep.amp`."""
 
 _COUNT = list(PARTS).index("count")
+_INTEGERS = slice(0, sum(part.integer for part in PARTS.values()))
+"""Where they are among all parts; the count is the first."""
 
 
 def assemble(done: Round, update_mode: str) -> Record:
@@ -61,14 +63,14 @@ def described(rounds: Sequence[tuple[Round, str]], skipped: Sequence[bool], scal
         skipped: Whether the step was.
         scales: That of a `GradScaler`.
     """
-    spent = [done.spent.described() for done, _ in rounds]
+    hosts, devices = [done.host_us for done, _ in rounds], [done.device_us for done, _ in rounds]
     return {
         "skipped": [*skipped],
         "amp_scale": [*scales],
-        "evaluations": [sum([step.evaluations for step in done.optimizer_steps]) or None for done, _ in rounds],
+        "evaluations": [done.evaluations or None for done, _ in rounds],
         "backwards": [done.steps.get("backwards") for done, _ in rounds],
         "update_mode": [mode for _, mode in rounds],
-        **{key: [each[key] for each in spent] for key in spent[0]},
+        **({"overhead_us": hosts} if devices[0] is None else {"overhead_us": devices, "overhead_host_us": hosts}),
         **{key: [done.steps[key] for done, _ in rounds] for key in rounds[0][0].steps if key != "backwards"},
     }
 
@@ -133,3 +135,22 @@ def _held(wide: Array) -> dict[str, Array]:
             lost = absent | np.isnan(column) if part.integer else absent
             held[name] = np.where(lost, null_of(name), column).astype(part.dtype)
     return held
+
+
+def nothing(n: int, inventory: Inventory) -> dict[str, Array]:
+    """Parts as they are kept, where nothing is measured."""
+    shape = n, len(inventory.kinds), len(inventory.rows)
+    return {name: np.full(shape, null_of(name), part.dtype) for name, part in PARTS.items()}
+
+
+def hold(values: Mapping[str, Array], wide: Array, axis: int | slice, here: Array | slice) -> None:
+    """float64 as measured, [n, rows, parts] (of several kinds [n, kinds, rows, parts]) -> parts as they are kept."""
+    unknown = np.isnan(wide[..., _INTEGERS])
+    absent = unknown[..., 0] if unknown.any() else None
+    with np.errstate(over="ignore", under="ignore"):
+        for i, (name, part) in enumerate(PARTS.items()):
+            column = wide[..., i]
+            if absent is not None:
+                lost = unknown[..., i] | absent if part.integer else absent
+                column = np.where(lost, null_of(name), column)
+            values[name][:, axis, here] = column

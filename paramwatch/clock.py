@@ -72,12 +72,6 @@ class Spent:
         if not self.ready:
             raise RuntimeError("events were waited for and have not come")
 
-    def described(self) -> dict[str, float]:
-        """As `Record.steps` has it."""
-        if self.device_us is None:
-            return {"overhead_us": self.host_us}
-        return {"overhead_us": self.device_us, "overhead_host_us": self.host_us}
-
 
 class Clock:
     """Sums up what watching takes.

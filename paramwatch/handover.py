@@ -34,7 +34,7 @@ class Handover:
         steps, first, last = self.counts
         if not steps or closed.step != last:
             self.counts = steps + 1, first if steps else closed.step, closed.step
-        if self._waiting or closed.waits or closed.spent.spans:
+        if self._waiting or closed.arriving:
             self._waiting.append(closed)
             self.give(wait=False)
         else:

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 from paramwatch.clock import Spent
 from paramwatch.columns import Array
 from paramwatch.measure import Kept, Reading, send, times
-from paramwatch.plan import ENTERED, LEFT, MOVED, USED, Folded
+from paramwatch.plan import ENTERED, LEFT, MOVED, USED, Folded, Plan
 from paramwatch.record import CameApart, Inventory, Lost
 from paramwatch.uses.reading import SplitReading
 
@@ -184,6 +185,26 @@ class Round:
             self.send()
         return True
 
+    @property
+    def arriving(self) -> bool:
+        """Whether there may be something on its way."""
+        return self.waits or bool(self.spent.spans)
+
+    @property
+    def evaluations(self) -> int:
+        """How often closures were called."""
+        return sum([step.evaluations for step in self.optimizer_steps])
+
+    @property
+    def host_us(self) -> float:
+        """As in `Spent`."""
+        return self.spent.host_us
+
+    @property
+    def device_us(self) -> float | None:
+        """As in `Spent`."""
+        return self.spent.device_us
+
     def take(self, others: Sequence[Measured]) -> None:
         """Rows that no optimizer steps."""
         self.others = [*self.others, *others]
@@ -210,3 +231,37 @@ class Round:
         for step in self.optimizer_steps:
             found += step.readings()
         return found
+
+
+class Common(NamedTuple):
+    """What the rounds of one `streak` have in common."""
+
+    plan: Plan
+    raw_is_used: bool
+    changed: Callable[[OptimizerStep, int], Mapping[str, int]]
+
+
+class PlainRound(Round):
+    """A round of a streak: one step that went the quick way, and nothing else.
+
+    Nearly all rounds are such. What `Round` says of one is made of what is kept when somebody asks, which hardly anybody does.
+    """
+
+    arriving, evaluations, device_us = False, 0, None
+    host_us = 0.0
+
+    def __init__(self, common: Common, step: int, time: float, folded: Folded, host_us: float) -> None:
+        self.common, self.step, self.time, self.folded, self.host_us = common, step, time, folded, host_us
+        self.inventory, self.steps, self.changed = common.plan.inventory, {}, common.changed
+
+    @cached_property
+    def optimizer_steps(self) -> list[OptimizerStep]:  # type: ignore[override]  # it can be set as well
+        step = OptimizerStep(self.step, True, False, [], self.inventory)
+        step.names, step.folded, step.time, step.raw_is_used = self.common.plan.names, self.folded, self.time, self.common.raw_is_used
+        return [step]
+
+    @cached_property
+    def spent(self) -> Spent:  # type: ignore[override]  # it can be set as well
+        spent = Spent()
+        spent.host_us = self.host_us
+        return spent

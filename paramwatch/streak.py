@@ -21,7 +21,7 @@ from paramwatch.numbering import Rounds
 from paramwatch.optimizers import params_of
 from paramwatch.outside import Claims
 from paramwatch.plan import Folded
-from paramwatch.rounds import OptimizerStep, Round
+from paramwatch.rounds import Common, OptimizerStep, PlainRound, Round
 
 
 class Streak:
@@ -42,9 +42,10 @@ class Streak:
     def __init__(self, last: Round, optimizer: Optimizer, until: int, rounds: Rounds, clock: Clock) -> None:
         (step,) = last.optimizer_steps
         assert step.folded is not None
-        self._plan, self._raw_is_used, self._changed = step.folded.plan, step.raw_is_used, last.changed
+        self._plan = step.folded.plan
+        self._common = Common(self._plan, step.raw_is_used, last.changed)
         self._until, self._rounds, self._known, self._clock = until, rounds, rounds.known(optimizer), clock
-        self._done: deque[tuple[int, float, Folded, int]] = deque()
+        self._done: deque[Round] = deque()
         self._folded: Folded | None = None
         self._optimizers: list[Optimizer] = []
         self._tensors: Sequence[Tensor] = ()
@@ -76,7 +77,7 @@ class Streak:
             return False
         self._rounds.again(self._known)
         self._folded, self._optimizers, self._tensors = None, [], ()
-        self._done.append((self._number, self._time, folded, self._ns + self._clock.since(started)))
+        self._done.append(PlainRound(self._common, self._number, self._time, folded, (self._ns + self._clock.since(started)) / 1000))
         return True
 
     @property
@@ -88,27 +89,17 @@ class Streak:
         """Publish what is done."""
         # one by one: the collector may come by, and close the Watch
         while self._done:
-            number, entered, folded, ns = self._done.popleft()
-            step = self._as_a_step(number, entered, folded)
-            step.raw_is_used = self._raw_is_used
-            closed = Round(number, entered, self._plan.inventory, {}, self._changed)
-            closed.add(step, False, 0)
-            closed.spent.host_us = ns / 1000
-            publish(closed)
+            publish(self._done.popleft())
 
     def end(self) -> OptimizerStep | None:
         """Give away the step in progress, if there is one."""
         if self._folded is not None:
-            self.step = self._as_a_step(self._number, self._time, self._folded)
-            self.step.optimizers, self.step.tensors = self._optimizers, self._tensors
+            self.step = OptimizerStep(self._number, True, False, self._optimizers, self._plan.inventory)
+            self.step.names, self.step.folded, self.step.time = self._plan.names, self._folded, self._time
+            self.step.tensors = self._tensors
             self._folded, self._optimizers, self._tensors = None, [], ()
             self._clock.count(self._ns)
         return self.step
-
-    def _as_a_step(self, number: int, entered: float, folded: Folded) -> OptimizerStep:
-        step = OptimizerStep(number, True, False, [], self._plan.inventory)
-        step.names, step.folded, step.time = self._plan.names, folded, entered
-        return step
 
 
 Token: TypeAlias = OptimizerStep | Streak
