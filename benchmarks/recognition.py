@@ -1,4 +1,4 @@
-"""How often `summary` names which family: the three tables in docs/summary.md.
+"""How often `summary` names which family: the four tables in docs/summary.md.
 
 python benchmarks/recognition.py
 """
@@ -85,6 +85,7 @@ SHAPES: dict[int, tuple[tuple[int, ...], ...]] = {
 
 OTHERS: dict[str, Draw] = {
     "triangular": lambda w: torch.rand(w.shape) + torch.rand(w.shape) - 1,
+    "evenly spaced (linspace)": lambda w: torch.linspace(0, 1, w.numel()).view(w.shape),
     "beta(2, 2)": lambda w: distributions.Beta(2.0, 2.0).sample(w.shape),
     "logistic": lambda w: torch.logit(torch.rand(w.shape)),
     "Student's t, 5 degrees of freedom": lambda w: distributions.StudentT(5.0).sample(w.shape),
@@ -95,9 +96,27 @@ OTHERS: dict[str, Draw] = {
     ),
     "each element from N(0, 1) or N(0, 2²)": lambda w: torch.randn(w.shape) * (1 + (torch.rand(w.shape) < 0.5)),
     "PyTorch's default and normal noise, a tenth of its std": lambda w: w + 0.1 * w.std() * torch.randn(w.shape),
+    "PyTorch's default and normal noise, a fiftieth of its std": lambda w: w + 0.02 * w.std() * torch.randn(w.shape),
     "a sign plus 0.3 N(0, 1)": lambda w: torch.randn(w.shape).sign() + 0.3 * torch.randn(w.shape),
 }
 """Laws that are not: what they pass for."""
+
+
+def larger(w: Tensor) -> Tensor:
+    """With half of the rows 1.5 times larger."""
+    w[: len(w) // 2] *= 1.5
+    return w
+
+
+SCALES: dict[str, Draw] = {
+    "normal, half of the rows 1.5 times larger": lambda w: larger(torch.randn(w.shape)),
+    "Xavier uniform, half of the rows 1.5 times larger": lambda w: larger(init.xavier_uniform_(w)),
+    "normal, each row times a number from U(0.75, 1.25)": lambda w: torch.randn(w.shape) * (0.75 + 0.5 * torch.rand(len(w), 1)),
+    "normal, and half as much of a product of two normal vectors": lambda w: (
+        torch.randn(w.shape) + 0.5 * torch.randn(len(w), 1) * torch.randn(w.shape[1])
+    ),
+}
+"""What is not of one scale."""
 
 
 def families(draw: Draw, width: int, draws: int) -> Counter[str]:
@@ -118,6 +137,14 @@ def table(laws: Mapping[str, Draw], widths: Sequence[int], draws: int) -> list[s
         cells = [", ".join(f"{n} {family}" for family, n in families(draw, width, draws).most_common()) for width in widths]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def of_no_law(widths: Sequence[int], draws: int) -> list[str]:
+    """Lines of a table of how often no law is named of what is not of one scale."""
+    lines = ["| drawn from | " + " | ".join(f"{width * width} elements" for width in widths) + " |", "|---" * (len(widths) + 1) + "|"]
+    return lines + [
+        f"| {name} | {' | '.join(str(families(draw, width, draws)['unlike']) for width in widths)} |" for name, draw in SCALES.items()
+    ]
 
 
 def recognised(family: str, draw: Draw, shapes: Sequence[tuple[int, ...]], draws: int) -> tuple[int, int]:
@@ -144,7 +171,10 @@ def functions(draws: int, sizes: Sequence[int] = tuple(SHAPES)) -> list[str]:
 
 def main() -> None:
     print("\n".join(["of 900 draws", *functions(900), ""]), flush=True)
-    print("\n".join(["of 1000 draws", *table(OWN, (16, 32, 64), 1000), "", "of 100 draws", *table(OTHERS, (16, 32), 100)]))
+    print(
+        "\n".join(["of 1000 draws", *table(OWN, (16, 32, 64), 1000), "", "of 100 draws", *table(OTHERS, (16, 32, 64), 100), ""]), flush=True
+    )
+    print("\n".join(["of 60 draws", *of_no_law((16, 32, 64), 60)]))
 
 
 if __name__ == "__main__":

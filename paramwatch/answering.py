@@ -76,7 +76,7 @@ def _answers(ascending: Ragged, nonzero: Ragged, numbers: Sequence[Numbers]) -> 
         each[i] = one
     sketches, laws, uneven, may_be_normal = zip(*each, strict=True)
     skewed = np.array([bool(one) for one in uneven])
-    between = _found(skewed, laid, lambda some, at: _are_between(some, [uneven[i] for i in at], grain))
+    between = _found(skewed, laid, lambda some, at: _are_between(some, [uneven[i] for i in at], n[at], grain))
     open_ = rest & np.array([not (one and fits and is_clear(one)) for one, fits in zip(uneven, between, strict=True)])
     cuts = open_ & np.array([law is not None for law in laws])
     follows = _found(cuts, laid, lambda some, at: _are_cut(some, [laws[i] for i in at], grain))
@@ -96,9 +96,9 @@ def _answers(ascending: Ragged, nonzero: Ragged, numbers: Sequence[Numbers]) -> 
     ]
 
 
-def _are_between(some: Ragged, found: Sequence[Lopsided | Literal[False] | None], grain: float) -> Array:
+def _are_between(some: Ragged, found: Sequence[Lopsided | Literal[False] | None], of: Array, grain: float) -> Array:
     laws = [one.law for one in found if one]
-    return are_between(some, np.array([(law.centre, law.scale, *(law.ends or ())) for law in laws]).T, grain)
+    return are_between(some, np.array([(law.centre, law.scale, *(law.ends or ())) for law in laws]).T, of, grain)
 
 
 def _are_cut(some: Ragged, laws: Sequence[Law | None], grain: float) -> Array:

@@ -236,10 +236,11 @@ def _of_law(seen: Seen) -> Look:
     bounds = _named(seen, _UNIFORM) if x.high - x.low < 4.2 * x.std else ()
     bound_known = bool(bounds) and all(bound.name for bound in bounds)
     laws = law_of(x.beside(some, tests), bound_known) if len(some) >= ENOUGH // 2 else []
-    if not laws:
-        return Look(UNLIKE + standing_apart(elements), "unlike", math.nan)
-    if not seen.zeros and _differ_in_scale(seen):
+    apart = "" if laws else standing_apart(elements)
+    if not apart and not seen.zeros and _differ_in_scale(seen):
         return Look(f"{UNLIKE}: rows or columns of different scales", "unlike", math.nan)
+    if not laws:
+        return Look(UNLIKE + apart, "unlike", math.nan)
     told, stds = list[str](), list[float]()
     for law in laws:
         known = bounds if law.kind == "uniform" else _named(seen, _NORMAL) if law.kind == "normal" else ()

@@ -134,8 +134,7 @@ def asked(numbers: Sequence[Numbers]) -> list[Asked]:
 
 def falls(x: Numbers) -> bool:
     """Whether numbers that may be uniform fall to one side so much that a law which does is looked for."""
-    steep = slope(x)
-    return steep > _LEANS and steep > min(x.n / _A_SLOPE, _OPEN)
+    return slope(x) > max(_LEANS, min(x.n / _A_SLOPE, _OPEN))
 
 
 def is_clear(uneven: Lopsided) -> bool:
@@ -187,7 +186,7 @@ def _uneven(x: Numbers, least: float | None) -> Lopsided | None:
 
 def _are_between(x: Numbers, law: Law) -> bool:
     assert x.some is not None
-    return bool(are_between(Ragged.of([x.some]), np.array([[law.centre], [law.scale], *([end] for end in law.ends or ())]), x.grain)[0])
+    return bool(are_between(Ragged.of([x.some]), np.array([[law.centre, law.scale, *(law.ends or ())]]).T, np.array([x.n]), x.grain)[0])
 
 
 # ---- the shapes -----------------------------------------------------------------------------

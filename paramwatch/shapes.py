@@ -12,7 +12,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from paramwatch.columns import Array
-from paramwatch.evenness import STRIDE, anderson_darling, are_far_off, is_even
+from paramwatch.departures import are_bent, have_heavy_tails, have_soft_ends
+from paramwatch.evenness import FULLY_KNOWN, STRIDE, anderson_darling, are_far_off, is_even
 from paramwatch.formulas import below
 from paramwatch.ragged import Ragged
 
@@ -29,7 +30,8 @@ _PARTLY_KNOWN = 1.85
 _ESTIMATED = 2.5
 """The Anderson-Darling statistic of a law of which all four numbers are estimated exceeds this in far less than 1 case of 100."""
 
-_Test: TypeAlias = Callable[[Ragged, float], Array]
+_Test: TypeAlias = Callable[[Ragged, Array, float], Array]
+"""Of shares, of which rows they are, to which grain they are rounded."""
 
 _LEAST = 8
 """Elements between the ends without which nothing is told."""
@@ -47,12 +49,15 @@ def are_normal(some: Ragged, grain: float) -> Array:
     off = some.flat - some.each(mean)
     off *= off
 
-    def follows(shares: Ragged, grain: float) -> Array:
+    def follows(shares: Ragged, at: Array, grain: float) -> Array:
         m = shares.lengths
         close: Array = anderson_darling(shares, grain) * (1 + 0.75 / m + 2.25 / m**2) <= _PARTLY_KNOWN
         return close
 
-    return _are_even(some, none > 0, none > 0, _Shares(mean, np.sqrt(some.means(off)), (none, none + 1)), grain, follows)
+    normal = _are_even(some, none > 0, none > 0, _Shares(mean, np.sqrt(some.means(off)), (none, none + 1)), grain, follows)
+    if normal.any():
+        normal[normal] = ~have_heavy_tails(some.only(normal))
+    return normal
 
 
 def are_cut(some: Ragged, centre: Array, scale: Array, cut: Array, grain: float) -> Array:
@@ -61,20 +66,33 @@ def are_cut(some: Ragged, centre: Array, scale: Array, cut: Array, grain: float)
     reach = scale * cut * (1 - 1e-9)
     first, last = some.extremes()
     shares = _Shares(centre, scale, (below(-cut), below(cut)))
-    return _are_even(some, first <= centre - reach, last >= centre + reach, shares, grain)
+    even = _are_even(some, first <= centre - reach, last >= centre + reach, shares, grain)
+    return _without_bends(even, some, np.stack([centre, scale, centre - reach, centre + reach]))
 
 
-def are_between(some: Ragged, laws: Array, grain: float) -> Array:
-    """The same of normal laws between two ends, all four numbers of which are estimated: [centre, scale, low, high; row]."""
+def are_between(some: Ragged, laws: Array, of: Array, grain: float) -> Array:
+    """The same of normal laws between two ends, all four numbers of which are estimated: [centre, scale, low, high; row].
+
+    They are estimated `of` so many elements: of more than these, they are the better known, and the distance from them is the greater.
+    """
     centre, scale, low, high = laws
     first, last = some.extremes()
+    most = FULLY_KNOWN - (FULLY_KNOWN - _ESTIMATED) * np.minimum(some.lengths / of, 1.0)
 
-    def follows(shares: Ragged, grain: float) -> Array:
-        close: Array = anderson_darling(shares, grain) <= _ESTIMATED
+    def follows(shares: Ragged, at: Array, grain: float) -> Array:
+        close: Array = anderson_darling(shares, grain) <= most[at]
         return close
 
     shares = _Shares(centre, scale, (below((low - centre) / scale), below((high - centre) / scale)))
-    return _are_even(some, first <= low, last >= high, shares, grain, follows)
+    return _without_bends(_are_even(some, first <= low, last >= high, shares, grain, follows), some, laws)
+
+
+def _without_bends(even: Array, some: Ragged, laws: Array) -> Array:
+    if even.any():
+        which, end = some.only(even), np.ones(np.count_nonzero(even), int)
+        # extremes are where the law ends
+        even[even] = ~are_bent(which.within(end, end), *laws[:, even])
+    return even
 
 
 def are_two_sided(some: Ragged, outer: Array, grain: float) -> Array:
@@ -91,6 +109,11 @@ def are_two_sided(some: Ragged, outer: Array, grain: float) -> Array:
     first, last = far.counts(far.flat <= far.each(inner)), far.counts(far.flat >= far.each(outer))
     clear[clear] = _are_even(far, first, last, _Shares(inner, outer - inner), grain)
     return clear
+
+
+def _is_even_to_its_ends(u: Ragged, at: Array, grain: float) -> Array:
+    even: Array = is_even(u, grain) & ~have_soft_ends(u, grain)
+    return even
 
 
 class _Shares(NamedTuple):
@@ -115,7 +138,7 @@ class _Shares(NamedTuple):
         return within.like(found)
 
 
-def _are_even(some: Ragged, first: Array, last: Array, shares: _Shares, grain: float, test: _Test = is_even) -> Array:
+def _are_even(some: Ragged, first: Array, last: Array, shares: _Shares, grain: float, test: _Test = _is_even_to_its_ends) -> Array:
     """Whether elements are even without so many of the `first` and of the `last` of each row, once turned into shares of a law."""
     even, enough = np.zeros(len(some), bool), some.lengths - first - last >= _LEAST
     at = np.flatnonzero(enough)
@@ -124,5 +147,5 @@ def _are_even(some: Ragged, first: Array, last: Array, shares: _Shares, grain: f
         near = (within.lengths < STRIDE * STRIDE) | ~are_far_off(shares.of(within.every(STRIDE), at), within.lengths)
         within, at = within.only(near), at[near]
     if len(at):
-        even[at] = test(shares.of(within, at), grain)
+        even[at] = test(shares.of(within, at), at, grain)
     return even

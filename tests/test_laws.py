@@ -13,15 +13,17 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import init
 from verdicts import looks
 
 import paramwatch
-from paramwatch import vouched
+from paramwatch import departures, vouched
 from paramwatch.drawn import Law, Numbers
 from paramwatch.fitting import agrees
 from paramwatch.formulas import variance_between, variance_within
 from paramwatch.laws import law_of
 from paramwatch.lopsided import lopsided
+from paramwatch.ragged import Ragged
 from paramwatch.wording import per_cent, roundest
 
 ROOT = Path(__file__).parents[1]
@@ -136,7 +138,8 @@ def test_the_tables_in_the_docs_are_what_the_command_prints() -> None:
     docs = (ROOT / "docs" / "summary.md").read_text(encoding="utf-8").splitlines()
     stated = [line.split(" | ") for line in docs if line.startswith("| ")]
 
-    assert set(command["table"](command["OTHERS"], (16, 32), 100)) <= set(docs)
+    assert set(command["table"](command["OTHERS"], (16, 32, 64), 100)) <= set(docs)
+    assert set(command["of_no_law"]((16, 32, 64), 60)) <= set(docs)
     # of the other table, which takes longer, three rows of the first column
     some = {law: command["OWN"][law] for law in ("uniform ±0.07", "normal(0, 0.02)", "cut at 1 std")}
     rows = [line.removesuffix(" |").split(" | ") for line in command["table"](some, (16,), 1000)[2:]]
@@ -293,3 +296,40 @@ def test_what_is_not_of_one_scale_is_named_after_no_law(fill: Callable[[Tensor],
     found = looks(lambda: nn.Linear(*shape, bias=False), lambda w: fill(w.data), draws)
 
     assert all(text.startswith("unlike") for text in found)
+
+
+@pytest.mark.parametrize("law", [law for law in RECOGNITION["OTHERS"] if law != "triangular"])
+@pytest.mark.parametrize("width", [100, 256])
+def test_a_law_that_was_not_tried_is_hardly_ever_named_alone_from_ten_thousand_elements_on(law: str, width: int) -> None:
+    found = RECOGNITION["families"](RECOGNITION["OTHERS"][law], width, 30)
+
+    assert found["unlike"] >= 27, found
+
+
+@pytest.mark.parametrize("mean", [0.5, 1.0])
+def test_a_lopsided_cut_is_recognised_in_99_of_100_draws_where_some_of_its_elements_are_looked_at(mean: float) -> None:
+    found = looks(lambda: nn.Linear(64, 500, bias=False), lambda w: init.trunc_normal_(w, mean), 200)
+
+    assert sum(text.startswith("truncated normal") for text in found) >= 198, Counter(found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_uniform_numbers_between_bounds_that_are_rounded_keep_their_ends(dtype: torch.dtype) -> None:
+    found = Counter(looks(lambda: nn.Linear(64, 500, bias=False, dtype=dtype), lambda w: init.uniform_(w, -0.3, 0.1), 100))
+
+    assert sum(n for text, n in found.items() if text.startswith("uniform(-0.3, 0.1)")) >= 99, found
+
+
+@pytest.mark.parametrize("n", [256, 1024, 4096])
+def test_how_laws_are_departed_from_is_found_in_a_true_one_in_less_than_one_case_of_a_thousand(n: int) -> None:
+    random = np.random.default_rng(0)
+    torch.manual_seed(0)
+    uniform, normal, cut = (
+        Ragged.of(list(np.sort(drawn)))
+        for drawn in (random.random((4000, n)), random.normal(size=(4000, n)), init.trunc_normal_(torch.empty(4000, n)).numpy())
+    )
+    one = np.ones(4000)
+
+    assert departures.have_soft_ends(uniform, 0.0).sum() <= 4
+    assert departures.have_heavy_tails(normal).sum() <= 4
+    assert departures.are_bent(cut, 0 * one, one, -2 * one, 2 * one).sum() <= 4
