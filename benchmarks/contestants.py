@@ -164,8 +164,10 @@ def results(work: Workload, rounds: int) -> dict[str, str]:
 def table(rounds: int | None = None, tiny: bool = False) -> list[str]:
     """Ratio of wall times to the bare step, and microseconds of CPU more; as Markdown."""
     torch.set_num_threads(1)
-    there = [package for package in dict.fromkeys(package for package, _ in CONTESTANTS.values()) if importlib.util.find_spec(package)]
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in there)
+    packages = dict.fromkeys(
+        package for package, _ in CONTESTANTS.values() if package != "paramwatch" and importlib.util.find_spec(package)
+    )
+    versions = ", ".join((f"paramwatch {paramwatch.__version__}", *(f"{each} {importlib.metadata.version(each)}" for each in packages)))
     columns = {work.name: results(work, 1 if tiny else rounds or (40 if work.block > 1 else 5)) for work in workloads(tiny)}
     lines = [f"{versions}.", "", f"| each step | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(column[name] for column in columns.values())} |" for name in CONTESTANTS]
