@@ -12,15 +12,16 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.optim.optimizer as torch_optimizer
 from torch.optim import Optimizer
 
 from paramwatch.callstack import caller, is_only_step, steps_running
+from paramwatch.closures import Arguments, Gradients, Seen, Told, are_the_same, gradients_of, has_closure, may_compute, reporting
 from paramwatch.guard import Guard
 from paramwatch.inherited import complete, see_parents, unsee_parents
 from paramwatch.progress import (
@@ -37,9 +38,6 @@ from paramwatch.progress import (
 )
 from paramwatch.traced import Traced
 from paramwatch.untraced import Hook, compiled, hook, untraced
-
-Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
-"""Of a call of `step`, by position and by keyword, the optimizer first."""
 
 _watchers: tuple[Watcher, ...] = ()
 _handles: list[Any] = []
@@ -182,7 +180,7 @@ def _enter(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], 
     if stack.entries:
         drop_left_by_exception()
     hooks_follow = hooks_follow and _others_follow(optimizer)
-    entry = open_entry(optimizer, caller(3), _watchers, at_once=not hooks_follow and _closure_of(args, kwargs) is None)
+    entry = open_entry(optimizer, caller(3), _watchers, at_once=not hooks_follow and not may_compute(args, kwargs))
     if not entry.seen:
         stack.entries.pop()
         return None
@@ -196,24 +194,14 @@ def _enter(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], 
 
 def _see(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
     """Report gradients, now or when the closure has computed them; unless None, `step` is to be given these arguments."""
-    closure = _closure_of(args, kwargs)
-    if closure is None:
+    if not may_compute(args, kwargs):
         report_missing(entry)
         return None
-    if isinstance(closure, ReportingClosure):
-        closure.add(entry.seen)
-        return None
-    if entry.optimizer not in _evaluating:
-        # it may never call its closure, and use up the gradients there are
+    given, first = reporting(args, kwargs, entry, _TOLD)
+    # what is given may never be called, and the gradients there are be used up
+    if first and not (entry.optimizer in _evaluating and has_closure(args, kwargs)):
         report_gradients(entry.seen, entry.optimizer, awaited=True)
-    closure = ReportingClosure(closure, entry)
-    return (args, {**kwargs, "closure": closure}) if "closure" in kwargs else ((args[0], closure, *args[2:]), kwargs)
-
-
-def _closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
-    """What a step may call to compute gradients. A model, or a class, is not called for that, and must stay what it is."""
-    found = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    return found if callable(found) and not isinstance(found, (torch.nn.Module, type)) else None
+    return given
 
 
 def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -238,40 +226,23 @@ def _leave(optimizer: Optimizer) -> None:
             return
 
 
-class ReportingClosure:
-    """The user's closure, with a word to the watchers each time it has returned. What it raises passes untouched."""
-
-    def __init__(self, closure: Callable[..., Any], entry: Entry) -> None:
-        self._closure = closure
-        self._entry = entry
-        self._seen = list(entry.seen)
-        # in a compiled step the closure is traced, which is the user's; what we do after it is not
-        self._report = untraced(_report_evaluation)
-
-    def add(self, seen: list[tuple[Watcher, Any]]) -> None:
-        """Report to these as well: an optimizer inside passed the closure on."""
-        known = [token for _, token in self._seen]
-        self._seen += [(watcher, token) for watcher, token in seen if not any(token is other for other in known)]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            result = self._closure(*args, **kwargs)
-        except BaseException:
-            # the step will not end; waiting for the next one would keep alive what the frames on the stack hold
-            with _guard.contain("leaving a step that raised"):
-                drop(self._entry)
-            raise
-        self._report(self._seen, self._entry.optimizer)
-        return result
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._closure, name)
+def _gradients_before(optimizer: Optimizer) -> Gradients | None:
+    return _guard.call("looking at gradients before a function", gradients_of, optimizer)
 
 
-def _report_evaluation(seen: list[tuple[Watcher, Any]], optimizer: Optimizer) -> None:
+def _function_returned(seen: Seen, optimizer: Optimizer, before: Gradients | None) -> None:
     with _guard.contain("measuring after a closure"):
-        _evaluating.add(optimizer)
-        report_gradients(seen, optimizer, evaluation=True)
+        if before is None or not are_the_same(before, gradients_of(optimizer)):
+            _evaluating.add(optimizer)
+            report_gradients(seen, optimizer, evaluation=True)
+
+
+def _closure_raised(entry: Entry) -> None:
+    with _guard.contain("leaving a step that raised"):
+        drop(entry)
+
+
+_TOLD = Told(_gradients_before, _function_returned, _closure_raised)
 
 
 def _others_follow(optimizer: Optimizer) -> bool:

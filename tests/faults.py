@@ -143,9 +143,11 @@ def clipping(run: Run) -> None:
 
 def closures(run: Run) -> None:
     class TwoPasses(torch.optim.SGD):
-        def step(self, closure: Any = None) -> Any:
+        def step(self, closure: Any = None, others: Any = ()) -> Any:
             with torch.enable_grad():
                 loss = closure()
+                for other in others:
+                    other()
             base.step()
             return loss
 
@@ -157,7 +159,7 @@ def closures(run: Run) -> None:
             base.zero_grad()
             return run.backward(i)
 
-        outer.step(closure)
+        outer.step(closure, [closure])
     with contextlib.suppress(ZeroDivisionError):
         outer.step(lambda: 1 / 0)
     run.close()

@@ -33,7 +33,10 @@ from paramwatch import attached
 NEAR = 4
 """Functions on the stack, the entry point included, up to which a function is near it."""
 
-BEGINS_WITH_THE_GUARD = {"_report_evaluation", "_before", "_after", "_report_clipping", "_report_unscaling", "_report_written"}
+BEGINS_WITH_THE_GUARD = {
+    *("_before", "_after", "_gradients_before", "_function_returned", "_closure_raised"),
+    *("_report_clipping", "_report_unscaling", "_report_written"),
+}
 """What an entry point of ours calls with nothing around it, since a compiler looks at that one."""
 
 Plan = dict[str, list[tuple[Callable[[Run], None], Pair]]]

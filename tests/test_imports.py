@@ -24,7 +24,7 @@ LAYERS = (
     "attached",
     "handover worker outlet batching alike assemble recorder streak opened others uses gradients raw outside updates rounds "
     "numbering plan deviceplan rooms strangers clock inventory sight changes optimizers clipping arguments",
-    "tensorboard steps progress traced codespan callstack inherited untraced measure run loading overview sampling together "
+    "tensorboard steps closures progress traced codespan callstack inherited untraced measure run loading overview sampling together "
     "sidebyside matrices answering",
     "notebook frames useframes table initial vouched fitting wording zeros laws lopsided drawn standards hazards branches scale standins "
     "sheet",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam, Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import paramwatch
 
 LOW = 0.05
 """Far below the norm of every gradient."""
@@ -160,6 +163,103 @@ def never_called(lab: Lab) -> None:
 def never_called_and_gradients_are_gone(lab: Lab) -> None:
     lab.attach(mlp())
     step_with_closures(lab, Deaf(lab.model.parameters(), frees=True), steps=5)
+
+
+# ---- functions that are not given as the closure ----------------------------------------------
+
+
+class Asks(Optimizer):
+    """Plain gradient descent with the gradients that functions compute, wherever they are given; `then` is told of the loss."""
+
+    def __init__(self, params: Iterable[Tensor]) -> None:
+        super().__init__(params, {"lr": LR})
+
+    def step(  # type: ignore[override]  # as there are such
+        self, first: Any = None, second: Any = (), *, loss_fn: Any = None, options: Any = None, then: Any = None
+    ) -> float:
+        asked = [*(first if isinstance(first, (list, tuple)) else [first]), *second, loss_fn, (options or {}).get("closure")]
+        loss = 0.0
+        for function in asked:
+            if function is not None:
+                loss = float(function().detach())
+        with torch.no_grad():
+            for param in self.param_groups[0]["params"]:
+                param.sub_(param.grad, alpha=LR)
+                # used up
+                param.grad.zero_()
+        if then is not None:
+            then(loss)
+        return loss
+
+
+class Passes(Asks):
+    """Gives its parent what it was given."""
+
+    def step(self, *args: Any, **kwargs: Any) -> float:  # type: ignore[override]
+        return super().step(*args, **kwargs)
+
+
+Call = Callable[[Asks, Callable[[], Tensor]], float]
+
+CALLS: dict[str, Call] = {
+    "in a list": lambda optimizer, closure: optimizer.step([closure]),
+    "in a tuple": lambda optimizer, closure: optimizer.step((closure, closure)),
+    "in a dict": lambda optimizer, closure: optimizer.step(options={"closure": closure, "lines": 1}),
+    "as another argument": lambda optimizer, closure: optimizer.step(None, [closure]),
+    "under another name": lambda optimizer, closure: optimizer.step(loss_fn=closure),
+    "after the closure": lambda optimizer, closure: optimizer.step(closure, loss_fn=closure),
+    "with a function that computes nothing": lambda optimizer, closure: optimizer.step([closure], then=lambda loss: None),
+}
+
+
+def asked(kind: type[Asks], call: Call) -> Loop:
+    def loop(lab: Lab) -> None:
+        net = mlp()
+        optimizer = kind(net.parameters())
+        lab.attach(net)
+        for i in range(5):
+            with lab.by_update(optimizer):
+                lab.losses.append(call(optimizer, closure_of(net, optimizer, i)))
+
+    return loop
+
+
+@pytest.mark.parametrize("kind", [Asks, Passes])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_gradients_that_functions_compute_which_are_not_given_as_the_closure_are_those_of_the_step(kind: type[Asks], call: Call) -> None:
+    verify(asked(kind, call))
+    assert (verify(asked(kind, call), raw_gradients=True).watch.steps["evaluations"] == (2 if call in TWICE else 1)).all()
+
+
+TWICE = [CALLS["in a tuple"], CALLS["after the closure"]]
+
+
+def test_what_a_step_is_given_beside_its_closure_is_as_it_was() -> None:
+    """Only functions that a user wrote are others, by identity: what else a step is given may be told by it."""
+    given: list[Any] = []
+
+    class Looks(Asks):
+        def step(self, *args: Any, **kwargs: Any) -> float:  # type: ignore[override]
+            given.extend((*args, *kwargs.values()))
+            return 0.0
+
+    def named(x: int = 1) -> int:
+        """Says so."""
+        return x
+
+    net = mlp()
+    optimizer = Looks(net.parameters())
+    values: tuple[Any, ...] = (1, "text", net, Adam, [1, net], {"a": 1}, Tensor.exp)
+    with paramwatch.attach(net):
+        optimizer.step(None, *values, loss_fn=named)
+    assert all(a is b for a, b in zip(given[1:-1], values, strict=True))
+    function = given[-1]
+    assert (function(2), function.__name__, function.__doc__, inspect.signature(function)) == (
+        2,
+        "named",
+        "Says so.",
+        inspect.signature(named),
+    )
 
 
 LOOPS: dict[str, Loop] = by_name(

@@ -83,21 +83,20 @@ class Armed:
 
     def root(self, loss: Tensor) -> None:
         """Look for uses between the outputs of the model and the loss as well."""
-        if self._stands_back():
+        if self.over or capture.capturing():
             return
         calls = self._calls.get(threading.get_ident()) or Calls(self._names, self._turns)
         self._plan(calls, [loss.grad_fn], 0, calls.site)
 
-    def _stands_back(self) -> bool:
-        # what is queued while a CUDA graph is captured would be done at each replay
-        return self.over or capture.capturing()
-
     # ---- the forward pass ------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or self._stands_back():
+        if torch.compiler.is_compiling() or self.over:
             return
         with self._guard.contain("noting a module call"):
+            # what is queued while a CUDA graph is captured would be done at each replay
+            if capture.capturing():
+                return
             if runs_compiled(module):
                 self._step_aside(module)
                 return
@@ -123,10 +122,10 @@ class Armed:
                 calls.enter(module, names)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or self._stands_back():
+        if torch.compiler.is_compiling() or self.over:
             return
         with self._guard.contain("looking for uses in the autograd graph"):
-            if self._names.of(module) is None:
+            if capture.capturing() or self._names.of(module) is None:
                 return
             calls = self._calls_here()
             call = calls.leave(module)
@@ -222,11 +221,11 @@ class Armed:
 
     def _taking(self, jobs: Sequence[tuple[WatchedRow, Site, int, Way]]) -> Callable[[Any, Any], None]:
         def take(grad_inputs: Sequence[Tensor | None], grad_outputs: Any) -> None:
-            if torch.compiler.is_compiling() or self._stands_back():
+            if torch.compiler.is_compiling() or self.over:
                 return
             # most passes make no graph, and entering this takes longer than all of the rest
             with self._guard.contain("taking what a use contributes"), torch.no_grad() if torch.is_grad_enabled() else nullcontext():
-                if compiles_backward():
+                if capture.capturing() or compiles_backward():
                     return
                 task = torch._C._current_graph_task_id()
                 self._run(task)
@@ -247,11 +246,12 @@ class Armed:
         row.found.narrows = n
 
         def summed(grad_outputs: Sequence[Tensor | None]) -> None:
-            if torch.compiler.is_compiling() or self._stands_back() or grad_outputs[0] is None or not row.open:
+            if torch.compiler.is_compiling() or self.over or grad_outputs[0] is None or not row.open:
                 return
             with self._guard.contain("multiplying what uses contribute before it is cast"), torch.no_grad():
                 task = torch._C._current_graph_task_id()
-                row.found.narrow(task, grad_outputs[0].detach(), row.tensor.grad if whole else None, self.several)
+                if not capture.capturing():
+                    row.found.narrow(task, grad_outputs[0].detach(), row.tensor.grad if whole else None, self.several)
 
         self._on_nodes.append(waist.register_prehook(summed))
 
@@ -284,11 +284,11 @@ class Armed:
             if torch.compiler.is_compiling():
                 return
             total = grad_outputs[0]
-            if self._stands_back() or total is None or not row.open:
+            if self.over or total is None or not row.open:
                 return
             makes_graph = torch.is_grad_enabled()
             with self._guard.contain("adding up what uses contribute"), torch.no_grad():
-                if compiles_backward():
+                if capture.capturing() or compiles_backward():
                     return
                 task = torch._C._current_graph_task_id()
                 # it becomes the gradient itself only where no graph of it is made, and where it lies as the parameter does
