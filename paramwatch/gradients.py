@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from paramwatch.measure import measure
@@ -29,7 +30,7 @@ def see_gradients(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, 
         keep: Keep copies for the direction of the update.
         evaluation: Whether a closure has just computed them.
     """
-    plain, scale, found_inf = is_plain(optimizer), None, None
+    plain, scale, found_inf = is_plain(optimizer), step.carried, None
     if not plain:
         with torch.no_grad():
             scale, found_inf = (_copied(getattr(optimizer, name, None)) for name in ("grad_scale", "found_inf"))
@@ -50,6 +51,11 @@ def see_gradients(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, 
 def is_plain(optimizer: Optimizer) -> bool:
     """Whether it takes gradients as they are, and asks nobody if there was an infinity among them."""
     return getattr(optimizer, "grad_scale", None) is None and getattr(optimizer, "found_inf", None) is None
+
+
+def is_unscaled(scaler: torch.amp.GradScaler, optimizer: Optimizer) -> bool:
+    """Whether a scaler has taken its scale out of the gradients that this optimizer is about to use."""
+    return scaler._per_optimizer_states.get(id(optimizer), {}).get("stage") is OptState.UNSCALED
 
 
 def take_raw(step: OptimizerStep, wanted: bool) -> None:

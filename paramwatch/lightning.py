@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from paramwatch.arguments import check_options, check_path
 from paramwatch.attached import beside
 from paramwatch.columns import Detail
+from paramwatch.gradients import is_unscaled
 from paramwatch.guard import Guard, ParamWatchError, logger
 from paramwatch.loggers import Outlets, folder_of, local
 from paramwatch.optimizers import params_of
@@ -70,7 +71,7 @@ class ParamWatch(Callback):
         histograms: Histograms of parameters, gradients and exact updates at each N-th measured step, for `histograms()`; 0 for never.
         uses: Split gradients by use at each N-th measured step; 0 for never.
         uses_of: Which rows `uses` is about.
-        raw_gradients: Also look for clipping by torch's own functions, as in a plain loop.
+        raw_gradients: Changes nothing here, where gradients before clipping are always recorded.
         max_bytes: What one session may write to the store.
         first_step: Number of the first step of a fit that is not resumed, or is resumed from a checkpoint that has no step counter of
             this `name`; where it is not given, such a fit goes on at the trainer's own count.
@@ -119,7 +120,7 @@ class ParamWatch(Callback):
         self._options: dict[str, Any] = dict(vars(options))
         self._resume: int | None = None
         self._trainer: weakref.ref[Trainer] | None = None
-        self._asked: tuple[weakref.ref[Optimizer], int] | None = None
+        self._asked: tuple[weakref.ref[Optimizer], int, Tensor | None] | None = None
         self._logged = -1
         self._outlets = Outlets()
 
@@ -174,8 +175,8 @@ class ParamWatch(Callback):
         folder = local(trainer, trainer.strategy.broadcast(folder))
         if self._resume is None and self._trainer is not None and self._trainer() is trainer:
             self._resume = self._next_step()
-        options = dict(self._options)
-        options["raw_gradients"] |= not pl_module.automatic_optimization
+        # a module or another callback may clip by torch's own functions wherever it likes
+        options = self._options | {"raw_gradients": True}
         if self._resume is not None:
             options["first_step"] = self._resume
         self.watch = None
@@ -214,10 +215,10 @@ class ParamWatch(Callback):
         with watch.recorder.guard.contain("looking at gradients before clipping"):
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             if scaler is not None:
-                self._asked = (weakref.ref(optimizer), watch.recorder.steps_seen)
                 # the scaler changes its scale in place when the step is over
-                scale = scaler._scale
-                watch.recorder.amp_scale = scale.clone() if isinstance(scale, Tensor) else None
+                scale = scaler._scale.clone() if isinstance(scaler._scale, Tensor) else None
+                watch.recorder.amp_scale = scale
+                self._asked = weakref.ref(optimizer), watch.recorder.steps_seen, None if is_unscaled(scaler, optimizer) else scale
             # a fused optimizer divides by the scale itself, so these are not yet the gradients; Lightning refuses to clip them
             fused = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
             if pl_module.automatic_optimization and not fused and self._may_change(trainer, pl_module, optimizer):
@@ -240,15 +241,14 @@ class ParamWatch(Callback):
     # ---- pieces --------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """A `GradScaler` that was asked for a step and did not make it has met an infinity."""
+        """A `GradScaler` that was asked for a step and did not make it has met an infinity, or Lightning had no loss to step for."""
         asked, self._asked = self._asked, None
         watch = self.watch
         if asked is None or watch is None or watch.recorder.guard.failed or watch.recorder.steps_seen != asked[1]:
             return
         with watch.recorder.guard.contain("recording a skipped step"):
-            optimizer = asked[0]()
-            if optimizer is not None:
-                watch.recorder.skipped(optimizer)
+            if (optimizer := asked[0]()) is not None:
+                watch.recorder.skipped(optimizer, asked[2])
 
     def _next_step(self) -> int | None:
         return self._resume if self.watch is None else self.watch.recorder.next_step

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -43,11 +43,15 @@ class RawGradients:
         return bool(self._given or self._counted)
 
     def give(self, params: Iterable[Tensor]) -> None:
-        """Measure the gradients of these: the next step's for certain, whatever is made of them until then."""
+        """Measure the gradients of these, unless they were clipped before: the next step's, whatever is made of them until then."""
         named = self._named(True)
         grads = {named[id(param)]: param.grad for param in params if id(param) in named and isinstance(param.grad, Tensor)}
-        reading = measure(list(grads.values()))
-        self._given |= {name: _Raw(reading, i) for i, name in enumerate(grads)}
+        clipped = {name: raw for name, grad in grads.items() if (raw := self._of(grad)) is not None}
+        new = {name: grad for name, grad in grads.items() if name not in clipped}
+        reading = measure(list(new.values()))
+        self._given |= {name: replace(raw) for name, raw in clipped.items()} | {name: _Raw(reading, i) for i, name in enumerate(new)}
+        # who clips them next need not measure them again
+        self._count({i: grad for i, grad in enumerate(new.values()) if _has_memory(_plain(grad))}, reading)
 
     def clipping(self, grads: Sequence[Tensor], of: Sequence[Tensor] | None) -> None:
         """Measure gradients that are about to be clipped, but for those that were clipped before and not written since.
@@ -63,12 +67,7 @@ class RawGradients:
         new = [grad for grad in grads if (raw := self._of(grad)) is None or not raw.is_known]
         if not new:
             return
-        reading = measure(new)
-        for i, grad in enumerate(new):
-            where, offset = _place(grad)
-            if where not in self._counted:
-                self._counted[where] = _Counted(_memory(grad), _writes(grad))
-            self._counted[where].raw[offset] = _Raw(reading, i)
+        self._count(dict(enumerate(new)), measure(new))
 
     def unscaling(self, grads: Iterable[Tensor], factor: Tensor) -> None:
         """These are about to be multiplied by the inverse of a scale, and so is what they were before clipping."""
@@ -105,6 +104,14 @@ class RawGradients:
                 counted = self._counted.get(where)
                 if counted is not None and counted.raw.pop(offset, None) is not None and not counted.raw:
                     del self._counted[where]
+
+    def _count(self, grads: Mapping[int, Tensor], reading: Reading) -> None:
+        """From now on look whether somebody else writes these, by their position in what was measured."""
+        for i, grad in grads.items():
+            where, offset = _place(grad)
+            if where not in self._counted:
+                self._counted[where] = _Counted(_memory(grad), _writes(grad))
+            self._counted[where].raw[offset] = _Raw(reading, i)
 
     def _of(self, grad: Tensor) -> _Raw | None:
         where, offset = _place(grad)

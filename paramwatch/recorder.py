@@ -180,12 +180,13 @@ class Recorder:
                 tell(self._raw)
             self._clock.stop(started)
 
-    def skipped(self, optimizer: Optimizer) -> None:
-        """Record a step that was to be made and was not (a `GradScaler` that met an infinity), with its gradients as they are."""
+    def skipped(self, optimizer: Optimizer, scale: Tensor | None = None) -> None:
+        """Record a step that was to be made and was not, as by a `GradScaler` that met an infinity; gradients may still carry a scale."""
         with self.lock, torch.no_grad():
             started = self._clock.start()
             if (step := self._enter(optimizer, snapshot=False)) is not None:
                 self._clock.stop(started)
+                step.carried = scale
                 self.gradients(step, optimizer, evaluation=False)
                 self._count(step, skipped=True)
 

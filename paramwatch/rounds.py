@@ -62,6 +62,8 @@ class OptimizerStep:
     before: Sequence[Kept | list[Tensor]] = ()
     """Copies, or samples, of `tensors`, piece by piece in their order."""
     grads: list[Tensor | None] | None = None
+    carried: Tensor | None = None
+    """A scale that the gradients of a step which was not made still carry."""
     scale: Tensor | None = None
     found_inf: Tensor | None = None
     evaluations = 0

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 import paramwatch
-from paramwatch import ParamWatchError, Watch
+from paramwatch import ParamWatchError, Watch, raw
 from paramwatch import lightning as callback_module
 from paramwatch.lightning import ParamWatch
 
@@ -188,6 +188,60 @@ def test_raw_gradients_are_those_before_a_later_callback_changes_them() -> None:
 
     assert_used(callback, trained)
     np.testing.assert_allclose(watch_of(callback).frame("clip_coef"), 0.5, rtol=1e-6)
+
+
+class ClipsItself:
+    """Clips by torch's own function, in a place that says so."""
+
+    clips_in = ""
+    noted: list[list[float]]
+
+    def clip_in(self: Any, place: str) -> None:
+        if place == self.clips_in:
+            self.noted = [*getattr(self, "noted", []), [float(param.grad.norm()) for param in self.parameters()]]
+            nn.utils.clip_grad_norm_(self.parameters(), 0.1)
+
+    def on_after_backward(self) -> None:
+        self.clip_in("on_after_backward")
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.clip_in("on_before_optimizer_step")
+
+    def configure_gradient_clipping(
+        self: Any, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        self.clip_in("configure_gradient_clipping")
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+
+class ClipsInACallback(lightning.pytorch.Callback):
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
+        pl_module.clip_in("a callback")
+
+
+@pytest.mark.parametrize("later", [None, 10.0, 0.05], ids="then {}".format)
+@pytest.mark.parametrize("earlier", [True, False])
+@pytest.mark.parametrize("place", ["on_after_backward", "a callback", "on_before_optimizer_step", "configure_gradient_clipping"])
+def test_raw_gradients_are_those_before_the_first_clipping_wherever_it_is(place: str, earlier: bool, later: float | None) -> None:
+    callback, trained = ParamWatch(), module(own=ClipsItself)
+    trained.clips_in = place
+    both: list[Any] = [ClipsInACallback(), callback] if earlier else [callback, ClipsInACallback()]
+    trainer = lightning.pytorch.Trainer(**SMALL, callbacks=both, gradient_clip_val=later)
+    trainer.fit(trained, data())
+
+    assert_used(callback, trained)
+    frame, last = watch_of(callback).frame("grad_raw_norm"), min(0.1, later or 1)
+    np.testing.assert_allclose(frame, trained.noted, rtol=1e-6)
+    np.testing.assert_allclose(watch_of(callback).steps["clip_coef"], last / np.linalg.norm(trained.noted, axis=1), rtol=1e-4)
+
+
+def test_a_gradient_that_is_clipped_once_more_by_lightning_is_measured_once_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    measure = raw.measure
+    monkeypatch.setattr(raw, "measure", lambda grads: (measured.append(len(grads)), measure(grads))[1])
+    fit(module(), ParamWatch(), gradient_clip_val=0.5)
+
+    assert [n for n in measured if n] == [4] * BATCHES
 
 
 def test_accumulated_batches_are_one_step() -> None:

@@ -6,15 +6,19 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from harness import Lab, Loop, verify
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
-from loops import OPTIONS, by_name, loss_of
+from loops import OPTIONS, by_name, loss_of, mlp
 from test_truth_lightning import BATCHES, LOW, automatic, evaluation, manual, quietly
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
+from torch.utils.data import DataLoader
+
+from paramwatch.lightning import ParamWatch
 
 pytestmark = quietly
 
@@ -121,6 +125,40 @@ def two_scaled_in_turn(lab: Lab) -> None:
 
 
 LOOPS = by_name(bfloat16, scaled, scaled_and_clipped, scaled_and_fused, scaled_fused_and_looked_at, two_scaled_in_turn)
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+@pytest.mark.parametrize(("fused", "clip"), [(False, None), (False, LOW), (True, None)])
+def test_a_step_that_is_not_made_since_there_is_no_loss_has_gradients_without_the_scale(fused: bool, clip: float | None) -> None:
+    class Left(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.noted = mlp(dtype=torch.float32), list[list[float]]()
+
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
+            return None if batch_idx == 1 else loss_of(self.net, batch_idx)
+
+        def on_after_backward(self) -> None:
+            grads = [param.grad for param in self.parameters() if param.grad is not None]
+            self.noted.append([float(grad.norm()) / 64 for grad in grads])
+
+        def configure_optimizers(self) -> Optimizer:
+            return SGD(self.parameters(), lr=0.1, fused=fused)
+
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    module, ours = Left(), ParamWatch()
+    trainer = Trainer(**quiet, max_epochs=1, callbacks=[ours], plugins=[scaler()], accumulate_grad_batches=2, gradient_clip_val=clip)
+    trainer.fit(module, DataLoader(range(4), batch_size=None))
+    watch = ours.watch
+
+    assert watch is not None
+    assert list(watch.steps["skipped"]) == [True, False]
+    # Lightning clips all the same
+    carried = clip / 64 / float(np.linalg.norm(module.noted[0])) if clip else 1.0
+    np.testing.assert_allclose(watch.frame("grad_raw_norm").loc[0], module.noted[0], rtol=1e-6)
+    np.testing.assert_allclose(watch.frame("grad_norm").loc[0], carried * np.array(module.noted[0]), rtol=1e-4)
+    np.testing.assert_allclose(watch.frame("clip_coef").loc[0], carried, rtol=1e-4)
+    np.testing.assert_allclose(watch.frame("grad_raw_norm").loc[1], module.noted[-1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
