@@ -50,7 +50,7 @@ def tensors(draw: st.DrawFn) -> Tensor:
     for at, value in draw(st.lists(st.tuples(st.integers(0, max(n - 1, 0)), st.sampled_from(ODD)), max_size=6)) if n else ():
         x[at] = value
     offset = draw(st.integers(0, 8))
-    return LAYOUTS[draw(st.sampled_from(list(LAYOUTS)))](torch.cat((torch.zeros(offset), x)).to(dtype)[offset:])
+    return LAYOUTS[draw(st.just("in one piece") | st.sampled_from(list(LAYOUTS)))](torch.cat((torch.zeros(offset), x)).to(dtype)[offset:])
 
 
 def expected(x: Array) -> dict[str, float]:
