@@ -248,6 +248,16 @@ def test_a_folder_that_others_can_write_is_refused(folder: Path, caplog: pytest.
     assert list(folder.iterdir()) == []
 
 
+def test_a_link_is_followed_once(folder: Path) -> None:
+    real = folder.with_name("real")
+    real.mkdir(0o700)
+    folder.symlink_to(real)
+
+    library = compiler.library()
+    assert library is not None
+    assert Path(library._name).parent == real
+
+
 REASONS = {
     "no compiler": ({"PATH": "/nonexistent", "CXX": ""}, "no C++ compiler was found; install"),
     "a broken one": ({"CXX": "false"}, "false"),

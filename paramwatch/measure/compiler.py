@@ -115,6 +115,8 @@ def _cpu() -> bytes:
 
 def _private(folder: Path) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # whoever owns a link may let it lead elsewhere once this was looked at
+    folder = folder.resolve()
     seen = folder.stat()
     if seen.st_uid != os.getuid() or seen.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise NoKernel(f"others can write {folder}; make it yours alone (chmod 700), or name another folder in PARAMWATCH_CACHE")
