@@ -101,3 +101,10 @@ def test_version_is_in_the_changelog() -> None:
     import paramwatch
 
     assert f"## {paramwatch.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_what_a_page_says_is_tried_in_a_test_is_there() -> None:
+    for page in PAGES:
+        for file, name in re.findall(r"`([a-z_]+): ([a-z_]+)`", page.read_text(encoding="utf-8")):
+            assert f"\ndef {name}(" in (ROOT / "tests" / f"test_{file}.py").read_text(encoding="utf-8"), f"{page.name}: {file}: {name}"
+    assert "`truth_plain: accumulated`" in (ROOT / "docs" / "steps.md").read_text(encoding="utf-8")

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from harness import Lab, verify
-from loops import loss_of, mlp, sgd
+from loops import LR, loss_of, mlp, sgd
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import paramwatch
 from paramwatch import Watch
@@ -68,6 +69,24 @@ def test_a_row_that_something_else_changes_is_said_with_the_steps_around_it(upda
     watch = verify(loop_with(lambda net, _, i: i == 1 and change(net)), update=update).watch
 
     assert messages(watch) == ["'0.weight' changed outside an optimizer step between 1 and 2"]
+
+
+def test_a_global_hook_after_ours_that_changes_parameters_is_none_of_the_step() -> None:
+    net = mlp()
+    optimizer = sgd(net)
+    with paramwatch.attach(net) as watch:
+        handle = register_optimizer_step_post_hook(lambda *_: net[0].weight.detach().mul_(2))
+        try:
+            for i in range(3):
+                optimizer.zero_grad()
+                loss_of(net, i).backward()
+                optimizer.step()
+        finally:
+            handle.remove()
+
+    frame = watch.frame(parameters="0.weight")
+    assert frame["update_norm"].tolist() == pytest.approx([LR * norm for norm in frame["grad_norm"]])
+    assert messages(watch) == ["'0.weight' changed outside an optimizer step between 0 and 1"]
 
 
 def test_an_extreme_is_compared_to_the_bit_where_sums_are_not() -> None:

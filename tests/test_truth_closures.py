@@ -234,6 +234,24 @@ def test_gradients_that_functions_compute_which_are_not_given_as_the_closure_are
 TWICE = [CALLS["in a tuple"], CALLS["after the closure"]]
 
 
+def test_of_a_closure_that_is_not_given_to_the_step_nothing_is_known() -> None:
+    class Holds(Asks):
+        closure: Callable[[], Tensor]
+
+        def step(self) -> float:  # type: ignore[override]
+            return super().step.__wrapped__(self, self.closure)  # type: ignore[attr-defined,no-any-return]  # its hooks would tell
+
+    net = mlp()
+    optimizer = Holds(net.parameters())
+    optimizer.closure = closure_of(net, optimizer, 0)
+    with paramwatch.attach(net) as watch:
+        for _ in range(2):
+            optimizer.step()
+
+    # those of the step are used up
+    assert watch.frame("grad_norm").iloc[1].tolist() == [0.0] * 4
+
+
 def test_what_a_step_is_given_beside_its_closure_is_as_it_was() -> None:
     """Only functions that a user wrote are others, by identity: what else a step is given may be told by it."""
     given: list[Any] = []
