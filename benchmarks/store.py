@@ -4,7 +4,8 @@ python benchmarks/store.py [--steps N]
 
 In the background: the processor time in which the store takes a step, compresses it and writes it, and the bytes of a value. On the
 training thread: from when a round is closed until the background thread has it. Nothing is copied there; what measuring takes is in
-`monitored_step.py`. Times are medians over steps, of the processor time of one thread. And memory over a long run.
+`monitored_step.py`. Times are medians over steps, of the processor time of one thread. And memory over a long run, and the two sizes that
+docs/format.md states.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -85,6 +86,44 @@ def writing(rows: int, steps: int) -> tuple[float, float]:
     return statistics.median(spent[1:]), taken / (written * rows * len(net.layout))
 
 
+def unchanging(rows: int, batches: int = 4, steps: int = 8) -> float:
+    """Bytes for a float32, of real numbers that are all different and never change: of 15,000 rows eight steps are a batch."""
+    net = inventory(*map(str, range(rows)))
+    one = noisy(net, 0, 1)
+    same = replace(
+        one,
+        time=[0.0] * steps,
+        steps={key: list(column) * steps for key, column in one.steps.items()},
+        values={name: np.repeat(values, steps, axis=0) for name, values in one.values.items()},
+        lr=np.repeat(one.lr, steps, axis=0),
+        grad_state=np.repeat(one.grad_state, steps, axis=0),
+        changes=[Changes()] * steps,
+    )
+    following = [replace(same, step=range(1 + i * steps, 1 + (i + 1) * steps)) for i in range(batches)]
+    return _bytes(net, following) / (batches * steps * rows * sum(not PARTS[part].integer for _, part in net.layout))
+
+
+def of_a_batch(rows: int, batches: int = 20) -> float:
+    """Bytes of a batch of one step, as is written after 5 s if there was no other step."""
+    net = inventory(*map(str, range(rows)))
+    return _bytes(net, [noisy(net, 1 + i, 1) for i in range(batches)]) / batches
+
+
+def _bytes(net: Inventory, batches: Sequence[Batch]) -> int:
+    """What batches that are written one by one take beside one that is there."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(DiskFolder(Path(folder)), max_bytes=10**12)
+        store.write(noisy(net, 0, 1).record(0))
+        store.flush()
+        before = sum(file.stat().st_size for file in Path(folder).iterdir())
+        for batch in batches:
+            store.write_batch(batch)
+            store.flush()
+        taken = sum(file.stat().st_size for file in Path(folder).iterdir()) - before
+        store.close()
+    return taken
+
+
 def handing_over(rows: int, steps: int = 12) -> float:
     """Milliseconds of the training thread for a step, to hand it over to the store's thread."""
     net = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1)) for _ in range(rows)])
@@ -139,6 +178,10 @@ def table(steps: int = 1_000_000, tiny: bool = False) -> Iterator[str]:
     early, late = growth(steps)
     yield ""
     yield f"{steps:,} steps of 8 rows in memory, 64 MB: {early:.0f} MB resident after a tenth of them, {late:.0f} MB at the end."
+    rows = 6 if tiny else 15_000
+    yield ""
+    yield f"Of {rows:,} different numbers that never change a float32 takes {unchanging(rows):.1f} bytes."
+    yield f"A batch of one step of 6 rows takes {of_a_batch(6) / 1e3:.1f} kB."
 
 
 def main() -> None:

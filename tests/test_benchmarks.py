@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,3 +44,12 @@ def test_nothing_is_timed_while_a_test_of_it_is_red(reporting: ModuleType, tmp_p
 def test_a_table_says_that_no_tests_were_run(reporting: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     reporting.report(["no_such_file.py"], reporting.arguments(None).parse_args(["--skip-tests"]), lambda: ["| a |"])
     assert "measured without running the tests" in capsys.readouterr().out
+
+
+def test_the_sizes_in_the_docs_are_what_the_command_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    command = runpy.run_path(str(BENCHMARKS / "store.py"))
+    docs = (BENCHMARKS.parent / "docs" / "format.md").read_text(encoding="utf-8")
+
+    assert f"a float32 takes {command['unchanging'](15_000):.1f} bytes" in docs
+    assert f"with a few steps takes {command['of_a_batch'](6) / 1e3:.0f} kB" in docs
