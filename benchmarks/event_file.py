@@ -47,7 +47,7 @@ STEP_MS = 10.0
 """A step of the pure Python loop, about: what a training step of 300 tensors takes at the very least."""
 
 STRETCH = 50
-"""Steps of one variant before the other has its turn: half a second of them, as often as the background thread looks for rounds."""
+"""Steps of one variant before the other has its turn: half a second of them, after which the background thread is asked to catch up."""
 
 RECORDED = 128
 """Rounds."""

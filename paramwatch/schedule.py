@@ -40,8 +40,10 @@ class Schedule:
         return step % self.stride(step) == 0
 
     def chosen(self, steps: Sequence[int]) -> list[int]:
-        """Which of some steps, in order, are kept: their positions."""
+        """Which of some steps, each after the one before, are kept: their positions."""
         least, most = (self.stride(step) for step in (steps[0], steps[-1]))
+        if least == most and steps[-1] - steps[0] == len(steps) - 1:
+            return [*range(-steps[0] % least, len(steps), least)]
         # strides are powers of two: what a wide one keeps a narrow one keeps as well
         return [i for i, step in enumerate(steps) if step % least == 0 and (least == most or self.keeps(step))]
 

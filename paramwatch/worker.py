@@ -28,11 +28,8 @@ from paramwatch.rules import worth_reading
 
 Job: TypeAlias = Callable[[], None]
 
-TICK_SECONDS = 1.0
-"""How often a sink that buffers is asked whether something has waited too long."""
-
-PERIOD_SECONDS = 0.5
-"""How often the thread looks for rounds by itself. One that was woken for each would take turns with the training thread at every step."""
+PERIOD_SECONDS = 1.0
+"""How often the thread looks for rounds, and asks sinks what has waited too long. Woken for each it would take turns with training."""
 
 MANY, MANY_BYTES = MOST, 16_000_000
 """Rounds, and their bytes, for which it is woken."""
@@ -82,7 +79,7 @@ class Worker:
         self._pieces: deque[Piece] = deque()
         # how many may wait again before training waits for them once more
         self._behind, self._taken, self._pid = 0, 0, os.getpid()
-        self._tick_at = time.monotonic() + TICK_SECONDS
+        self._tick_at = time.monotonic() + PERIOD_SECONDS
         # held by whoever takes the next piece, or says who may
         self._turn = threading.Lock()
         with self._turn:
@@ -231,17 +228,16 @@ class Worker:
         """Cut what comes next into pieces."""
         if not self._due and not self._rounds:
             with contextlib.suppress(queue.Empty):
-                self._bell.get(timeout=min(PERIOD_SECONDS, max(0.0, self._tick_at - time.monotonic())))
+                self._bell.get(timeout=max(0.0, self._tick_at - time.monotonic()))
             self._rung = False
             self.ask()
             # what comes meanwhile waits for the next bell, and for company: many at once cost little more than one
             self._due = len(self._waiting)
             self._behind *= self._due > self._behind
-        if time.monotonic() >= self._tick_at:
-            self._tick_at = time.monotonic() + TICK_SECONDS
-            self._pieces.extend([partial(outlet.tell, "tick") for outlet in self._outlets])
-            drop_left_in_any_thread()
-        while self._due and not isinstance(handed := self._waiting[0], _Request) and len(self._rounds) < at_once(handed[0].inventory):
+        most = 0
+        while self._due and not isinstance(handed := self._waiting[0], _Request):
+            if len(self._rounds) >= (most := most or at_once(handed[0].inventory)):
+                break
             self._rounds.append(handed)
             self._waiting.popleft()
             self._due -= 1
@@ -257,6 +253,10 @@ class Worker:
                 self._pieces.extend([outlet.close for outlet in self._outlets] if self._ended else filter(None, request.jobs))
             finally:
                 self._pieces.append(request.done.set)
+        if time.monotonic() >= self._tick_at and not self._ended:
+            self._tick_at = time.monotonic() + PERIOD_SECONDS
+            self._pieces.extend([partial(outlet.tell, "tick") for outlet in self._outlets])
+            drop_left_in_any_thread()
 
     def _process(self) -> None:
         """Make records of the first rounds that are alike."""

@@ -39,7 +39,7 @@ def test_a_step_that_a_small_base_keeps_is_kept_by_a_larger_one(base: int, step:
     assert with_base(2 * base).keeps(step) or not with_base(base).keeps(step) or base == HORIZON // 2
 
 
-@given(bases, st.integers(0, 2**21), st.lists(st.integers(1, 300), max_size=40))
+@given(bases, st.integers(0, 2**21), st.lists(st.integers(1, 300), max_size=40) | st.integers(0, 40).map(lambda n: [1] * n))
 def test_of_many_steps_those_are_chosen_that_are_kept_one_by_one(base: int, first: int, apart: list[int]) -> None:
     schedule, steps = with_base(base), [first + sum(apart[:i]) for i in range(len(apart) + 1)]
     assert schedule.chosen(steps) == [i for i, step in enumerate(steps) if schedule.keeps(step)]

@@ -406,7 +406,7 @@ def test_a_resumed_run_goes_on_where_it_is_told_to(tmp_path: Path) -> None:
 
 def test_steps_reach_the_disk_while_more_are_coming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "BATCH_SECONDS", 0.05)
-    monkeypatch.setattr(worker, "TICK_SECONDS", 0.3)
+    monkeypatch.setattr(worker, "PERIOD_SECONDS", 0.3)
     net = mlp()
     paramwatch.attach(net, tmp_path)
     steps = 0

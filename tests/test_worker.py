@@ -93,7 +93,6 @@ def test_rounds_wait_without_waking_the_thread_and_are_looked_for_by_itself(roun
 def test_many_rounds_wake_it(limit: str, rounds: list[Round], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, limit, 10)
     monkeypatch.setattr(worker, "PERIOD_SECONDS", 600.0)
-    monkeypatch.setattr(worker, "TICK_SECONDS", 600.0)
     sink = ListSink()
     thread = working(sink)
     submit(thread, rounds)

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from tensorboard.compat.proto import event_pb2
 
 from paramwatch.batch import Batch, BatchSink
@@ -92,7 +93,8 @@ class EventFile(BatchSink):
             while begin < len(batch):
                 # a picture that comes due within the batch is of the steps before
                 first = begin + max(1, self._due - self._strip.steps)
-                end = next((i for i in range(first, len(batch)) if self._is_time(batch.time[i])), len(batch))
+                late = np.abs(np.array(batch.time[first:]) - self._pictured_at) >= PICTURE_SECONDS
+                end = first + int(late.argmax()) if late.any() else len(batch)
                 self._take(self._file, batch.at(range(begin, end)))
                 begin = end
 
