@@ -31,10 +31,10 @@ Job: TypeAlias = Callable[[], None]
 PERIOD_SECONDS = 1.0
 """How often the thread looks for rounds, and asks sinks what has waited too long. Woken for each it would take turns with training."""
 
-MANY, MANY_BYTES = MOST, 16_000_000
-"""Rounds, and their bytes, for which it is woken."""
+MANY, MANY_BYTES = 4 * MOST, 16_000_000
+"""Rounds, and their bytes, for which it is woken: a batch after others is quicker than one that finds nothing in the processor's caches."""
 
-FULL, FULL_BYTES = 8 * MANY, 16 * MANY_BYTES
+FULL, FULL_BYTES = 8 * MOST, 16 * MANY_BYTES
 """Rounds, and their bytes, that may wait. Then training waits: the thread gets no turn otherwise, and memory would fill without end."""
 
 STUCK_SECONDS = 1.0
