@@ -6,7 +6,7 @@ Between `recorder`, which asks at every step, and `rounds`, which hold what was 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal
@@ -32,11 +32,10 @@ class Known:
 class Rounds:
     """Numbers steps as rounds of several optimizers: ordered by first appearance, a round ends when one steps that is not after the last.
 
-    No optimizer steps twice in a round, whatever became of its tensors.
-    An optimizer that holds a tensor of an earlier one (it was made anew, or they take turns) has the earlier one's place, so that no
-    tensor steps twice in a round; several that share a place, but no tensor (one was replaced by two), step in one round. So has one that
-    holds what came into the place of such a tensor, under its name. One that holds what came into the model after the last step begins
-    with a new round.
+    No optimizer steps twice in a round, and no tensor: a round also ends when one steps that holds a tensor of any that stepped in it.
+    An optimizer that holds a tensor of an earlier one (it was made anew, or they take turns) has the earlier one's place, of several the
+    first; those that share a place, but no tensor (one was replaced by two), step in one round. So has one that holds what came into the
+    place of such a tensor, under its name. One that holds what came into the model after the last step begins with a new round.
 
     Args:
         first_step: Number of the first step.
@@ -59,9 +58,11 @@ class Rounds:
         self._there: Mapping[int, str] = {}
         self._places = 0
         self._last = -1
-        self._in_round: list[AbstractSet[int]] = []
+        # of the round: what the latest optimizer holds, as it was given, and what all before it hold
+        self._latest: AbstractSet[int] = frozenset()
+        self._before: set[int] = set()
 
-    def due(self, optimizer: Optimizer, ids: Iterable[int]) -> tuple[int, int]:
+    def due(self, optimizer: Optimizer, ids: Collection[int]) -> tuple[int, int]:
         """The step that this optimizer's next step belongs to, and how many of its steps were counted.
 
         Args:
@@ -70,7 +71,7 @@ class Rounds:
         """
         known = self._known.get(id(optimizer))
         if known is None or known.optimizer() is not optimizer:
-            return self._next(optimizer)[1], 0
+            return self._next(optimizer, ids)[1], 0
         return self.step + (known.latest == self.step or self._ends(known.place, ids)), known.steps
 
     def steps_of(self, optimizer: Optimizer) -> int:
@@ -87,22 +88,23 @@ class Rounds:
         self.step += 1
         known.steps += 1
         known.latest = self.step
-        self._in_round = self._in_round[-1:]
+        self._before.clear()
 
-    def take(self, optimizer: Optimizer, held: AbstractSet[int] | None = None) -> int:
+    def take(self, optimizer: Optimizer, held: AbstractSet[int] | None = None, inside: Iterable[Optimizer] = ()) -> int:
         """Count a step of this optimizer, and give its number.
 
         Args:
             optimizer: Steps.
-            held: The identities of what it holds of the model, where they are known.
+            held: The identities of what is stepped of the model, where they are known.
+            inside: Optimizers that stepped inside it.
         """
+        ids = [id(param) for each in (optimizer, *inside) for param in params_of(each)] if held is None else held
         known = self._known.get(id(optimizer))
         if known is not None and known.optimizer() is optimizer:
             place = known.place
-            again = known.latest == self.step or self._ends(place, [*map(id, params_of(optimizer))] if held is None else held)
-            number = self.step + again
+            number = self.step + (known.latest == self.step or self._ends(place, ids))
         else:
-            place, number = self._next(optimizer)
+            place, number = self._next(optimizer, ids)
             known = Known(weakref.ref(optimizer), place)
             self._forget_what_is_gone()
             self._known[id(optimizer)] = known
@@ -114,10 +116,12 @@ class Rounds:
                     self._stepped[named[key]] = place, key
         known.steps += 1
         known.latest = number
-        if number != self.step:
-            self._in_round = []
+        if number == self.step:
+            self._before |= self._latest
+        else:
+            self._before.clear()
         # what has left the model is not stepped: whoever holds what took its place may step in the same round
-        self._in_round.append({*filter(self._holds, map(id, params_of(optimizer)))} if held is None else held)
+        self._latest = {*filter(self._holds, ids)} if held is None else held
         self.step, self._last, self._there = number, place, self._named(False)
         return number
 
@@ -127,31 +131,27 @@ class Rounds:
         held = {id(param) for optimizer in living if optimizer is not None for param in params_of(optimizer)}
         self._place_of = {key: place for key, place in self._place_of.items() if key in held or self._holds(key)}
 
-    def _next(self, optimizer: Optimizer) -> tuple[int, int]:
-        """The place of an optimizer that is not known, and the number of its next step."""
+    def _next(self, optimizer: Optimizer, stepped: Collection[int]) -> tuple[int, int]:
+        """The place of an optimizer that is not known, and the number of its next step, which steps these."""
         held = [id(param) for param in params_of(optimizer)]
         places = [self._place_of[key] for key in held if key in self._place_of]
         if places:
-            return min(places), self.step + self._ends(min(places), held)
+            return min(places), self.step + self._ends(min(places), stepped)
         named = self._named(True)
         rows = {key: named[key] for key in held if key in named}
         # while the tensor that had a name is in the model, under another one, what has the name now is not in its place
         before = [self._stepped[name] for name in rows.values() if name in self._stepped and self._stepped[name][1] not in named]
         if before:
             place = min(place for place, _ in before)
-            return place, self.step + self._ends(place, [key for _, key in before])
+            return place, self.step + self._ends(place, {*stepped, *(key for _, key in before)})
         # who holds nothing of the model takes no place, and is followed by the next round once all places have stepped
         came = self._last >= 0 and any(self._there.get(key) != name for key, name in rows.items())
-        return self._places, self.step + (came if rows else 0 <= self._last == self._places - 1)
+        begins = came if rows else 0 <= self._last == self._places - 1
+        return self._places, self.step + (begins or self._ends(self._places, stepped))
 
-    def _ends(self, place: int, held: Iterable[int]) -> bool:
+    def _ends(self, place: int, held: Collection[int]) -> bool:
         """Whether the round is over: the order begins anew, or a tensor of these identities would step twice."""
-        if place != self._last:
-            return place < self._last
-        for stepped in self._in_round:  # noqa: SIM110  # a generator takes longer
-            if not stepped.isdisjoint(held):
-                return True
-        return False
+        return place < self._last or not (self._latest.isdisjoint(held) and self._before.isdisjoint(held))
 
 
 class AllRows:

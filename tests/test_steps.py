@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ from torch.optim import Optimizer
 
 import paramwatch
 from paramwatch import attached
-from paramwatch.numbering import Rounds
 from paramwatch.testing import ListSink
 
 HOOKS = (torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks)
@@ -281,23 +279,6 @@ def test_reading_in_the_middle_of_a_round_does_not_use_up_its_number() -> None:
     assert_recorded(watch, truth)
     assert [record.step for record in sink.records] == [0, 0]
     assert len(watch.steps) == 1
-
-
-def test_what_is_known_of_optimizers_and_tensors_that_are_gone_does_not_pile_up() -> None:
-    net = mlp()
-    rounds = Rounds(0, {id(param) for param in net.parameters()}.__contains__)
-    kept = []
-    for i in range(20):
-        strangers = [torch.zeros(1) for _ in range(5)]
-        kept.append(strangers)
-        rounds.take(sgd([*net.parameters(), *strangers]))
-        # each time would take seconds in a process that holds much else
-        if i % 10 == 8:
-            gc.collect()
-
-    assert len(rounds._known) <= 2
-    assert len(rounds._place_of) <= 4 + 2 * 5
-    assert rounds.step == 19
 
 
 def test_every_counts_the_steps_of_each_optimizer() -> None:

@@ -266,6 +266,51 @@ def two_that_share_a_parameter(lab: Lab) -> None:
             _plain_round(lab, i, optimizer)
 
 
+def one_of_all_in_turns_with_one_of_a_part(lab: Lab) -> None:
+    """After both parts had one of their own, whose places the one of all spans."""
+    net = mlp()
+    body, head, whole = sgd(net[0]), sgd(net[2]), sgd(net)
+    lab.attach(net)
+    for i, optimizers in enumerate([(body, head), (body, head), *[(whole,), (head,)] * 3, (body, head), (whole,)]):
+        _plain_round(lab, i, *optimizers)
+
+
+def one_of_parts_of_two(lab: Lab) -> None:
+    """It shares a parameter with each, of which the second comes after the first."""
+    net = mlp()
+    first, second, across = sgd(net[0]), sgd(net[2]), sgd([net[0].bias, net[2].bias])
+    lab.attach(net)
+    for i, optimizers in enumerate([(first, second), (across,), (second,), (first, second), (across,), (second,)]):
+        _plain_round(lab, i, *optimizers)
+
+
+def given_what_another_holds(lab: Lab) -> None:
+    """By `add_param_group`, and into the list."""
+    net = mlp()
+    first, second = sgd(net[0]), sgd(net[2])
+    lab.attach(net)
+    for i in range(8):
+        if i == 2:
+            second.add_param_group({"params": [net[0].weight]})
+        if i == 5:
+            first.param_groups[0]["params"].append(net[2].bias)
+        for each in [(first, second)] if i < 2 else [(first,), (second,)]:
+            _plain_round(lab, i, *each)
+
+
+def given_what_a_later_one_was_made_of(lab: Lab) -> None:
+    """What was given to an optimizer came with no place, and one that is made of it steps after it."""
+    net = mlp()
+    first, second = sgd([net[0].weight]), sgd([net[2].weight])
+    lab.attach(net)
+    _plain_round(lab, 0, first, second)
+    second.add_param_group({"params": [net[2].bias]})
+    third = sgd([net[2].bias])
+    for i in range(1, 4):
+        _plain_round(lab, i, first, second)
+        _plain_round(lab, i, third)
+
+
 LOOPS: dict[str, Loop] = by_name(
     adversaries,
     five_critic_steps_for_each_of_the_generator,
@@ -286,6 +331,10 @@ LOOPS: dict[str, Loop] = by_name(
     a_layer_replaced_with_an_optimizer_of_its_own,
     two_that_take_turns_over_the_same,
     two_that_share_a_parameter,
+    one_of_all_in_turns_with_one_of_a_part,
+    one_of_parts_of_two,
+    given_what_another_holds,
+    given_what_a_later_one_was_made_of,
 )
 
 
