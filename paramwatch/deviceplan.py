@@ -22,6 +22,7 @@ from paramwatch.measure.streams import follow, stream_now
 from paramwatch.measure.tables import Layout, types_of
 from paramwatch.plan import ENTERED, KINDS, MOVED, USED, Folded, Plan, rates_of
 from paramwatch.rooms import Grads
+from paramwatch.storage import Addresses
 
 _ALIGNED = 64
 
@@ -35,6 +36,7 @@ class Located:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.addresses: list[int] = []
+        self._found = Addresses()
         self._device, self._types = tensors[0].device, types_of(tensors)
         self._numel = np.array([tensor.numel() for tensor in tensors], dtype=np.int64)
         sizes = self._numel * np.array([tensor.element_size() for tensor in tensors])
@@ -47,10 +49,10 @@ class Located:
 
     def find(self, tensors: Sequence[Tensor]) -> bool:
         """Look where they are now; False if the memory of one is not there."""
-        addresses = list(map(Tensor.data_ptr, tensors))
+        addresses = self._found.of(tensors)
+        if addresses is None:
+            return False
         if addresses != self.addresses:
-            if not all(map(gpu.is_there, tensors)):
-                return False
             self.addresses, self._known = addresses, {}
         return True
 

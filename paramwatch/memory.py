@@ -13,16 +13,7 @@ from typing import NamedTuple
 import torch
 
 from paramwatch.rows import has_values, is_lazy
-
-_ROWS, _COLUMNS = ("crow_indices", "col_indices", "values"), ("ccol_indices", "row_indices", "values")
-_PARTS = {
-    torch.sparse_coo: ("_indices", "_values"),
-    torch.sparse_csr: _ROWS,
-    torch.sparse_bsr: _ROWS,
-    torch.sparse_csc: _COLUMNS,
-    torch.sparse_bsc: _COLUMNS,
-}
-"""What a sparse tensor consists of."""
+from paramwatch.storage import PARTS, is_there
 
 
 class Span(NamedTuple):
@@ -58,8 +49,8 @@ def bytes_of(tensor: torch.Tensor) -> int:
     """What a tensor takes: what is one place in memory (`expand`) once, of a sparse one what it stores. 0 while it is lazy."""
     if is_lazy(tensor):
         return 0
-    if tensor.layout in _PARTS:
-        return sum(bytes_of(getattr(tensor.detach(), part)()) for part in _PARTS[tensor.layout])
+    if tensor.layout in PARTS:
+        return sum(bytes_of(getattr(tensor.detach(), part)()) for part in PARTS[tensor.layout])
     numel = tensor.numel()
     if numel and tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_contiguous():
         apart = [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if stride > 0]
@@ -86,13 +77,13 @@ def overlaps(tensors: Iterable[torch.Tensor]) -> list[Shared]:
 
 
 def span_of(at: int, tensor: torch.Tensor) -> Span | None:
-    """Where a tensor is, None where that question has no answer (lazy, meta, sparse, subclasses without storage)."""
+    """Where a tensor is, None where that question has no answer (lazy, meta, sparse, subclasses without storage, memory taken away)."""
     if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.numel() == 0 or not has_values(tensor):
         return None
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     # wrapper subclasses report address 0: they hold other tensors, not memory
     start = local.data_ptr()
-    if start == 0 or local.numel() == 0:
+    if start == 0 or local.numel() == 0 or not is_there(local):
         return None
     item = local.element_size()
     if local.is_contiguous():

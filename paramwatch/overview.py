@@ -31,6 +31,7 @@ from paramwatch.rows import Place, has_values, is_lazy, places, shape_of
 from paramwatch.sampling import Source, completed, held, stored
 from paramwatch.sheet import Line, Summary, Totals
 from paramwatch.standards import default_of, type_name
+from paramwatch.storage import is_there
 from paramwatch.ties import find_ties
 from paramwatch.together import Sights
 
@@ -93,6 +94,8 @@ def _row(found: Sequence[Place], tensor: nn.Parameter) -> _Row:
     why, here = "", None
     if not has_values(tensor):
         why = "on the meta device: no values" if tensor.is_meta else "fake: no values"
+    elif not is_there(tensor):
+        why = "without memory for now: no values"
     elif not is_supported(stored(tensor)):
         why = "nested: cannot be measured" if tensor.is_nested else "of a dtype that cannot be measured"
     elif not tensor.numel():
@@ -147,7 +150,7 @@ def _gradient(tensor: Tensor) -> str:
     grad = tensor.grad
     if grad is None:
         return "none"
-    if not has_values(grad) or not is_supported(stored(grad)):
+    if not has_values(grad) or not is_there(grad) or not is_supported(stored(grad)):
         return "set"
     return "set" if bool(stored(held(grad)).any()) else "zero"
 

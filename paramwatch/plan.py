@@ -22,6 +22,7 @@ from paramwatch.measure import Kept, Reading, native
 from paramwatch.measure.forms import Forms
 from paramwatch.optimizers import groups_of, params_of
 from paramwatch.rooms import Grads, Room
+from paramwatch.storage import Addresses
 from paramwatch.strangers import Strangers
 
 ENTERED, USED, MOVED, LEFT, KINDS = range(5)
@@ -72,6 +73,7 @@ class Plan:
         self.sizes = [tensor.numel() for tensor in tensors]
         self.types = [native.TYPES[tensor.dtype] for tensor in tensors]
         self._live, self._readings = live, live.readings
+        self._found = Addresses()
         self._grads: Grads | None = None
         self.rooms: list[Room] = []
         """Of steps that are over."""
@@ -113,22 +115,26 @@ class Plan:
             tensors: The parameters.
             with_grads: Measure their gradients as well; if these cannot be here, only the parameters are.
         """
+        addresses = self._found.of(tensors)
+        if addresses is None:
+            return None
         try:
             room = self.rooms.pop() if self.rooms else Room(self.sizes, self.types, self.forms.each, self.exact)
         except MemoryError:
             return None
         folded = Folded(self, room)
-        room.addresses = list(map(_address, tensors))
+        room.addresses = addresses
         if with_grads:
             grads: list[Tensor | None] = list(map(_grad, tensors))
             known = self._grads
             if known is None or not known.all or not known.at_a_glance(*grads):
                 known = self.grads_of(grads)
-            if known is not None:
+            used = None if known is None else known.addresses(grads)
+            if known is not None and used is not None:
                 folded.grads = known
-                room.both(known).read([*room.addresses, *map(_address, known.found(grads))], folded.at)
+                room.both(known).read([*addresses, *used], folded.at)
                 return folded
-        room.before.read(room.addresses, folded.at)
+        room.before.read(addresses, folded.at)
         return folded
 
     def grads_of(self, grads: Sequence[Tensor | None]) -> Grads | None:
@@ -185,10 +191,11 @@ class Folded:
             scale: A factor that they carry, where that can be taken out (`scales`).
         """
         known, room = self.plan.grads_of(grads), self._room
-        if known is None or room is None:
+        used = None if known is None else known.addresses(grads)
+        if known is None or used is None or room is None:
             return False
         self.grads = known
-        room.used(known).read(list(map(_address, known.found(grads))), self.at + USED * self.plan.kind)
+        room.used(known).read(used, self.at + USED * self.plan.kind)
         return True
 
     def end(self, optimizer: Optimizer, tensors: Sequence[Tensor]) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from paramwatch.measure import Kept, native
 from paramwatch.measure.forms import Forms
+from paramwatch.storage import Addresses
 
 _ALIGNED = 64
 
@@ -29,7 +30,7 @@ class Grads:
         self.had = [grad is not None for grad in grads]
         self.required = [bool(form[3]) for form in forms]
         self.all = all(self.had)
-        self._forms = Forms(found)
+        self._forms, self._addresses = Forms(found), Addresses()
         self.at_a_glance = self._forms.at_a_glance
         """As in `Forms`: of gradients that are all there."""
         types = [native.NOTHING if grad is None else native.TYPES[grad.dtype] for grad in grads]
@@ -42,6 +43,10 @@ class Grads:
     def found(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor]:
         """Those that there are."""
         return grads if self.all else [grad for grad in grads if grad is not None]  # type: ignore[return-value]  # all: none is None
+
+    def addresses(self, grads: Sequence[Tensor | None]) -> list[int] | None:
+        """Of those that there are; None if the memory of one is not there."""
+        return self._addresses.of(self.found(grads))
 
     def table(self, sizes: Sequence[int] = (), types: Sequence[int] = (), copies: Sequence[int] = ()) -> native.Table:
         """For the kernel: of these, behind others of which sizes, types and copies are given."""

@@ -30,7 +30,7 @@ LAYERS = (
     "sheet",
     "store files latest contents epoch arrowfile streams histograms uselines agreement format absence block batch cost folder schedule "
     "totals rules ties memory testing shapes lettering png heatmap grid span terminal output usage",
-    "rows formulas departures evenness repeats",
+    "rows formulas departures evenness repeats storage",
     "record merging bins",
     "ragged columns guard globs ranks",
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 from paramwatch.columns import PARTS, Array
 from paramwatch.measure.naive import ORDER, parts
 from paramwatch.merging import merge
+from paramwatch.storage import is_there
 
 CHUNK = 1 << 16
 """Elements: 512 KiB of float64, which stay in the cache from one operation to the next."""
@@ -35,6 +36,7 @@ def takes(tensor: Tensor) -> bool:
         and tensor.layout is torch.strided
         and tensor.is_contiguous()
         and not tensor.is_nested
+        and is_there(tensor)
     )
 
 

@@ -55,6 +55,7 @@ def _check_of_many() -> Callable[[Sequence[Tensor]], Callable[..., bool]] | None
         torch.nn.Parameter(x, requires_grad=False),
         torch._neg_view(x),
         x.to_sparse(),
+        torch._efficientzerotensor((2, 3), device="cpu"),
     ]
     try:
         check = _torchs_check([x])

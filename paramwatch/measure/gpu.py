@@ -21,6 +21,7 @@ from paramwatch.bins import BINS
 from paramwatch.columns import PARTS
 from paramwatch.measure.native import TYPES, _is_dense
 from paramwatch.measure.tables import Layout, Sizes, Variant
+from paramwatch.storage import has_address
 
 __all__ = ["are_alike", "histograms", "kernels", "measure", "measure_update", "takes"]
 
@@ -43,13 +44,8 @@ def takes(tensor: Tensor) -> bool:
         and (tensor.is_contiguous() or _is_dense(tensor))
         and not tensor.is_neg()
         and not tensor.is_nested
-        and is_there(tensor)
+        and has_address(tensor)
     )
-
-
-def is_there(tensor: Tensor) -> bool:
-    """Whether its memory is: who shards a model may have taken it away for now. What is left of the address then is the offset."""
-    return tensor.data_ptr() != tensor.storage_offset() * tensor.element_size() or not tensor.numel()
 
 
 def are_alike(after: Tensor, before: Tensor, grad: Tensor | None) -> bool:

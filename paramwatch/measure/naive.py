@@ -10,6 +10,7 @@ from torch import Tensor
 
 from paramwatch.bins import BINS, LEAST, ZERO
 from paramwatch.columns import PARTS
+from paramwatch.storage import is_there
 
 ORDER = tuple(PARTS)
 """The order of the parts along the last axis of a measurement."""
@@ -32,6 +33,8 @@ _supported: dict[tuple[type, torch.dtype, torch.layout, bool], bool] = {}
 def is_supported(tensor: Tensor) -> bool:
     """Whether the elements of a tensor of this kind can be read at all."""
     if tensor.is_meta or tensor.is_nested or (tensor.layout is not torch.strided and tensor.numel() > LARGEST_DENSE):
+        return False
+    if not is_there(tensor):
         return False
     kind = (type(tensor), tensor.dtype, tensor.layout, tensor.is_quantized)
     if kind not in _supported:

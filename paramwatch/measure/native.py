@@ -16,6 +16,7 @@ from torch import Tensor
 
 from paramwatch.columns import PARTS, Array
 from paramwatch.measure.compiler import library
+from paramwatch.storage import has_address
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 """As the kernel numbers them."""
@@ -42,7 +43,7 @@ def available() -> bool:
 
 
 def takes(tensor: Tensor) -> bool:
-    """Whether the kernel can read a tensor: plain, on the CPU, of a floating type, its elements side by side in memory."""
+    """Whether the kernel can read a tensor: plain, on the CPU, of a floating type, its elements side by side in memory that is there."""
     return (
         type(tensor) in _PLAIN
         and tensor.dtype in TYPES
@@ -51,6 +52,7 @@ def takes(tensor: Tensor) -> bool:
         and (tensor.is_contiguous() or _is_dense(tensor))
         and not tensor.is_neg()
         and not tensor.is_nested
+        and has_address(tensor)
     )
 
 

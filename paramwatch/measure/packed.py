@@ -15,6 +15,7 @@ from torch._utils import _flatten_dense_tensors
 
 from paramwatch.columns import Array
 from paramwatch.measure.naive import ORDER
+from paramwatch.storage import is_there
 
 SMALL = 1 << 16
 """Elements up to which a tensor goes here; a larger one keeps the processor busy by itself."""
@@ -33,6 +34,7 @@ def fits(tensor: Tensor) -> bool:
         and tensor.layout is torch.strided
         and 0 < tensor.numel() <= SMALL
         and not tensor.is_nested
+        and is_there(tensor)
     )
 
 

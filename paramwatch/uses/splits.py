@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from paramwatch.guard import Guard, logger
 from paramwatch.inventory import LiveInventory
 from paramwatch.ranks import is_one_of_several
+from paramwatch.storage import is_there
 from paramwatch.uses.armed import Armed
 from paramwatch.uses.gram import alone, flat
 from paramwatch.uses.obstacles import obstacle_to_splitting
@@ -88,7 +89,10 @@ class Splits:
             for row in self._armed.watched.still_open(names):
                 if self._armed.watched.was_swapped(row):
                     row.found.forget()
-                sums = row.found.sums(row.tensor.grad, awaited or evaluation) or self._unseen(row)
+                grad = row.tensor.grad
+                if grad is not None and not is_there(grad):  # nothing can be said of what became of it
+                    grad = None
+                sums = row.found.sums(grad, awaited or evaluation) or self._unseen(row)
                 if sums is not None:
                     row.passes = row.found.backwards
                     mode = f"{sums.mode} (this rank)" if is_one_of_several() else sums.mode
