@@ -83,8 +83,9 @@ def unregister(watcher: Watcher) -> None:
     if _lock.acquire(blocking=False):
         try:
             # the stacks of threads that go on meanwhile are read here
-            with _guard.contain("taking away the hooks"):
+            with _guard.contain("forgetting steps that raised"):
                 drop_left_in_any_thread()
+            with _guard.contain("taking away the hooks"):
                 if not _watchers and not steps_running():
                     _take_away_hooks()
         finally:
@@ -111,9 +112,9 @@ def _put_hooks() -> None:
 
 
 def _take_away_hooks() -> None:
-    unsee_parents()
     while _handles:
         _handles.pop().remove()
+    unsee_parents()
 
 
 def _retire(registry: dict[int, Any], ours: int) -> None:

@@ -28,7 +28,7 @@ from torch.nn.modules import module as torch_modules
 from torch.nn.utils import clip_grad
 
 import paramwatch
-from paramwatch import attached
+from paramwatch import attached, steps
 
 NEAR = 4
 """Functions on the stack, the entry point included, up to which a function is near it."""
@@ -204,3 +204,20 @@ def test_an_attach_that_fails_in_any_function_leaves_nothing(tmp_path: Path, los
             attach(pair)
     assert not wrong
     assert not [each.exc_value for each in lost if "injected into" not in str(each.exc_value)]
+
+
+@pytest.mark.parametrize("failing", ["drop_left_in_any_thread", "unsee_parents"])
+def test_torchs_registries_are_as_before_though_what_else_closes_a_watch_fails(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Linear(2, 2)
+    watch = paramwatch.attach(net)
+    undone = getattr(steps, failing)
+    monkeypatch.setattr(steps, failing, raising)
+    watch.close()
+
+    assert not torch_optimizer._global_optimizer_pre_hooks
+    assert not torch_optimizer._global_optimizer_post_hooks
+    undone()
+
+
+def raising() -> None:
+    raise RuntimeError
