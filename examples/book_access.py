@@ -64,6 +64,8 @@ def access() -> None:
     say("grad_norm of '0.block 1.0.bias'", f"{row['grad_norm']:.6f}")
     say("how far the bias moved", f"{(bias - before).norm():.6f}")
     say("update_norm of '0.block 1.0.bias'", f"{row['update_norm']:.6f}")
+    say("lr in optimizer.state_dict()", optimizer.state_dict()["param_groups"][0]["lr"])
+    say("lr of '0.block 1.0.bias'", row["lr"])
     print()
     tell("Gradient norms by block, from watch.frame('grad_norm', by=2):")
     print()

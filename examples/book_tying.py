@@ -25,16 +25,17 @@ class Autoencoder(nn.Module):
 def tying() -> None:
     torch.manual_seed(0)
     one_layer_twice()
+    what_becomes_of_the_gradient()
     one_parameter_in_two_layers()
     lazily_sized_layers()
     equal_but_not_tied()
     why_sharing_is_a_good_idea()
+    what_a_tied_decoder_makes_of_its_encoder()
 
 
 def one_layer_twice() -> None:
     lesson("Tying: one layer at two places", "What is written through one name is read through the other: it is one tensor.")
-    shared = nn.Linear(8, 8)
-    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(8, 1))
+    net = with_one_layer_twice()
     say("net[2].weight is net[4].weight", net[2].weight is net[4].weight)
     set_to_100(net[2])
     say("net[4].weight[0, 0], 100 set through net[2]", net[4].weight[0, 0].item())
@@ -42,9 +43,30 @@ def one_layer_twice() -> None:
         tell(tie)
 
 
+def with_one_layer_twice() -> nn.Sequential:
+    shared = nn.Linear(8, 8)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(8, 1))
+
+
 def set_to_100(layer: nn.Linear) -> None:
     with torch.no_grad():
         layer.weight[0, 0] = 100
+
+
+def what_becomes_of_the_gradient() -> None:
+    lesson(
+        "Tying: what becomes of the gradient",
+        "What each use contributes is added to the one gradient. `attach(net, uses=1)` keeps the terms: the norm of each, its share of the "
+        "sum, and whether they pull the same way (agreement +1) or fight (-1).",
+    )
+    net = with_one_layer_twice()
+    with paramwatch.attach(net, uses=1) as watch:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        net(torch.rand(2, 4)).sum().backward()
+        optimizer.step()
+    show(watch.uses()[["use_norm", "use_share"]].loc[0])
+    print()
+    show(watch.agreement()[["agreement"]].loc[0].assign(grad_norm=watch.frame("grad_norm").loc[0]))
 
 
 def one_parameter_in_two_layers() -> None:
@@ -120,3 +142,31 @@ def why_sharing_is_a_good_idea() -> None:
     show(pd.DataFrame(lines).T)
     for net, _ in cases.values():
         print(f"\n{paramwatch.summary(net)}")
+
+
+def what_a_tied_decoder_makes_of_its_encoder() -> None:
+    lesson(
+        "Tying: what a tied decoder makes of its encoder",
+        "A linear autoencoder whose decoder is its encoder, transposed, reproduces most where the rows of that one weight are orthogonal "
+        "and of length 1. With a decoder of its own the encoder need not be so. Both trained alike; off I is the largest element, in "
+        "size, of W W^T - I:",
+    )
+    own = nn.Sequential(nn.Linear(64, 16, bias=False), nn.Linear(16, 64, bias=False))
+    lines = {}
+    for case, net in {"decoder = encoder": Autoencoder(), "decoder of its own": own}.items():
+        loss = trained(net)
+        weight = next(net.parameters()).detach()
+        off = (weight @ weight.t() - torch.eye(16)).abs().max().item()
+        lines[case] = {"loss": f"{loss:.2f}", "off I": f"{off:.0e}", "its encoder": paramwatch.summary(net).frame["looks_like"].iloc[0]}
+    show(pd.DataFrame(lines).T)
+
+
+def trained(net: nn.Module, steps: int = 100) -> float:
+    """The squared error of an autoencoder for the unit vectors, which are as many as there are inputs; 48 of 64 cannot be reproduced."""
+    units, optimizer = torch.eye(64), torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = (net(units) - units).square().sum()
+        loss.backward()
+        optimizer.step()
+    return loss.item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 import os
@@ -130,6 +131,33 @@ def test_ties_are_told_from_copies_and_from_shared_memory(tour: str) -> None:
         stop(tour, "Tying: before the shape is known"),
     )
     assert "This is not tying" in " ".join(unequal.split())
+
+
+def test_the_terms_of_a_tied_gradient_are_what_layers_of_their_own_would_get(tour: str) -> None:
+    shown = stop(tour, "Tying: what becomes of the gradient")
+    torch.manual_seed(0)
+    nn.Linear(8, 8), nn.Linear(4, 8), nn.Linear(8, 1)  # of the stop before
+    second, first, last = nn.Linear(8, 8), nn.Linear(4, 8), nn.Linear(8, 1)
+    fourth = copy.deepcopy(second)
+    nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), fourth, nn.ReLU(), last)(torch.rand(2, 4)).sum().backward()
+    terms = [layer.weight.grad.double() for layer in (second, fourth)]
+    whole = sum(terms)
+    for use, term in zip((2, 4), terms, strict=True):
+        told = re.search(rf"^[\w.]* +{use} +(\S+) +(\S+)$", shown, re.MULTILINE)
+        expected = [float(term.norm()), float((term * whole).sum() / whole.square().sum())]
+        assert [float(number) for number in told.groups()] == pytest.approx(expected, rel=1e-3)
+    cosine = float(F.cosine_similarity(*(term.flatten() for term in terms), dim=0))
+    agreement, norm = re.search(r"agreement .*\nparameter *\n2\.weight +(\S+) +(\S+)", shown).groups()
+    assert [float(agreement), float(norm)] == pytest.approx([cosine, float(whole.norm())], rel=1e-3)
+
+
+def test_a_tied_decoder_makes_its_encoder_orthogonal_and_one_of_its_own_does_not(tour: str) -> None:
+    shown = stop(tour, "Tying: what a tied decoder makes of its encoder")
+    tied, own = (re.search(rf"^decoder {kind} +\S+ +(\S+) +(.+)$", shown, re.MULTILINE).groups() for kind in ("= encoder", "of its own"))
+    assert float(tied[0]) < 1e-5
+    assert tied[1] == "orthogonal"
+    assert float(own[0]) > 0.1
+    assert "orthogonal" not in own[1]
 
 
 def test_sharing_saves_what_the_inventory_counts(tour: str) -> None:
