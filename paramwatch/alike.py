@@ -79,7 +79,7 @@ class Form:
         skipped = np.array([done.skipped for done, _ in rounds])
         scale = np.full(n, np.nan)
         changes = [UNCHANGED] * n
-        found: list[dict[str, int]] = [{} for _ in rounds]
+        found: dict[int, dict[str, int]] = {}
         closed = [done for done, _ in rounds]
         for form in self.steps:
             read = form.read(values, closed)
@@ -88,7 +88,7 @@ class Form:
                 scale = np.where(np.isnan(read.amp[:, SCALE]), scale, read.amp[:, SCALE])
             lr[:, form.here], state[:, form.here] = read.rates, read.states
             for which, rows in _changed(form, closed, read).items():
-                found[which] |= rows
+                found[which] = {**found.get(which, {}), **rows}
                 changes[which] = Changes(outside=found[which])
         scales = [None if one != one else one for one in scale.tolist()]
         whole = described(rounds, skipped.tolist(), scales)
