@@ -155,7 +155,7 @@ class FoldedOnDevice(Folded):
     scales = on_device = True
 
     def __init__(self, plan: DevicePlan, numbers: Tensor, copies: Tensor | None) -> None:
-        super().__init__(plan, None)
+        super().__init__(plan, plan.slot(), None)
         self._numbers, self._copies = numbers, copies
         self._found, self._stream = plan.rows.addresses, stream_now(plan.device)
         self.on_way: Reading | None = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from operator import attrgetter, itemgetter
+from typing import TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -31,15 +32,20 @@ ENTERED, USED, MOVED, LEFT, KINDS = range(5)
 _STEPS, _STEPS_BYTES = 64, 1 << 20
 """Steps whose readings lie in one block, and bytes of a block that holds more than one."""
 
-_address, _grad = Tensor.data_ptr, attrgetter("grad")
+Slot: TypeAlias = tuple[Array, int, int]
+"""For the readings of a step: a block [steps, kinds, rows, parts], which step this is there, and the address of its readings."""
+
+address_of, grad_of = Tensor.data_ptr, attrgetter("grad")
+
+_NO_RATE, _NUMBERS = float("nan"), (float, int)
 
 
 def rates_of(optimizer: Optimizer) -> list[float] | None:
     """The learning rate of each group, NaN where it has none; None if one is no number."""
     rates = []
     for group in optimizer.param_groups:
-        rate = group.get("lr", np.nan)
-        if not isinstance(rate, float | int):
+        rate = group.get("lr", _NO_RATE)
+        if not isinstance(rate, _NUMBERS):
             return None
         rates.append(rate)
     return rates
@@ -61,6 +67,8 @@ class Plan:
         self.optimizer = weakref.ref(optimizer)
         self.inventory = live.current
         self.names = list(rows)
+        self.is_there = live.sight.is_there
+        """Whether the model holds what it held, under the same names."""
         self.stepped = frozenset(rows)
         self.completes = self.stepped >= self.inventory.awaited
         """Whether a step of it is a whole round."""
@@ -73,12 +81,13 @@ class Plan:
         self.sizes = [tensor.numel() for tensor in tensors]
         self.types = [native.TYPES[tensor.dtype] for tensor in tensors]
         self._live, self._readings = live, live.readings
-        self._found = Addresses()
+        self.found = Addresses()
+        """Where the rows lie, asked anew where that is new."""
         self._grads: Grads | None = None
         self.rooms: list[Room] = []
         """Of steps that are over."""
-        self.slots: list[tuple[Array, int, int]] = []
-        """For the readings of the next steps, the next one last: a block [steps, kinds, rows, parts], a step there, the address."""
+        self.slots: list[Slot] = []
+        """For the next steps, the next one last."""
         self._shape = KINDS, len(tensors), len(PARTS)
         self.kind = 8 * len(tensors) * len(PARTS)
         """Bytes from one kind of a step to the next."""
@@ -103,10 +112,14 @@ class Plan:
         """
         if self._live.readings != self._readings or self._live.current is not self.inventory or ids != self.ids:
             return None
-        tensors: Sequence[Tensor] = params if self._all else self._choose(params)[:-1]
+        tensors = self.chosen(params)
         if not self._live.holds_the_same(ids, step):
             return None
         return tensors if self.forms.at_a_glance(*tensors) or self.forms.hold(tensors) else None
+
+    def chosen(self, params: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The rows among what the optimizer holds."""
+        return params if self._all else self._choose(params)[:-1]
 
     def enter(self, tensors: Sequence[Tensor], with_grads: bool = False) -> Folded | None:
         """Measure parameters as a step finds them, and copy them; None if that cannot be done here.
@@ -115,17 +128,17 @@ class Plan:
             tensors: The parameters.
             with_grads: Measure their gradients as well; if these cannot be here, only the parameters are.
         """
-        addresses = self._found.of(tensors)
+        addresses = self.found.of(tensors)
         if addresses is None:
             return None
         try:
             room = self.rooms.pop() if self.rooms else Room(self.sizes, self.types, self.forms.each, self.exact)
         except MemoryError:
             return None
-        folded = Folded(self, room)
+        folded = Folded(self, self.slot(), room)
         room.addresses = addresses
         if with_grads:
-            grads: list[Tensor | None] = list(map(_grad, tensors))
+            grads: list[Tensor | None] = list(map(grad_of, tensors))
             known = self._grads
             if known is None or not known.all or not known.at_a_glance(*grads):
                 known = self.grads_of(grads)
@@ -152,7 +165,7 @@ class Plan:
         """Whether a gradient can be measured here."""
         return native.takes(tensor)
 
-    def slot(self) -> tuple[Array, int, int]:
+    def slot(self) -> Slot:
         """The next one."""
         if not self.slots:
             steps = max(1, min(_STEPS, _STEPS_BYTES // (KINDS * self.kind)))
@@ -174,12 +187,10 @@ class Folded:
     on_device = False
     """Whether measuring queues work."""
 
-    def __init__(self, plan: Plan, room: Room | None) -> None:
-        self.plan = plan
-        self.block, self.position, self.at = plan.slot()
-        """[steps, kinds, rows, parts], which step this is, and the address of its readings, kind by kind."""
-        self.grads: Grads | None = None
-        self.rates: list[float] = []
+    def __init__(self, plan: Plan, slot: Slot, room: Room | None, grads: Grads | None = None, rates: Sequence[float] = ()) -> None:
+        self.plan, self.grads = plan, grads
+        self.block, self.position, self.at = slot
+        self.rates = rates
         """For each group of the optimizer, NaN where it has none."""
         self._room = room
 
@@ -205,7 +216,7 @@ class Folded:
             return False
         if plan.exact:
             forms = plan.forms
-            if list(map(_address, tensors)) != room.addresses or not (forms.at_a_glance(*tensors) or forms.hold(tensors)):
+            if list(map(address_of, tensors)) != room.addresses or not (forms.at_a_glance(*tensors) or forms.hold(tensors)):
                 return False
             room.after.read(room.addresses, self.at + MOVED * plan.kind, self.at + LEFT * plan.kind)
         self.rates, self._room = rates, None

@@ -76,8 +76,9 @@ def open_entry(optimizer: Optimizer, caller: FrameType | None, watchers: tuple[W
         if running is None:
             token = watcher.guard.call("entering an optimizer step", watcher.begin, optimizer, at_once)
             if token is not None:
-                entry.begun.append((watcher, token))
-                entry.seen.append((watcher, token))
+                pair = watcher, token
+                entry.begun.append(pair)
+                entry.seen.append(pair)
             continue
         with watcher.guard.contain("entering an optimizer step"):
             watcher.begin_inside(running, optimizer)
@@ -131,7 +132,9 @@ def drop_left_in_any_thread() -> None:
 
 def report_missing(entry: Entry) -> None:
     """Report gradients to those who have not taken them at once; who began with an outer step may have those of that one."""
-    report_gradients([pair for pair in entry.seen if pair not in entry.begun or not pair[1].has_gradients], entry.optimizer)
+    for pair in entry.seen:
+        if pair not in entry.begun or not pair[1].has_gradients:
+            report_gradients([pair], entry.optimizer)
 
 
 def report_gradients(seen: list[tuple[Watcher, Any]], optimizer: Optimizer, evaluation: bool = False, awaited: bool = False) -> None:

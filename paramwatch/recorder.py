@@ -31,7 +31,7 @@ from paramwatch.outside import Claims
 from paramwatch.plan import Plan, Plans
 from paramwatch.raw import RawGradients
 from paramwatch.rounds import Measured, OptimizerStep, Round
-from paramwatch.streak import Streaks, Token
+from paramwatch.streak import Streak, Streaks, Token
 from paramwatch.updates import UpdateMode, Updates
 from paramwatch.uses.splits import Splits
 
@@ -88,8 +88,7 @@ class Recorder:
         self._raw = RawGradients(live.named)
         self._others = Others(live, first_step)
         self._open = OpenRound(live, self._others, publish)
-        self._claims = Claims()
-        self._clock = Clock(live)
+        self._claims, self._clock = Claims(), Clock(live)
         self.streaks = Streaks(self._rounds, self._claims, self._clock, publish)
         prepare(live.glance, histograms > 0)
 
@@ -105,8 +104,9 @@ class Recorder:
         started = self._clock.start()
         idle = captured() or self.idle()
         with self.lock:
-            if at_once and not idle and (streak := self.streaks.enter(optimizer, started)) is not None:
-                return streak
+            # no name is given to the streak: a step of it that was left by an exception must be gone when it is over
+            if at_once and not idle and self.streaks.now is not None and self.streaks.now.enter(optimizer):
+                return self.streaks.now
             if idle:
                 self.streaks.end()
                 self._claims.doubt(row.name for row in self._live.current.rows)
@@ -158,7 +158,7 @@ class Recorder:
         """Measure the update, count the step, close what is complete."""
         with self.lock:
             alone = not (self.backwards or self.context or self.amp_scale is not None)
-            if alone and self.streaks.leave(token):
+            if alone and isinstance(token, Streak) and token is self.streaks.now and token.leave():
                 self.steps_seen += 1
                 return
             step = self.streaks.step_of(token)

@@ -181,14 +181,14 @@ def _enter(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], 
     if stack.entries:
         drop_left_by_exception()
     hooks_follow = hooks_follow and _others_follow(optimizer)
-    entry = open_entry(optimizer, caller(3), _watchers, at_once=not hooks_follow and not may_compute(args, kwargs))
+    entry = open_entry(optimizer, caller(3), _watchers, at_once := not hooks_follow and not may_compute(args, kwargs))
     if not entry.seen:
         stack.entries.pop()
         return None
     if type(optimizer) not in complete:
         see_parents(type(optimizer), *_made()[2])
-    if hooks_follow:
-        _see_when_hooks_are_done(entry)
+    if at_once or hooks_follow:
+        (report_missing if at_once else _see_when_hooks_are_done)(entry)
         return None
     return _see(entry, args, kwargs)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 _ROWS, _COLUMNS = ("crow_indices", "col_indices", "values"), ("ccol_indices", "row_indices", "values")
 PARTS = {
@@ -47,16 +47,19 @@ def _reaches(tensor: Tensor) -> bool:
 
 
 class Addresses:
-    """Where some tensors are, of which not much more than that is new from one step to the next."""
+    """Where some tensors are, of which not much more than that is new from one step to the next: their forms are the same each time."""
 
     def __init__(self) -> None:
         self._known: list[int] = []
+        self._lay: tuple[object, ...] = ()
 
     def of(self, tensors: Sequence[Tensor]) -> list[int] | None:
         """The address of each; None if one is not there. What is where it was needs no second look."""
         addresses = [*map(Tensor.data_ptr, tensors)]
         if addresses != self._known:
-            if not all(map(has_address, tensors)):
+            # gradients mostly come to be elsewhere at each step, and each of these looks goes through all of them at once
+            lie = [*map(UntypedStorage.nbytes, map(Tensor.untyped_storage, tensors))], [*map(Tensor.storage_offset, tensors)]
+            if (lie != self._lay or 0 in addresses) and not all(map(has_address, tensors)):
                 return None
-            self._known = addresses
+            self._known, self._lay = addresses, lie
         return addresses

@@ -10,17 +10,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from time import perf_counter_ns
 from typing import TypeAlias
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from paramwatch.clock import Clock, Started
+from paramwatch.clock import Clock
 from paramwatch.gradients import is_plain
 from paramwatch.numbering import Rounds
 from paramwatch.optimizers import params_of
 from paramwatch.outside import Claims
-from paramwatch.plan import Folded
+from paramwatch.plan import LEFT, MOVED, Folded, Slot, address_of, grad_of, rates_of
 from paramwatch.rounds import Common, OptimizerStep, PlainRound, Round
 
 
@@ -33,72 +34,96 @@ class Streak:
         until: The number of the first step that is not like the others.
         rounds: Numbers the steps.
         clock: Of the host alone.
+        publish: Takes rounds.
     """
 
     has_gradients = True
     step: OptimizerStep | None = None
     """The one that was in progress when the streak was ended."""
 
-    def __init__(self, last: Round, optimizer: Optimizer, until: int, rounds: Rounds, clock: Clock) -> None:
+    def __init__(
+        self, last: Round, optimizer: Optimizer, until: int, rounds: Rounds, clock: Clock, publish: Callable[[Round], None]
+    ) -> None:
         (step,) = last.optimizer_steps
         assert step.folded is not None
-        self._plan = step.folded.plan
-        self._common = Common(self._plan, step.raw_is_used, last.changed)
-        self._until, self._rounds, self._known, self._clock = until, rounds, rounds.known(optimizer), clock
-        self._done: deque[Round] = deque()
-        self._folded: Folded | None = None
-        self._optimizers: list[Optimizer] = []
+        assert step.folded.grads is not None
+        self._plan, self._grads = plan, grads = step.folded.plan, step.folded.grads
+        self._common = Common(plan, step.raw_is_used, last.changed)
+        self._until, self._rounds, self._known, self._clock, self._publish = until, rounds, rounds.known(optimizer), clock, publish
+        self._ids, self._is_there = [*plan.ids], plan.is_there
+        self._room = plan.rooms.pop()
+        self._both, self._moved, self._left = self._room.both(grads), MOVED * plan.kind, LEFT * plan.kind
+        self._done: deque[tuple[int, float, Slot, list[float], int]] = deque()
+        self._slot: Slot | None = None
+        """Of the step in progress, if there is one; what follows is of that, too."""
+        self._optimizer: Optimizer | None = None
         self._tensors: Sequence[Tensor] = ()
+        self._addresses: list[int] = []
         self._number, self._time, self._ns = last.step, last.time, 0
 
-    def enter(self, optimizer: Optimizer, started: Started) -> bool:
+    def enter(self, optimizer: Optimizer) -> bool:
         """Measure a step as it is entered, with its gradients; False if it is not like the others.
 
-        Args:
-            optimizer: About to step.
-            started: When this began.
+        Here is all that has to be looked at to know that only numbers are new: who steps, what it holds, what the model holds, and the form
+        of parameters and gradients. The rows are read anew on the general way alone, and that ends a streak.
         """
-        plan, number = self._plan, self._rounds.step + 1
-        if self._folded is not None or number >= self._until or plan.optimizer() is not optimizer or not is_plain(optimizer):
+        started, plan, number = perf_counter_ns(), self._plan, self._rounds.step + 1
+        if self._slot is not None or number >= self._until or plan.optimizer() is not optimizer or not is_plain(optimizer):
             return False
         params = params_of(optimizer)
-        tensors = plan.tensors_of(params, tuple(map(id, params)), number)
-        if tensors is None or (folded := plan.enter(tensors, True)) is None or folded.grads is None:
+        if [*map(id, params)] != self._ids or not self._is_there():
             return False
-        self._number, self._time, self._folded = number, time.time(), folded
-        self._optimizers, self._tensors = [optimizer], tensors
-        self._ns = self._clock.since(started)
+        tensors, forms, known = plan.chosen(params), plan.forms, self._grads
+        if not (forms.at_a_glance(*tensors) or forms.hold(tensors)):
+            return False
+        grads = [*map(grad_of, tensors)]
+        if not ((known.all and known.at_a_glance(*grads)) or known.fit(grads)):
+            return False
+        addresses, used = plan.found.of(tensors), known.addresses(grads)
+        if addresses is None or used is None:
+            return False
+        self._slot = slot = plan.slot()
+        self._addresses = addresses
+        self._both.read([*addresses, *used], slot[2])
+        self._number, self._time, self._optimizer, self._tensors = number, time.time(), optimizer, tensors
+        self._ns = perf_counter_ns() - started
         return True
 
     def leave(self) -> bool:
         """Measure what the step did; False if that has to be done in another way."""
-        started, folded = self._clock.start(), self._folded
-        if folded is None or not folded.end(self._optimizers[0], self._tensors):
+        started, plan, slot, optimizer, tensors = perf_counter_ns(), self._plan, self._slot, self._optimizer, self._tensors
+        if slot is None or optimizer is None or (rates := rates_of(optimizer)) is None:
             return False
+        if plan.exact:
+            if [*map(address_of, tensors)] != self._addresses or not (plan.forms.at_a_glance(*tensors) or plan.forms.hold(tensors)):
+                return False
+            self._room.after.read(self._addresses, slot[2] + self._moved, slot[2] + self._left)
         self._rounds.again(self._known)
-        self._folded, self._optimizers, self._tensors = None, [], ()
-        self._done.append(PlainRound(self._common, self._number, self._time, folded, (self._ns + self._clock.since(started)) / 1000))
+        self._slot, self._optimizer, self._tensors = None, None, ()
+        self._done.append((self._number, self._time, slot, rates, self._ns + perf_counter_ns() - started))
+        if not plan.slots:
+            self.give()
         return True
 
-    @property
-    def is_long(self) -> bool:
-        """Whether it is time to give away what is done."""
-        return not self._plan.slots
-
-    def give(self, publish: Callable[[Round], None]) -> None:
+    def give(self) -> None:
         """Publish what is done."""
         # one by one: the collector may come by, and close the Watch
         while self._done:
-            publish(self._done.popleft())
+            number, entered, slot, rates, ns = self._done.popleft()
+            folded = Folded(self._plan, slot, None, self._grads, rates)
+            self._publish(PlainRound(self._common, number, entered, folded, ns / 1000))
 
     def end(self) -> OptimizerStep | None:
-        """Give away the step in progress, if there is one."""
-        if self._folded is not None:
-            self.step = OptimizerStep(self._number, True, False, self._optimizers, self._plan.inventory)
-            self.step.names, self.step.folded, self.step.time = self._plan.names, self._folded, self._time
-            self.step.tensors = self._tensors
-            self._folded, self._optimizers, self._tensors = None, [], ()
-            self._clock.count(self._ns)
+        """It is over: give away the step in progress, if there is one."""
+        if self._slot is None or self._optimizer is None:
+            self._plan.rooms.append(self._room)
+            return None
+        self._room.addresses = self._addresses
+        self.step = OptimizerStep(self._number, True, False, [self._optimizer], self._plan.inventory)
+        self.step.names, self.step.tensors, self.step.time = self._plan.names, self._tensors, self._time
+        self.step.folded = Folded(self._plan, self._slot, self._room, self._grads)
+        self._slot, self._optimizer, self._tensors = None, None, ()
+        self._clock.count(self._ns)
         return self.step
 
 
@@ -118,37 +143,24 @@ class Streaks:
 
     def __init__(self, rounds: Rounds, claims: Claims, clock: Clock, publish: Callable[[Round], None]) -> None:
         self._rounds, self._claims, self._clock, self._publish = rounds, claims, clock, publish
-        self._now: Streak | None = None
+        self.now: Streak | None = None
 
     def follow(self, last: Round, optimizer: Optimizer, until: int) -> None:
         """Begin one after this round if its step was such as are in one; otherwise as in `Streak`."""
         folded = last.optimizer_steps[0].folded
         alone = len(last.optimizer_steps) == 1 and not last.others and self._claims.none
         if alone and folded is not None and folded.on_way is None and self._clock.on_host:
-            self._now = Streak(last, optimizer, until, self._rounds, self._clock)
-
-    def enter(self, optimizer: Optimizer, started: Started) -> Streak | None:
-        """Begin a step of it; None if it is none."""
-        return self._now if self._now is not None and self._now.enter(optimizer, started) else None
-
-    def leave(self, token: Token) -> bool:
-        """End one; False if it goes on in another way."""
-        streak = self._now
-        if streak is not token or streak is None or not streak.leave():
-            return False
-        if streak.is_long:
-            self.give()
-        return True
+            self.now = Streak(last, optimizer, until, self._rounds, self._clock, self._publish)
 
     def give(self) -> None:
         """Publish all steps that are over."""
-        if self._now is not None:
-            self._now.give(self._publish)
+        if self.now is not None:
+            self.now.give()
 
     def end(self) -> None:
         """Something else happens. A step in progress goes on as any other."""
         self.give()
-        streak, self._now = self._now, None
+        streak, self.now = self.now, None
         if streak is not None and (step := streak.end()) is not None:
             self._claims.enter(step, step.names)
 

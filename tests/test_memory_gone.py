@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import paramwatch
 from paramwatch.measure import measure, native
-from paramwatch.storage import has_address, is_there
+from paramwatch.storage import Addresses, has_address, is_there
 
 SIZE = 300
 """Of a side: a null address, or one past the end, is not read by luck."""
@@ -201,3 +201,22 @@ def test_what_has_no_elements_needs_no_memory() -> None:
     assert is_there(x)
     assert has_address(x)
     assert measure([x]).numpy()[0, 0] == 0
+
+
+def _cut(x: Tensor, elements: int) -> Tensor:
+    x.untyped_storage().resize_(4 * elements)
+    return x
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: _cut(torch.ones(3), 2), lambda: _cut(torch.ones(4)[1:], 3), lambda: torch._efficientzerotensor((3,))],
+    ids=["less memory", "as much, farther back", "none"],
+)
+def test_that_tensors_were_there_does_not_say_that_others_of_their_form_are(make: Callable[[], Tensor]) -> None:
+    addresses, there, elsewhere = Addresses(), [torch.ones(3), torch.ones(3)], [torch.ones(3), torch.ones(3)]
+
+    for tensors in (there, elsewhere, there):
+        assert addresses.of(tensors) == [x.data_ptr() for x in tensors]
+    assert addresses.of([elsewhere[0], make()]) is None
+    assert addresses.of(elsewhere) is not None

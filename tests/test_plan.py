@@ -32,6 +32,7 @@ from paramwatch.measure.forms import Forms
 from paramwatch.plan import Plan
 from paramwatch.record import Record
 from paramwatch.recorder import Recorder
+from paramwatch.streak import Streak
 from paramwatch.testing import ListSink
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler: there is no quick way")
@@ -47,13 +48,19 @@ LOOPS: dict[str, Callable[[Lab], None]] = {name: loop for module in MODULES for 
 def entered(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     """The plans of the steps that go the quick way."""
     found: list[Plan] = []
-    enter = Plan.enter
+    enter, enter_again = Plan.enter, Streak.enter
 
     def noted(self: Plan, *args: Any) -> Any:
         found.append(self)
         return enter(self, *args)
 
+    def noted_again(self: Streak, optimizer: torch.optim.Optimizer) -> bool:
+        if entered := enter_again(self, optimizer):
+            found.append(self._plan)
+        return entered
+
     monkeypatch.setattr(Plan, "enter", noted)
+    monkeypatch.setattr(Streak, "enter", noted_again)
     return found
 
 

@@ -18,6 +18,7 @@ from recorded import one_by_one
 from test_batching import put_together
 from test_plan import assert_same
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import paramwatch
 from paramwatch import steps
@@ -41,7 +42,8 @@ class Loop:
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
         self.stranger = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
-        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+        # fused, it takes a scale
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1, fused=True)
         self.rounds: list[Round] = []
         live = LiveInventory(self.net, ["*"], [], LAYOUTS["default"])
         self.recorder = Recorder(live, Guard("", lambda: None), self.rounds.append, update="exact", raw=raw)
@@ -118,6 +120,105 @@ class Loop:
         self.optimizer.param_groups[0]["lr"] *= 0.5
         self.step()
 
+    def replaced(self) -> None:
+        """The model has another tensor where the optimizer steps the old one."""
+        self.net[1].bias = nn.Parameter(torch.full((1,), 3.0))
+        self.net[1].bias.grad = torch.ones(1)
+        self.step()
+
+    def renamed(self) -> None:
+        held = self.net[1]._parameters
+        name = next(name for name in held if name.startswith("weight"))
+        held[f"{name}_"] = held.pop(name)
+        self.step()
+
+    def grown(self) -> None:
+        if not hasattr(self.net, "more"):
+            self.net.add_module("more", nn.Linear(1, 2))
+        self.step()
+
+    def grouped(self) -> None:
+        param = nn.Parameter(torch.full((2,), 5.0))
+        self.net[0].register_parameter(f"more{len(self.net[0]._parameters)}", param)
+        param.grad = torch.ones(2)
+        self.optimizer.add_param_group({"params": [param], "lr": 0.25})
+        self.step()
+
+    def shrunk(self) -> None:
+        held = self.optimizer.param_groups[0]["params"]
+        self.optimizer.param_groups[0]["params"] = held[:-1] if len(held) > 1 else held
+        self.step()
+
+    def converted(self) -> None:
+        param = self.net[0].weight
+        param.data = param.data.to(torch.float32 if param.dtype is torch.float64 else torch.float64)
+        param.grad = torch.ones_like(param)
+        self.step()
+
+    def spread(self) -> None:
+        """The same elements no longer lie side by side."""
+        param = self.net[0].weight
+        wide = torch.full((param.shape[0], 4), 9.0, dtype=param.dtype)
+        wide[:, ::2] = param.data
+        param.data = wide[:, ::2]
+        self.step()
+
+    def turned(self) -> None:
+        """The same shape lies otherwise in memory."""
+        param = self.net[0].weight
+        param.grad = torch.arange(param.numel(), dtype=param.dtype).view(2, -1).t()
+        self.step()
+
+    def doubled(self) -> None:
+        """A hook of someone else, before the step, changes what it uses."""
+        handle = self.optimizer.register_step_pre_hook(self._doubling)
+        self.step()
+        handle.remove()
+
+    def doubled_for_all(self) -> None:
+        handle = register_optimizer_step_pre_hook(self._doubling)
+        self.step()
+        handle.remove()
+
+    def scaled_inside(self) -> None:
+        """As a `GradScaler` leaves it to a fused optimizer."""
+        self.optimizer.grad_scale, self.optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)  # type: ignore[attr-defined]  # as torch does
+        self.step()
+        del self.optimizer.grad_scale, self.optimizer.found_inf  # type: ignore[attr-defined]  # as torch does
+
+    def moved_inside(self) -> None:
+        """The step puts a parameter into other memory."""
+        param = self.net[0].weight
+
+        def move(*_: Any) -> None:
+            param.data = param.data + 1.0
+
+        handle = self.optimizer.register_step_post_hook(move)
+        self.step()
+        handle.remove()
+
+    def cut_inside(self) -> None:
+        """The step leaves less of a parameter, where it was."""
+        param = self.net[0].weight
+
+        def cut(*_: Any) -> None:
+            param.data = param.data[:1]
+
+        handle = self.optimizer.register_step_post_hook(cut)
+        self.step()
+        handle.remove()
+
+    def twin(self) -> None:
+        """Another optimizer of the same tensors."""
+        first, *others = self.net.parameters()
+        torch.optim.SGD([{"params": [first], "lr": 0.5}, {"params": others, "lr": 0.25}], lr=0.1).step()
+
+    def without_rate(self) -> None:
+        """A rate that is a tensor."""
+        self.optimizer.param_groups[0]["lr"] = torch.tensor(0.5)
+        self.step()
+        self.optimizer.param_groups[0]["lr"] = 0.1
+
     def raises(self) -> None:
         handle = self.optimizer.register_step_post_hook(self._failing)
         with suppress(ZeroDivisionError):
@@ -130,6 +231,9 @@ class Loop:
         handle = self.optimizer.register_step_post_hook(lambda *_: inner.step())
         self.step()
         handle.remove()
+
+    def _doubling(self, *_: Any) -> None:
+        torch._foreach_mul_([param.grad for param in self.net.parameters() if param.grad is not None], 2.0)
 
     @staticmethod
     def _failing(*_: Any) -> None:
@@ -173,7 +277,7 @@ def test_each_of_these_is_recorded_in_the_middle_of_a_streak(action: str, in_str
     quick, general = one_by_one(Loop(True, True).run(actions)), one_by_one(Loop(False, True).run(actions))
 
     assert 11 in in_streaks
-    assert (12 in in_streaks) == (action in ("read", "outside", "nothing", "moved", "slower"))
+    assert (12 in in_streaks) == (action in ("read", "outside", "moved", "slower"))
     assert len(quick) == len(general)
     for one, other in zip(quick[11:], general[11:], strict=True):
         assert_same(one, other)
@@ -208,11 +312,12 @@ def test_nobody_has_to_ask_for_what_a_streak_holds(tmp_path: Path, in_streaks: l
 def test_two_threads_that_step_the_same_rows_lose_no_step() -> None:
     net, sink = nn.Linear(2, 1), ListSink()
     with paramwatch.attach(net, sinks=[sink]) as watch:
-        threads = [threading.Thread(target=trained(net, 100)) for _ in range(2)]
+        threads = [threading.Thread(target=trained(net, 100), daemon=True) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
         assert not watch.recorder.guard.failed
         assert watch.recorder.steps_seen == 200
     assert np.all(np.diff([record.step for record in sink.records]) >= 0)
