@@ -24,10 +24,11 @@ PARTS = {
 def is_there(tensor: Tensor) -> bool:
     """Whether its storage, or those of the tensors that it consists of, reach as far as its elements do."""
     if hasattr(tensor, "__tensor_flatten__"):
-        return all(is_there(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+        held = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+        return all(is_there(each) for each in held if isinstance(each, Tensor))  # a sharded one names its mesh as well
     if tensor.layout in PARTS:
         return all(is_there(getattr(tensor.detach(), part)()) for part in PARTS[tensor.layout])
-    return tensor.layout is not torch.strided or _reaches(tensor)
+    return tensor.layout is not torch.strided or tensor.is_nested or _reaches(tensor)
 
 
 def has_address(tensor: Tensor) -> bool:

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import paramwatch.measure as measuring
 from paramwatch.bins import BINS
-from paramwatch.measure import histograms, reading, sampled, scaled
+from paramwatch.measure import histograms, naive, reading, sampled, scaled
 from paramwatch.measure.ring import end_to_end
 from paramwatch.uses.arriving import Budget
 from paramwatch.uses.contributions import Contributions
@@ -63,8 +63,7 @@ class Sent:
 def ring(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sent]:
     """Pretended tensors on a GPU are taken as plain ones, and what is sent there in pinned memory is simply there."""
     ring = Sent()
-    for module in (measuring, sampled, histograms):
-        monkeypatch.setattr(module, "is_supported", lambda tensor: True)
+    monkeypatch.setattr(naive, "_PLAIN", (*naive._PLAIN, FakeTensor))
     monkeypatch.setattr(reading, "ring_of", lambda device: ring)
     monkeypatch.setattr(measuring, "stream_now", lambda device: None)
     for module in (scaled, sampled):

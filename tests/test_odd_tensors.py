@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import paramwatch
 from paramwatch import measure
 from paramwatch.columns import PARTS
+from paramwatch.measure import naive
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 NUMBERS = {name for name, dtype in DTYPES.items() if dtype.is_floating_point or dtype.is_complex} - {"float4_e2m1fn_x2"}
@@ -141,7 +144,7 @@ def test_every_number_of_a_float8_is_read_as_its_bits_say(code: str) -> None:
 
     kept = bits[torch.from_numpy(np.isfinite(numbers))].view(tensor.dtype)
     assert_line(watched(Odd(kept), detail="full")[1], finite, finite)
-    np.testing.assert_array_equal(measure.as_reals(tensor).numpy(), numbers)
+    np.testing.assert_array_equal(naive.as_reals(tensor).numpy(), numbers)
 
 
 # ---- layouts and subclasses -------------------------------------------------------------------
@@ -236,6 +239,93 @@ def test_what_cannot_be_read_is_named(make: Callable[[], Tensor], update: Any) -
     odd._is_param = True
     net._parameters["odd"] = odd
     assert_nothing_known(net, update, "float32 (unsupported)")
+
+
+class NotReadyError(Exception):
+    """A class of its own."""
+
+
+class Scaled(Tensor):
+    """Integers and a scale, which may be loaded later: as quantised weights are held."""
+
+    whole: Tensor
+    scale: float | None
+
+    @staticmethod
+    def __new__(cls, whole: Tensor, scale: float | None) -> Scaled:
+        made: Scaled = torch.Tensor._make_wrapper_subclass(cls, whole.shape, dtype=torch.float32)  # type: ignore[attr-defined]  # private
+        made.whole, made.scale = whole, scale
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.detach.default, torch.ops.aten.clone.default):
+            return cls(args[0].whole, args[0].scale)
+        raise NotReadyError(str(func))
+
+    def dequantize(self) -> Tensor:
+        if self.scale is None:
+            raise NotReadyError("the scale is not loaded yet")
+        return self.whole.float() * self.scale
+
+
+@pytest.mark.parametrize("options", [{"update": "exact"}, {"update": "sampled"}, {"detail": "full", "histograms": 1}], ids=str)
+@pytest.mark.parametrize("scales", [(None, 0.5), (0.5, None), (None,)], ids=str)
+def test_each_tensor_of_a_subclass_is_asked_by_itself_and_again(scales: tuple[float | None, ...], options: dict[str, Any]) -> None:
+    net = Odd(torch.zeros(()))
+    for i, scale in enumerate(scales):
+        net.register_parameter(f"w{i}", nn.Parameter(Scaled(torch.full((4, 5), 2, dtype=torch.int8), scale), requires_grad=False))
+    watch = paramwatch.attach(net, **options)
+    said = watch.parameters["dtype"]
+    optimizer = torch.optim.SGD([*net.plain.parameters(), *(getattr(net, f"w{i}") for i in range(len(scales)))], lr=0.5)
+    for step in range(4):
+        optimizer.zero_grad()
+        net.plain(torch.ones(3, 2)).sum().backward()
+        optimizer.step()
+        if step == 2:
+            for i in range(len(scales)):
+                getattr(net, f"w{i}").scale = 1.5
+    found = paramwatch.summary(net).frame["std"]
+    watch.close()
+
+    assert not watch.recorder.guard.failed
+    norms = watch.frame("param_norm")
+    assert norms["plain.weight"].notna().all()
+    for i, scale in enumerate(scales):
+        assert (said[f"w{i}"], watch.parameters.loc[f"w{i}", "dtype"]) == (
+            "float32 (unsupported)" if scale is None else "float32",
+            "float32",
+        )
+        expected = [np.nan if scale is None else 2 * scale * 20**0.5, 3 * 20**0.5]
+        np.testing.assert_allclose(norms[f"w{i}"].iloc[[0, 3]], expected, rtol=1e-6)
+        assert found[f"w{i}"] == 0
+
+
+QUIET = """
+import warnings, torch
+from torch import nn
+warnings.simplefilter("error")
+import paramwatch
+for update in ("exact", "sampled"):
+    net = nn.Linear(2, 2)
+    for n in (3, 5000):
+        net.register_parameter(f"c{n}", nn.Parameter(torch.view_as_complex(torch.ones(n, 2).half()), requires_grad=False))
+    watch = paramwatch.attach(net, update=update, detail="full", histograms=1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(3):
+        net(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    paramwatch.summary(net)
+    watch.close()
+    print(watch.frame("param_norm")["c3"].round(3).tolist(), watch.frame("update_norm")["c5000"].tolist())
+"""
+
+
+def test_nobody_is_warned_of_what_only_measuring_would_make() -> None:
+    shown = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=120, check=False)
+
+    assert (shown.returncode, "Warning" in shown.stderr, "failed" in shown.stderr) == (0, False, False), shown.stderr
+    assert shown.stdout.splitlines() == 2 * ["[2.449, 2.449, 2.449] [0.0, 0.0, 0.0]"]
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")

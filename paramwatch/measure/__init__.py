@@ -21,8 +21,9 @@ from torch import Tensor
 from paramwatch.columns import Array
 from paramwatch.measure import chunked, gpu, native, packed, reading, sampled, scaled, tables, trusted
 from paramwatch.measure.capture import captured
-from paramwatch.measure.naive import ORDER, as_reals, is_supported, parts, parts_of
+from paramwatch.measure.naive import ORDER, is_open, is_supported, parts, parts_of, reals_of
 from paramwatch.measure.reading import Numbers, Reading, read_scalars, send, stacked
+from paramwatch.measure.room import ran_out
 from paramwatch.measure.sampled import SAMPLE, measure_sampled_update, sample
 from paramwatch.measure.scaled import unscaled
 from paramwatch.measure.streams import follow, stream_now
@@ -155,8 +156,8 @@ def measure_end(
     pieces = [i for i in large if grads[i] is None and chunked.takes(old[i]) and old[i].shape == after[i].shape]
     moved += [([i], chunked.chunked_parts(after[i], old[i])[None]) for i in pieces]
     rest = _without(range(len(after)), done, together, alike, pieces)
-    comparable = [i for i in rest if is_supported(after[i]) and after[i].shape == old[i].shape]
-    moved += stacked([(i, _difference(after[i], old[i], grads[i])) for i in comparable])
+    comparable = [(i, _difference(after[i], old[i], grads[i])) for i in rest if is_open(after[i]) and after[i].shape == old[i].shape]
+    moved += stacked([(i, difference) for i, difference in comparable if difference is not None])
     now += _read(after, _without(range(len(after)), done, together))
     return Reading([*finished, *unscaled(moved, scale, _DOT)], shape), Reading(now, shape)
 
@@ -182,7 +183,7 @@ def _read(
     if small:
         found.append((small, packed.parts_of([chosen[i] for i in small])))
     found += [([i], chunked.chunked_parts(chosen[i])[None]) for i in large]
-    found += stacked([(i, parts_of(chosen[i])) for i in others if is_supported(chosen[i])])
+    found += stacked([(i, each) for i in others if (each := parts_of(chosen[i])) is not None])
     return [*finished, *unscaled(found, scale, _SCALED)]
 
 
@@ -220,8 +221,23 @@ def _without(which: Iterable[int], *known: Sequence[int]) -> list[int]:
 
 def _copy(tensor: Tensor) -> Tensor:
     """Of what cannot be read there is nothing to keep, and not everything of that kind can be copied."""
-    return tensor.detach().clone() if is_supported(tensor) else torch.empty(0, device="cpu")
+    nothing = torch.empty(0, device="cpu")
+    if type(tensor) in (Tensor, torch.nn.Parameter):
+        return _clone(tensor.detach()) if is_supported(tensor) else nothing
+    try:
+        return tensor.detach().clone() if is_open(tensor) else nothing
+    except Exception as error:  # as in `reals_of`
+        if ran_out(error):
+            raise
+        return nothing
 
 
-def _difference(new: Tensor, old: Tensor, grad: Tensor | None) -> Tensor:
-    return parts(as_reals(new) - as_reals(old), as_reals(grad) if grad is not None and is_supported(grad) else None)
+def _clone(tensor: Tensor) -> Tensor:
+    # torch warns where a complex32 is made
+    real = tensor.dtype is torch.complex32 and not tensor.is_conj()
+    return torch.view_as_complex(torch.view_as_real(tensor).clone()) if real else tensor.clone()
+
+
+def _difference(new: Tensor, old: Tensor, grad: Tensor | None) -> Tensor | None:
+    now, was = reals_of(new), reals_of(old)
+    return None if now is None or was is None else parts(now - was, None if grad is None else reals_of(grad))

@@ -41,7 +41,8 @@ def histograms(tensors: Sequence[Tensor | None], scale: Tensor | None = None) ->
 
 def update_histograms(after: Sequence[Tensor], before: Sequence[Tensor]) -> Reading:
     """The same of the differences `after - before`; NaN throughout where a shape has changed."""
-    there = [i for i, (new, old) in enumerate(zip(after, before, strict=True)) if is_supported(new) and new.shape == old.shape]
+    same = [i for i, (new, old) in enumerate(zip(after, before, strict=True)) if new.shape == old.shape]
+    there = [i for i in same if is_supported(after[i]) and is_supported(before[i])]
     return _reading(len(after), there, [after[i] for i in there], [before[i] for i in there], None)
 
 

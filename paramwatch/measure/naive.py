@@ -25,28 +25,49 @@ LARGEST_DENSE = 1 << 31
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 _REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""What a dtype that torch only has the name of raises, or a subclass that does not know an operation."""
+"""What a dtype raises that torch only has the name of."""
 
-_supported: dict[tuple[type, torch.dtype, torch.layout, bool], bool] = {}
+_known: dict[tuple[torch.dtype, torch.layout, bool], bool] = {}
 
 
 def is_supported(tensor: Tensor) -> bool:
-    """Whether the elements of a tensor of this kind can be read at all."""
-    if tensor.is_meta or tensor.is_nested or (tensor.layout is not torch.strided and tensor.numel() > LARGEST_DENSE):
-        return False
-    if not is_there(tensor):
-        return False
-    kind = (type(tensor), tensor.dtype, tensor.layout, tensor.is_quantized)
-    if kind not in _supported:
-        ordinary = kind[0] in _PLAIN and not tensor.is_quantized
+    """Whether the elements of a tensor can be read. Of a subclass that is tried, which takes as long as to read it."""
+    if type(tensor) not in _PLAIN:
+        return reals_of(tensor) is not None
+    return is_open(tensor) and _is_known(tensor)
+
+
+def is_open(tensor: Tensor) -> bool:
+    """Whether there are elements, and memory for them as float64 vectors."""
+    large = tensor.layout is not torch.strided and tensor.numel() > LARGEST_DENSE
+    return not (tensor.is_meta or tensor.is_nested or large) and is_there(tensor)
+
+
+def _is_known(tensor: Tensor) -> bool:
+    """Whether torch reads tensors of this kind, which are all alike."""
+    kind = tensor.dtype, tensor.layout, tensor.is_quantized
+    if kind not in _known:
+        # torch warns where a complex32 is made
+        dtype = tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
         try:
-            found = as_reals(torch.zeros(1, device="cpu").to(tensor.dtype) if ordinary else tensor)
+            as_reals(tensor if tensor.is_quantized else torch.zeros(1, device="cpu").to(dtype))
         except _REFUSALS:
-            _supported[kind] = False
+            _known[kind] = False
         else:
-            # a subclass around other tensors stays itself, and has no elements of its own
-            _supported[kind] = type(found) is Tensor
-    return _supported[kind]
+            _known[kind] = True
+    return _known[kind]
+
+
+def reals_of(tensor: Tensor) -> Tensor | None:
+    """`as_reals`; None of a tensor that cannot be read. Each one of a subclass is asked by itself, and every time."""
+    if type(tensor) in _PLAIN:
+        return as_reals(tensor) if is_supported(tensor) else None
+    try:
+        found = as_reals(tensor) if is_open(tensor) else None
+    except Exception:  # noqa: BLE001  # code of others, which refuses with whatever it likes: of this tensor nothing is known, and that is said
+        return None
+    # a subclass around other tensors stays itself, and has no elements of its own
+    return found if type(found) is Tensor else None
 
 
 def as_reals(tensor: Tensor) -> Tensor:
@@ -66,11 +87,12 @@ def as_reals(tensor: Tensor) -> Tensor:
     return reals if type(reals) is Tensor else reals.as_subclass(Tensor)
 
 
-def parts_of(tensor: Tensor) -> Tensor:
-    """The parts of one tensor of any kind. Of a sparse one on the CPU only the elements that it stores are looked at."""
-    if tensor.layout is not torch.sparse_coo or not tensor.is_cpu:
+def parts_of(tensor: Tensor) -> Tensor | None:
+    """The parts of one tensor of any kind, None if it cannot be read. Of a sparse one on the CPU only what it stores is looked at."""
+    if tensor.layout is not torch.sparse_coo or not tensor.is_cpu or not is_supported(tensor):
         # elsewhere their number would have to be waited for
-        return parts(as_reals(tensor))
+        reals = reals_of(tensor)
+        return None if reals is None else parts(reals)
     stored = as_reals(tensor.detach().coalesce().values())
     return _with_zeros(parts(stored), tensor.numel() * (2 if tensor.is_complex() else 1) - stored.numel())
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from paramwatch.columns import Array
-from paramwatch.measure.naive import ORDER, as_reals, is_supported, parts
+from paramwatch.measure.naive import ORDER, as_reals, is_supported, parts, reals_of
 from paramwatch.measure.reading import Reading, stacked
 from paramwatch.measure.scaled import sent, stream_of
 
@@ -31,14 +31,16 @@ def sample(tensor: Tensor, most: int = SAMPLE) -> Tensor:
 
     Of a tensor that is unsupported it is empty.
     """
-    if not is_supported(tensor):
-        return torch.empty(0, dtype=torch.float64, device="cpu")
     # what cannot be picked from as it is (sparse, or a subclass that knows few operations) is made plain first
     ordinary = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided and not tensor.is_quantized
-    flat = tensor.detach().reshape(-1) if ordinary else as_reals(tensor)
-    if flat.numel() <= most:
+    flat = tensor.detach() if ordinary and is_supported(tensor) else None if ordinary else reals_of(tensor)
+    if flat is None:
+        return torch.empty(0, dtype=torch.float64, device="cpu")
+    # rows of two, each of an element
+    flat = torch.view_as_real(flat.resolve_conj()).reshape(-1, 2) if flat.is_complex() else flat.reshape(-1)
+    if len(flat) <= most:
         return as_reals(flat).clone()
-    chosen = positions(flat.numel(), most, flat.device, stream_of(flat.device))
+    chosen = positions(len(flat), most, flat.device, stream_of(flat.device))
     pickable = flat.view(_NOT_PICKED[flat.dtype]) if flat.dtype in _NOT_PICKED else flat
     # `index_select` does not know every dtype
     return as_reals(torch.ops.aten.index(pickable, [chosen]).view(flat.dtype))
@@ -71,7 +73,7 @@ def measure_sampled_update(after: Sequence[Tensor], before: Sequence[Tensor | No
     found: list[tuple[int, Tensor]] = []
     for i, (new, old) in enumerate(zip(after, before, strict=True)):
         now = sample(new)
-        if old is None or not is_supported(new) or now.shape != old.shape:
+        if old is None or now.shape != old.shape or not (now.numel() or is_supported(new)):
             continue
         seen = parts(now - old)
         share = (new.numel() * (2 if new.is_complex() else 1)) / max(old.numel(), 1)
