@@ -104,6 +104,30 @@ def test_many_rounds_wake_it(limit: str, rounds: list[Round], monkeypatch: pytes
     assert len(sink.records) == len(rounds)
 
 
+def test_after_it_was_closed_a_sink_is_not_asked_what_has_waited_too_long(rounds: list[Round], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Buffering(ListSink):
+        asked = asked_late = 0
+        closed = False
+
+        def tick(self) -> None:
+            self.asked += 1
+            self.asked_late += self.closed
+
+        def close(self) -> None:
+            super().close()
+            self.closed = True
+
+    monkeypatch.setattr(worker, "PERIOD_SECONDS", 0.0)
+    sink = Buffering()
+    thread = working(sink)
+    submit(thread, rounds)
+    thread.stop(wait=True)
+
+    assert sink.closed
+    assert sink.asked
+    assert not sink.asked_late
+
+
 def test_handing_over_in_the_middle_of_handing_over_is_safe(rounds: list[Round]) -> None:
     """The collector may close a Watch of a model that is gone at any allocation, also one that the thread or `submit` makes."""
     thread, done = working(ListSink()), []
