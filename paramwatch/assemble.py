@@ -83,8 +83,8 @@ def _uses(done: Round, values: Mapping[str, Array]) -> dict[str, Split]:
 
     found: dict[str, Split] = {}
     for step in done.optimizer_steps:
-        if step.uses is not None:
-            found |= step.uses.splits(grad_norm)
+        for uses in step.uses:
+            found |= uses.splits(grad_norm)
     return found
 
 

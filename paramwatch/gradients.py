@@ -1,7 +1,8 @@
 """The gradients a step used: measured when they are complete, and again where a wrapper's inner optimizer knows better.
 
-The last measurement before the update is right, with one exception: an optimizer that steps inside another speaks for the rows it holds
-alone, since what the others hold may have been used up, changed or freed by then.
+The last measurement before the update is right, with two exceptions. An optimizer that steps inside another speaks for the rows it holds
+alone, since what the others hold may have been used up, changed or freed by then. And what one inside has stepped is its own from then
+on: who evaluates a closure later, and does not hold it, finds gradients of which no step is made.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from paramwatch.raw import RawGradients
 from paramwatch.rounds import Measured, OptimizerStep
 
 
-def see_gradients(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, keep: bool, evaluation: bool) -> None:
-    """Measure the gradients of a step, or of those of its rows that an inner optimizer holds.
+def see_gradients(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, keep: bool, evaluation: bool) -> list[str]:
+    """Measure the gradients of a step, or of those of its rows for which this optimizer speaks; gives the names of these.
 
     Args:
         step: In progress; it takes what is measured.
-        optimizer: Who will use them.
+        optimizer: Who will use them, the innermost of those that step just now.
         raw: What they were before they were clipped.
         keep: Keep copies for the direction of the update.
         evaluation: Whether a closure has just computed them.
@@ -39,13 +40,16 @@ def see_gradients(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, 
         step.raw = raw.of(step.names, grads, scale)
         if step.folded.see(grads, scale):
             step.scale, step.found_inf = scale, found_inf
-            return
+            return step.names
     step.unfold()
+    which = _spoken_for(step, optimizer, evaluation)
     with torch.no_grad():
-        if step.used is not None and not evaluation and optimizer is not step.optimizers[0]:
-            _see_inner(step, optimizer, raw, scale, found_inf)
-        else:
+        if step.used is None or len(which) == len(step.names):
             _see_all(step, raw, keep, scale, found_inf)
+            return step.names
+        if which:
+            _see_some(step, which, raw, scale, found_inf)
+        return [step.names[i] for i in which]
 
 
 def is_plain(optimizer: Optimizer) -> bool:
@@ -64,6 +68,20 @@ def take_raw(step: OptimizerStep, wanted: bool) -> None:
         step.entered = [*step.entered, *(Measured("grad_raw", used.names, used.reading) for used in (step.used, *step.refined))]
 
 
+def _spoken_for(step: OptimizerStep, optimizer: Optimizer, evaluation: bool) -> Sequence[int]:
+    """The rows of which this optimizer knows the gradient."""
+    inside = optimizer is not step.optimizers[0]
+    if not inside and not step.settled:
+        return range(len(step.names))
+    held = set(map(id, params_of(optimizer)))
+    mine = [i for i, tensor in enumerate(step.tensors) if id(tensor) in held]
+    alone = inside and not evaluation
+    which = mine if alone else [i for i, name in enumerate(step.names) if name not in step.settled or id(step.tensors[i]) in held]
+    if inside:
+        step.settled = step.settled.union(step.names[i] for i in mine)
+    return which
+
+
 def _see_all(step: OptimizerStep, raw: RawGradients, keep: bool, scale: Tensor | None, found_inf: Tensor | None) -> None:
     step.scale, step.found_inf = scale, found_inf
     grads = [tensor.grad for tensor in step.tensors]
@@ -75,14 +93,10 @@ def _see_all(step: OptimizerStep, raw: RawGradients, keep: bool, scale: Tensor |
         step.grads = [_copied(grad) for grad in grads]
 
 
-def _see_inner(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, scale: Tensor | None, found_inf: Tensor | None) -> None:
-    held = set(map(id, params_of(optimizer)))
-    which = [i for i, tensor in enumerate(step.tensors) if id(tensor) in held]
-    if not which:
-        return
+def _see_some(step: OptimizerStep, which: Sequence[int], raw: RawGradients, scale: Tensor | None, found_inf: Tensor | None) -> None:
     step.scale, step.found_inf = (old if new is None else new for old, new in ((step.scale, scale), (step.found_inf, found_inf)))
     names, grads = [step.names[i] for i in which], [step.tensors[i].grad for i in which]
-    # this optimizer may have brought rows of its own
+    # an optimizer inside may have brought rows of its own
     more = len(step.tensors) - len(step.had_grad)
     had, required = [*step.had_grad, *[False] * more], [*step.required_grad, *[False] * more]
     if step.grads is not None:
@@ -93,7 +107,7 @@ def _see_inner(step: OptimizerStep, optimizer: Optimizer, raw: RawGradients, sca
             step.grads[i] = _copied(grad)
     others = set(step.names) - set(names)
     step.had_grad, step.required_grad = had, required
-    step.refined = [*step.refined, _measured(step, names, grads, scale)]
+    step.refined = [*(seen for seen in step.refined if not others.isdisjoint(seen.names)), _measured(step, names, grads, scale)]
     step.raw = [*(seen.only(others) for seen in step.raw), *raw.of(names, grads, scale)]
 
 

@@ -122,7 +122,7 @@ class Recorder:
                 if step.number >= self._others.due:
                     self._others.look(step.number, step.binned)
                 if self.splits is not None and step.has_gradients:
-                    step.uses = self.splits.used(step.names, evaluation=False)
+                    step.split(step.names, self.splits.used(step.names, evaluation=False))
             self.steps_entered += 1
             self._clock.stop(started)
             return step
@@ -149,9 +149,9 @@ class Recorder:
             started = self._clock.start()
             # another thread may be clipping
             with self.lock:
-                see_gradients(step, optimizer, self._raw, self._full, evaluation)
+                names = see_gradients(step, optimizer, self._raw, self._full, evaluation)
             if self.splits is not None:
-                step.uses = self.splits.used(step.names, evaluation, awaited) or step.uses
+                step.split(names, self.splits.used(names, evaluation, awaited))
             self._clock.stop(started)
 
     def end(self, token: Token) -> None:
@@ -251,7 +251,7 @@ class Recorder:
     def _count(self, step: OptimizerStep, skipped: bool = False) -> None:
         started = self._clock.start()
         self._claims.leave(step)
-        number = self._rounds.take(step.optimizers[0], None if step.folded is None else step.folded.plan.held)
+        number = self._rounds.take(step.optimizers[0], None if step.folded is None else step.folded.plan.held, step.optimizers[1:])
         self.steps_seen += 1
         self._open.close(but=number)
         self._raw.stepped(step.names, step.tensors)

@@ -70,7 +70,9 @@ class OptimizerStep:
     entered: Sequence[Measured] = ()
     used: Measured | None = None
     refined: Sequence[Measured] = ()
-    """Gradients of some rows as an inner optimizer used them: these count, not those in `used`."""
+    """Gradients of some rows, as those used them who speak for them: these count, not those in `used`."""
+    settled: frozenset[str] = frozenset()
+    """Rows for which an optimizer inside has spoken."""
     had_grad: Sequence[bool] = ()
     required_grad: Sequence[bool] = ()
     raw: Sequence[Measured] = ()
@@ -82,8 +84,8 @@ class OptimizerStep:
     """The parameters as they were at the end, in the order of `names`; empty where nobody will ask. Not a kind of the record."""
     unsure: Collection[str] = frozenset()
     """Rows of which it is not known who else has changed them."""
-    uses: SplitReading | None = None
-    """Gradients by use, in a step that is split."""
+    uses: Sequence[SplitReading] = ()
+    """Gradients by use, in a step that is split; a later one takes the place of an earlier one."""
     rates: Reading | None = None
     amp: Reading | None = None
 
@@ -99,6 +101,11 @@ class OptimizerStep:
         """Whether they were measured."""
         folded = self.folded
         return self.used is not None if folded is None else folded.grads is not None
+
+    def split(self, names: Sequence[str], uses: SplitReading | None) -> None:
+        """Take the gradients of these rows by use."""
+        if uses is not None:
+            self.uses = [uses] if len(names) == len(self.names) else [*self.uses, uses]
 
     def unfold(self) -> None:
         """Make of a step that went the quick way (`plan`), and may go on the general way, what that would have made of it."""
@@ -136,9 +143,9 @@ class OptimizerStep:
     def readings(self) -> list[Reading]:
         """What the record waits for."""
         readings = [reading for each in (*self.measured, *self.left) for reading in each.readings()]
-        uses = None if self.uses is None else self.uses.reading
         folded = None if self.folded is None else self.folded.on_way
-        return [*readings, *(reading for reading in (folded, self.rates, self.amp, uses) if reading is not None)]
+        readings += [uses.reading for uses in self.uses]
+        return [*readings, *(reading for reading in (folded, self.rates, self.amp) if reading is not None)]
 
 
 @dataclass

@@ -235,7 +235,8 @@ def _function_returned(seen: Seen, optimizer: Optimizer, before: Gradients | Non
     with _guard.contain("measuring after a closure"):
         if before is None or not are_the_same(before, gradients_of(optimizer)):
             _evaluating.add(optimizer)
-            report_gradients(seen, optimizer, evaluation=True)
+            # it may have been passed on, and called by an optimizer inside
+            report_gradients(seen, stack.entries[-1].optimizer if stack.entries else optimizer, evaluation=True)
 
 
 def _closure_raised(entry: Entry) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from harness import LR, Lab, Loop, verify
-from loops import OPTIONS, by_name, closure_of, mlp, step_with_closures
+from loops import OPTIONS, by_name, closure_of, mlp, sgd, step_with_closures
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW, Optimizer
+
+import paramwatch
 
 
 class Lookahead(Optimizer):
@@ -136,6 +140,22 @@ def master_weights_that_free_gradients(lab: Lab) -> None:
     _master_weights(lab, frees=True)
 
 
+class OneByOne(Together):
+    """Each of those inside evaluates the closure for itself, where the ones before it have stepped already."""
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Any:
+        return [optimizer.step(closure) for optimizer in self.inside][-1]
+
+
+def one_by_one(lab: Lab) -> None:
+    net = mlp()
+    optimizer = OneByOne(sgd(net[0]), sgd(net[2]))
+    lab.attach(net)
+    for i in range(4):
+        with lab.by_update(optimizer):
+            optimizer.step(closure_of(net, optimizer, i))
+
+
 LOOPS: dict[str, Loop] = by_name(
     lookahead,
     lookahead_with_a_closure,
@@ -144,6 +164,7 @@ LOOPS: dict[str, Loop] = by_name(
     together_where_the_first_changes_gradients,
     master_weights,
     master_weights_that_free_gradients,
+    one_by_one,
 )
 
 
@@ -151,3 +172,25 @@ LOOPS: dict[str, Loop] = by_name(
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 def test_the_books_agree(loop: Loop, options: dict[str, Any]) -> None:
     verify(loop, **options)
+
+
+class InThreads(Together):
+    """Steps those inside in another thread, and waits for them."""
+
+    def step(self, closure: None = None) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            list(pool.map(lambda optimizer: optimizer.step(), self.inside))
+
+
+def test_parts_that_are_stepped_in_another_thread_are_steps_of_their_own() -> None:
+    net = mlp()
+    optimizer = InThreads(sgd(net[0]), sgd(net[2]))
+    watch = paramwatch.attach(net, update="exact")
+    for i in range(3):
+        closure_of(net, optimizer, i)()
+        optimizer.step()
+    watch.close()
+
+    updates = watch.frame("update_norm").to_numpy()
+    assert len(updates) == 6
+    np.testing.assert_allclose(updates[::2], updates[1::2], rtol=1e-6)

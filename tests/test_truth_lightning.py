@@ -128,6 +128,27 @@ def without_a_loss(lab: Lab) -> None:
     automatic(lab, loss=lambda module, i: None if i == 2 else loss_of(module.net, i))
 
 
+def beside_one_that_steps_in_training_step(lab: Lab) -> None:
+    """Lightning knows nothing of it."""
+    others: dict[int, Optimizer] = {}
+
+    def other(module: Any) -> Optimizer:
+        return others.setdefault(id(module), SGD(module.net[2].parameters(), lr=LR))
+
+    def loss(module: Any, i: int) -> Tensor:
+        loss_of(module.net, i).backward()
+        other(module).step()
+        module.zero_grad()
+        return loss_of(module.net[:2], i)
+
+    automatic(
+        lab,
+        make=lambda params, lr: SGD([*params][:2], lr=lr),
+        books=lambda lab, module, optimizer, i: lab.by_update(optimizer, other(module)),
+        loss=loss,
+    )
+
+
 def lbfgs(lab: Lab) -> None:
     def books(lab: Lab, module: Any, optimizer: Optimizer, i: int) -> AbstractContextManager[None]:
         return lab.by_closure(optimizer, lambda model, twin: evaluation(model, twin, i))
@@ -239,6 +260,7 @@ LOOPS = by_name(
     clipping_by_value,
     accumulating_and_clipping,
     without_a_loss,
+    beside_one_that_steps_in_training_step,
     lbfgs,
     nesterov,
     two_in_turn,

@@ -95,3 +95,24 @@ def test_gradients_that_go_to_the_caller_are_let_go_of_when_their_backward_pass_
 
     assert held == []
     assert norms(watch) == near(apart(loss))
+
+
+def test_what_another_optimizer_steps_while_the_closure_runs_is_split_as_that_one_used_it() -> None:
+    net = mlp()
+    shared = net[2].weight
+    with paramwatch.attach(net, uses=1) as watch:
+        optimizer, other = (torch.optim.SGD(of, lr=0.0) for of in ([net[0].weight], [shared]))
+
+        def closure() -> Tensor:
+            net.zero_grad()
+            first(net).backward()
+            other.step()
+            net.zero_grad()
+            value = second(net)
+            value.backward()
+            return value
+
+        for _ in range(2):
+            optimizer.step(closure)
+
+    assert norms(watch, step=0) == norms(watch, step=1) == near(apart(first))
