@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 
 import torch
@@ -20,6 +20,9 @@ import paramwatch
 TESTS = ("test_initial.py", "test_overview.py")
 
 LAYERS, TIMES = 7500, 5
+
+SIDE = 87
+"""So many widths there are: of 8 to 94, 7569 shapes."""
 
 
 def mixture(w: Tensor) -> None:
@@ -58,20 +61,27 @@ def table(tiny: bool = False) -> Iterator[str]:
     yield ""
     yield "| layer | weights | processor, best | processor, median | wall, best | wall, median |"
     yield "|---|---|---|---|---|---|"
-    for name, fill in FILLS.items():
+    for name in FILLS:
         for width in widths:
-            net = net_of(layers, width, fill)
-            cpu, wall = spent(net.to(torch.bfloat16) if name.endswith("bfloat16") else net, times)
-            cells = [f"{of(seconds):.2f} s" for seconds in (cpu, wall) for of in (min, statistics.median)]
-            yield f"| Linear({width}, {width}) | {name} | {' | '.join(cells)} |"
+            yield line(f"Linear({width}, {width})", name, net_of([(width, width)] * layers, name), times)
+    # as many as there are layers, none twice
+    shapes = [(8 + i % SIDE, 8 + i // SIDE) for i in range(layers)]
+    for name in FILLS:
+        yield line("each of another shape", name, net_of(shapes, name), times)
 
 
-def net_of(layers: int, width: int, fill: Callable[[Tensor], object]) -> nn.Module:
+def net_of(shapes: Sequence[tuple[int, int]], name: str) -> nn.Module:
     torch.manual_seed(0)
-    net = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+    net = nn.ModuleList(nn.Linear(*shape) for shape in shapes)
     for layer in net:
-        fill(layer.weight)
-    return net
+        FILLS[name](layer.weight)
+    return net.to(torch.bfloat16) if name.endswith("bfloat16") else net
+
+
+def line(layer: str, name: str, net: nn.Module, times: int) -> str:
+    """Of the table."""
+    cells = [f"{of(seconds):.2f} s" for seconds in spent(net, times) for of in (min, statistics.median)]
+    return f"| {layer} | {name} | {' | '.join(cells)} |"
 
 
 def spent(net: nn.Module, times: int) -> tuple[list[float], list[float]]:

@@ -40,12 +40,10 @@ def have_soft_ends(u: Ragged, grain: float) -> Array:
     return found
 
 
-def have_heavy_tails(some: Ragged) -> Array:
-    """Whether the kurtosis is larger than that of normal numbers (Anscombe and Glynn, 1983)."""
-    n = some.lengths.astype(np.float64)
-    squares = some.flat - some.each(some.means(some.flat))
-    squares *= squares
-    kurtosis = some.means(squares * squares) / some.means(squares) ** 2
+def have_heavy_tails(squares: Ragged) -> Array:
+    """Whether the kurtosis is larger than that of normal numbers (Anscombe and Glynn, 1983), by the squares of how far they are off."""
+    n = squares.lengths.astype(np.float64)
+    kurtosis = squares.means(squares.flat * squares.flat) / squares.means(squares.flat) ** 2
     spread = 24 * n * (n - 2) * (n - 3) / ((n + 1) ** 2 * (n + 3) * (n + 5))
     off = (kurtosis - 3 * (n - 1) / (n + 1)) / np.sqrt(spread)
     skew = 6 * (n * n - 5 * n + 2) / ((n + 7) * (n + 9)) * np.sqrt(6 * (n + 3) * (n + 5) / (n * (n - 2) * (n - 3)))

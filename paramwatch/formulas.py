@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from paramwatch.columns import Array
 from paramwatch.ragged import Ragged
@@ -171,7 +172,7 @@ def differ_in_scale(matrices: Ragged, sides: Array) -> Array:
         off = matrices.flat - matrices.each(matrices.means(matrices.flat))
         off *= off
         off -= matrices.each(matrices.means(off))
-        sums = np.add.reduceat(off, _line_starts(sides)), column_sums(off, sides)
+        sums = np.add.reduceat(off, _line_starts(sides)), column_sums(off, sides, off.dtype)
         off *= off
         spread, found = matrices.means(off), np.zeros(len(sides), bool)
         for each, count, n in zip(sums, sides.T, sides.T[::-1], strict=True):
@@ -192,12 +193,12 @@ def _line_starts(sides: Array) -> Array:
     return found
 
 
-def column_sums(elements: Array, sides: Array) -> Array:
+def column_sums(elements: Array, sides: Array, dtype: DTypeLike) -> Array:
     """Of each matrix, one after another."""
     sums, start = [], 0
     for (rows, columns), alike in groupby(sides.tolist()):
         end = start + rows * columns * len(list(alike))
-        sums.append(elements[start:end].reshape(-1, rows, columns).sum(1).reshape(-1))
+        sums.append(elements[start:end].reshape(-1, rows, columns).sum(1, dtype=dtype).reshape(-1))
         start = end
     return np.concatenate(sums)
 

@@ -44,6 +44,9 @@ class Hazard(NamedTuple):
     """What may be meant: it depends on how the model uses it, and that is not seen."""
 
 
+_NO_HAZARD = Hazard()
+
+
 def hazards(module: nn.Module, rows: Sequence[Read]) -> list[Hazard]:
     """What to say of each row of a model that has values to look at."""
     return _Hazards(module, rows).found()
@@ -68,8 +71,8 @@ class _Hazards:
         if x is None:
             return Hazard(f"NaN or infinite elements ({row.nonfinite:,}): every output that they reach is so, too")
         # what is not trained cannot stop learning, and of biases and scales nothing is usual
-        if not row.tensor.requires_grad or (x.low < x.high and all(len(each.shape) < 2 for each in stand_ins)):
-            return Hazard()
+        if not row.tensor.requires_grad or (x.low < x.high and max([len(each.shape) for each in stand_ins]) < 2):
+            return _NO_HAZARD
         usual = [_usual(each) for each in stand_ins]
         tables = [i for i, each in enumerate(stand_ins) if is_embedding(each.holder) and each.key == "weight"]
         weights = [i for i, found in enumerate(usual) if found and i not in tables]

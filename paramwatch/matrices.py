@@ -20,15 +20,24 @@ from paramwatch.sidebyside import Shape, at_once, side_by_side
 
 
 @torch.no_grad()
-def rows_of(tensors: Sequence[Tensor | None], by_shape: Mapping[Shape, Sequence[int]]) -> list[Rows]:
-    """Of each tensor; of those whose position is not in `by_shape` nothing is known."""
+def rows_of(tensors: Sequence[Tensor | None], by_shape: Mapping[Shape, Sequence[int]], drawn: Array) -> list[Rows]:
+    """Of each tensor; of those whose position is not in `by_shape` nothing is known.
+
+    Args:
+        tensors: Of a model.
+        by_shape: Positions of those that are laid side by side.
+        drawn: Whether all elements of one may be drawn at once: of others it is not asked whether they are of one scale.
+    """
     found = [Rows()] * len(tensors)
     matrices = {shape: which for shape, which in by_shape.items() if len(shape[0]) > 1 and min(_sides(shape[0])) > 1}
     near: set[int] = set()
     for group, dtype, block, sides in _laid(tensors, [i for which in matrices.values() for i in which]):
-        known = zip(_may_repeat(block, sides).tolist(), differ_in_scale(block, sides).tolist(), strict=True)
-        for i, (may_repeat, uneven) in zip(group, known, strict=True):
-            found[i] = Rows(False, may_repeat, uneven)
+        for i, may_repeat in zip(group, _may_repeat(block, sides).tolist(), strict=True):
+            found[i] = Rows(False, may_repeat)
+        if (once := drawn[group]).any():
+            uneven = differ_in_scale(block.only(once), sides[once]).tolist()
+            for i, differ in zip(np.array(group)[once].tolist(), uneven, strict=True):
+                found[i] = Rows(False, found[i].may_repeat, differ)
         may_be = may_be_orthogonal(*_ends(block, sides), torch.finfo(dtype).eps)
         near.update(np.array(group)[may_be].tolist())
     for (shape, *_), which in matrices.items():
@@ -48,7 +57,7 @@ def even_zeros(tensors: Sequence[Tensor | None], which: Sequence[int]) -> dict[i
     """Whether there are as many zeros in each column, of the matrices at some positions."""
     found: dict[int, bool] = {}
     for group, _, block, sides in _laid(tensors, which):
-        zeros = Ragged(column_sums(block.flat == 0, sides), sides[:, 1])
+        zeros = Ragged(column_sums(block.flat == 0, sides, np.uint16), sides[:, 1])
         same = np.maximum.reduceat(zeros.flat, zeros.starts) == np.minimum.reduceat(zeros.flat, zeros.starts)
         found |= zip(group, same.tolist(), strict=True)
     return found

@@ -10,8 +10,8 @@ import gc
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -73,8 +73,7 @@ def _summary(module: nn.Module) -> Summary:
     return Summary(type_name(module), _frame(module, rows, ties), _totals(module, rows, ties), ties, _tree(module, found, rows))
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(NamedTuple):
     """One distinct parameter tensor and the places that hold it."""
 
     places: Sequence[Place]

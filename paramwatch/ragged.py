@@ -73,7 +73,8 @@ class Ragged:
 
     def counts(self, where: Array) -> Array:
         """How many elements of each row are marked."""
-        found: Array = np.add.reduceat(where, self.starts, dtype=np.int64)
+        # NumPy adds small integers several times as fast as truth values
+        found: Array = np.add.reduceat(where.view(np.uint8), self.starts, dtype=np.uint32).astype(np.int64)
         return found
 
     def sorted(self) -> Ragged:

@@ -7,8 +7,8 @@ The first step of the pipe. A row's names are those of `named_parameters(remove_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain, count
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -30,8 +30,7 @@ _WRAPPERS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """One name of one parameter: the module that holds it and the key it is held under."""
 
     name: str

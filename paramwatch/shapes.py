@@ -56,7 +56,7 @@ def are_normal(some: Ragged, grain: float) -> Array:
 
     normal = _are_even(some, none > 0, none > 0, _Shares(mean, np.sqrt(some.means(off)), (none, none + 1)), grain, follows)
     if normal.any():
-        normal[normal] = ~have_heavy_tails(some.only(normal))
+        normal[normal] = ~have_heavy_tails(some.like(off).only(normal))
     return normal
 
 

@@ -72,7 +72,7 @@ def side_by_side(tensors: Sequence[Tensor], most: int | None = None) -> Ragged:
         return Ragged(flat.to(flat.dtype if flat.dtype in READABLE else torch.float32).cpu().numpy(), lengths)
     # NumPy's copy keeps to one thread: for so few elements at a time the others are in the way
     coarse = first.dtype is torch.bfloat16
-    each = [(x.view(torch.int16) if coarse else x).numpy() for x in (x.detach().reshape(-1) for x in tensors)]
+    each = [(x.detach().view(torch.int16) if coarse else x.detach()).numpy().reshape(-1) for x in tensors]
     if most is not None:
         stream = stream_of(first.device)
         each = [x if len(x) <= most else x.take(positions(len(x), most, first.device, stream).numpy()) for x in each]

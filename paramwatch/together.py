@@ -16,7 +16,7 @@ from torch import Tensor
 
 from paramwatch.answering import LEAST, answered, is_near
 from paramwatch.columns import Array
-from paramwatch.drawn import Answers, Numbers
+from paramwatch.drawn import Answers, Numbers, Rows
 from paramwatch.initial import ENOUGH, NO_CHANCE
 from paramwatch.matrices import even_zeros, rows_of
 from paramwatch.sampling import Limits, Whole, looked
@@ -46,8 +46,8 @@ class Sights:
         """What is measured."""
         self.wholes: list[Whole | None] = [None] * len(held)
         """What is known beside it."""
-        self.rows = rows_of(held, self._by_shape)
-        """What is known of the rows of each."""
+        self.rows = [Rows()] * len(held)
+        """What is known of the rows of each, once `answers` has begun."""
         for (shape, *_), which in self._by_shape.items():
             if len(which) >= _ALIKE and shape.numel() > self.limits.exact:
                 for group in at_once(which, [shape.numel()] * len(which)):
@@ -74,6 +74,7 @@ class Sights:
             default_zeros: How many of these belong to the default.
             usable: Whether its elements are finite and not all equal.
         """
+        self.rows = rows_of(self.held, self._by_shape, usable & (np.array(zeros) == 0))
         alike: dict[tuple[float, bool, torch.dtype, torch.device], dict[int, Numbers]] = {}
         holed: list[int] = []
         for (shape, _, device), which in self._by_shape.items():

@@ -28,7 +28,8 @@ def nonzero(x: Numbers, zeros: float) -> Numbers:
     """The numbers of the elements that are not zero, from those of all."""
     n = max(int(x.n - zeros), 1)
     mean = x.mean * x.n / n
-    return x._replace(n=n, total=round(x.extent * n / x.n), mean=mean, std=math.sqrt(max(x.square(0.0) * x.n / n - mean**2, 0.0)))
+    std = math.sqrt(max(x.square(0.0) * x.n / n - mean**2, 0.0))
+    return Numbers(n, mean, std, x.low, x.high, x.grain, x.some, round(x.extent * n / x.n), x.tests)
 
 
 def asked_of(x: Numbers, zeros: float, default_zeros: int) -> Numbers:
