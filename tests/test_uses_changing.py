@@ -93,3 +93,34 @@ def test_what_was_gathered_before_a_layer_was_replaced_is_kept() -> None:
         {name: float(twin[int(name)].weight.grad.norm()) for name in "02"}
     )
     assert set(watch.uses()["backwards"]) == {2}
+
+
+@pytest.mark.parametrize("uses_of", ["*", "tied"])
+@pytest.mark.parametrize("uses", [1, 2])
+@pytest.mark.parametrize(("n", "freed"), [(3, 0), (3, 1), (3, 2), (4, 1)], ids=str)
+def test_a_tie_that_loses_a_member_before_a_split_step_is_split_rightly_in_it(n: int, freed: int, uses: int, uses_of: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(n)))
+    for layer in net[1:]:
+        layer.weight = net[0].weight
+    optimizer = sgd(net)
+    watch = paramwatch.attach(net, uses=uses, uses_of=uses_of)
+    for step in range(3):
+        if step == 2:
+            net[freed].weight = nn.Parameter(net[freed].weight.detach().clone())
+            optimizer.add_param_group({"params": [net[freed].weight]})
+        apart = [layer.weight.detach().clone().requires_grad_() for layer in net]
+        out = X
+        for weight in apart:
+            out = out @ weight.T
+        true = torch.autograd.grad(out.square().mean(), apart)
+        optimizer.zero_grad()
+        net(X).square().mean().backward()
+        optimizer.step()
+    watch.close()
+
+    left = [i for i in range(n) if i != freed]
+    found = watch.uses()["use_norm"].loc[2, f"{left[0]}.weight"]
+    assert found.index.tolist() == [str(i) for i in left]
+    assert found.tolist() == pytest.approx([true[i].norm().item() for i in left], rel=1e-5)
+    assert watch.findings["rule"].tolist() == ["tie_broken"]

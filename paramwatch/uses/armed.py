@@ -102,7 +102,7 @@ class Armed:
                 return
             if not self._looked:
                 self._looked = True
-                if not self._live.sight.has_modules():
+                if self.watched.has_changed(self._model()):
                     self._look_again()
             names = self._names.of(module)
             if names is not None:

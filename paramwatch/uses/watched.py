@@ -96,8 +96,10 @@ class Watched:
         tensors = self._live.tensors(self.number)
         # a row that nobody owns yet may be another optimizer's, until there was a whole round
         later = self.number > 0 and any(row.owned for row in self._live.current.rows)
+        # of a tie that has lost its first name the tensor goes on under another one
+        of = {id(row.tensor): row for row in before.values()}
         for row, tensor in zip(self._live.current.rows, tensors, strict=False):
-            called, old = (row.name, *row.aliases), before.get(row.name)
+            called, old = (row.name, *row.aliases), before.get(row.name) or of.get(id(tensor))
             unowned = later and not row.owned and old is None
             # autograd has no edge to a sparse parameter
             if unowned or tensor.layout is not torch.strided or not is_wanted(called, self._uses_of):
@@ -105,7 +107,7 @@ class Watched:
             if not tensor.requires_grad:
                 self._frozen += [tensor] * self._is_due(row.name)
                 continue
-            if old is None or old.tensor is not tensor or old.aliases != row.aliases:
+            if old is None or old.tensor is not tensor or (old.name, old.aliases) != (row.name, row.aliases):
                 old = self._row(row, tensor, old)
             self.rows[row.name] = self._of[id(tensor)] = old
         if self.rows:
@@ -158,6 +160,19 @@ class Watched:
             if isinstance(here, nn.Parameter) and id(here) not in self._of:
                 self._of[id(here)] = row
                 self._stand_ins.append((row, weakref.ref(module), key, here))
+
+    def has_changed(self, module: nn.Module | None) -> bool:
+        """Whether the model has other modules than when the rows were found, or a tie came apart; of other tensors it is not asked."""
+        if module is None or not self._live.sight.has_modules():
+            return True
+        # where others stand in for a while (shards, a functional call) they do under all names of a tie
+        return self._live.sight.look_at_lists() is None and self._came_apart(module)
+
+    def _came_apart(self, module: nn.Module) -> bool:
+        tied = [row for row in self.rows.values() if row.aliases and not hasattr(row.tensor, "to_local")]
+        here = {place.name: place.tensor for place in places(module)} if tied else {}
+        found = [[tensor is row.tensor for name in (row.name, *row.aliases) if (tensor := here.get(name)) is not None] for row in tied]
+        return any(any(same) and not all(same) for same in found)
 
     def was_swapped(self, row: WatchedRow) -> bool:
         """Whether another parameter was in the place of a row for a while: then what has come of it was added to what is the row's own."""
