@@ -37,14 +37,14 @@ def has_address(tensor: Tensor) -> bool:
 
 
 def _reaches(tensor: Tensor) -> bool:
+    if not (extent := tensor.numel()):
+        return True
     held = tensor.untyped_storage().nbytes()
     if tensor.is_quantized:  # several elements may share a byte
-        return held > 0 or not tensor.numel()
-    if tensor.is_contiguous():
-        extent = tensor.numel()
-    else:
+        return held > 0
+    if not tensor.is_contiguous():
         extent = 1 + sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
-    return not tensor.numel() or held >= (tensor.storage_offset() + extent) * tensor.element_size()
+    return held >= (tensor.storage_offset() + extent) * tensor.element_size()
 
 
 class Addresses:
