@@ -102,6 +102,11 @@ class Plan:
         """Whether there can be a plan for these."""
         return bool(tensors) and native.available() and all(map(native.takes, tensors))
 
+    @property
+    def is_of_now(self) -> bool:
+        """Whether the model was not read again since it was made."""
+        return self._live.readings == self._readings and self._live.current is self.inventory
+
     def tensors_of(self, params: Sequence[Tensor], ids: tuple[int, ...], step: int) -> Sequence[Tensor] | None:
         """The tensors of its rows; None if anything is not as it was planned.
 
@@ -110,7 +115,7 @@ class Plan:
             ids: The identities of these.
             step: Which step it is about to make.
         """
-        if self._live.readings != self._readings or self._live.current is not self.inventory or ids != self.ids:
+        if not self.is_of_now or ids != self.ids:
             return None
         tensors = self.chosen(params)
         if not self._live.holds_the_same(ids, step):

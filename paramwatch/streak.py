@@ -149,7 +149,8 @@ class Streaks:
         """Begin one after this round if its step was such as are in one; otherwise as in `Streak`."""
         folded = last.optimizer_steps[0].folded
         alone = len(last.optimizer_steps) == 1 and not last.others and self._claims.none
-        if alone and folded is not None and folded.on_way is None and self._clock.on_host:
+        # the model may have been read again when the step ended
+        if alone and folded is not None and folded.on_way is None and folded.plan.is_of_now and self._clock.on_host:
             self.now = Streak(last, optimizer, until, self._rounds, self._clock, self._publish)
 
     def give(self) -> None:
