@@ -258,12 +258,10 @@ def _differ_in_scale(seen: Seen) -> bool:
     """Whether all that is drawn at once is not of one scale: layers that were fused, rows that were scaled."""
     if seen.source.rows.uneven is not None:
         return seen.source.rows.uneven
-    if len(seen.shape) < 2:
-        return False
-    lines, held = seen.source.lines()
-    fewer, length = sorted((seen.shape[0], math.prod(seen.shape[1:])))
+    lines, held = seen.source.lines() if len(seen.shape) > 1 else (None, None)
     if lines is None:
         return False
+    fewer, length = sorted((seen.shape[0], math.prod(seen.shape[1:])))
     some = lines(chosen_rows(held or fewer, length))
     return bool(differ_in_scale(Ragged.of([some.ravel()]), np.array([some.shape]))[0])
 
