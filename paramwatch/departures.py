@@ -65,10 +65,11 @@ def are_bent(some: Ragged, centre: Array, scale: Array, low: Array, high: Array)
     middle = (weights * at).sum(1, keepdims=True)
     at -= middle
     unit = np.sqrt((weights * at * at).sum(1, keepdims=True))
-    powers = (at / unit)[:, None] ** np.arange(1, _DEGREE + 1)[:, None]
-    means = np.einsum("tq,tiq->ti", weights, powers)
+    # products: to raise negative numbers to a power is dear
+    powers = (at / unit)[:, None].repeat(_DEGREE, axis=1).cumprod(1)
+    means = (powers @ weights[..., None])[..., 0]
     apart = powers - means[..., None]
-    spread = np.einsum("tq,tiq,tjq->tij", weights, apart, apart)
+    spread = (weights[:, None] * apart) @ apart.swapaxes(1, 2)
     z = (some.flat - some.each(middle[:, 0])) / some.each(unit[:, 0])
     power, off = np.ones_like(z), -means
     for i in range(_DEGREE):
