@@ -60,7 +60,8 @@ class Ragged:
 
     def places(self) -> Array:
         """Where in its row every element is, from 0, in the dtype of the elements."""
-        return np.arange(len(self.flat)).astype(self.flat.dtype) - self.each(self.starts)
+        longest = np.arange(int(self.lengths.max())).astype(self.flat.dtype)
+        return np.concatenate([longest[:length] for length in self.lengths.tolist()])
 
     def extremes(self) -> tuple[Array, Array]:
         """The first element of each row, and the last."""
