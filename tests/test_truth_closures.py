@@ -195,7 +195,7 @@ class Asks(Optimizer):
 class Passes(Asks):
     """Gives its parent what it was given."""
 
-    def step(self, *args: Any, **kwargs: Any) -> float:  # type: ignore[override]
+    def step(self, *args: Any, **kwargs: Any) -> float:  # type: ignore[override]  # a closure by another name
         return super().step(*args, **kwargs)
 
 
@@ -238,7 +238,7 @@ def test_of_a_closure_that_is_not_given_to_the_step_nothing_is_known() -> None:
     class Holds(Asks):
         closure: Callable[[], Tensor]
 
-        def step(self) -> float:  # type: ignore[override]
+        def step(self) -> float:  # type: ignore[override]  # a closure by another name
             return super().step.__wrapped__(self, self.closure)  # type: ignore[attr-defined,no-any-return]  # its hooks would tell
 
     net = mlp()
@@ -257,7 +257,7 @@ def test_what_a_step_is_given_beside_its_closure_is_as_it_was() -> None:
     given: list[Any] = []
 
     class Looks(Asks):
-        def step(self, *args: Any, **kwargs: Any) -> float:  # type: ignore[override]
+        def step(self, *args: Any, **kwargs: Any) -> float:  # type: ignore[override]  # a closure by another name
             given.extend((*args, *kwargs.values()))
             return 0.0
 

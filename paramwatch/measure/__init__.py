@@ -226,7 +226,7 @@ def _copy(tensor: Tensor) -> Tensor:
         return _clone(tensor.detach()) if is_supported(tensor) else nothing
     try:
         return tensor.detach().clone() if is_open(tensor) else nothing
-    except Exception as error:  # as in `reals_of`
+    except Exception as error:  # of others, whose code may refuse with whatever it likes
         if ran_out(error):
             raise
         return nothing
